@@ -1,0 +1,68 @@
+"""Noise-conditioning augmentation of the low-res input of a super-resolution stage.
+
+The level is the *variance* a of the noise, a number in [0, 1]:
+
+    x -> sqrt(1 - a) x + sqrt(a) eps
+
+DreamBooth speaks of levels 1e-3 (normal) and 1e-5 (fine-tuning) without giving a unit;
+this reading is ours: sigma is then 0.0316 and 0.00316, four grey levels of 255 and
+under one half. Networks read the level in units of their own, and the maps between
+them are here.
+
+Source: Imagen, arXiv 2205.11487, section 2.4; DreamBooth, arXiv 2208.12242, supplement.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from imagen_booth.diffusion import process
+from imagen_booth.diffusion.schedule import TableSchedule
+
+
+def corrupt(
+    low: Float[Array, " B *dims"],
+    eps: Float[Array, " B *dims"],
+    level: Float[Array, " B"],
+) -> Float[Array, " B *dims"]:
+    """The low-res picture with noise of variance `level` in each row.
+
+    Level 0 leaves it untouched. Sampling does this once, before the first step.
+    """
+    return process.add_noise(low, eps, jnp.sqrt(1.0 - level), jnp.sqrt(level))
+
+
+def level_to_time(level: Float[Array, " *shape"]) -> Float[Array, " *shape"]:
+    """Imagen's aug_level in [0, 1]: the time at which the cosine schedule has this
+    variance, sin^2(pi u / 2) = a."""
+    return jnp.arcsin(jnp.sqrt(level)) * (2.0 / np.pi)
+
+
+def time_to_level(u: Float[Array, " *shape"]) -> Float[Array, " *shape"]:
+    """The variance at Imagen's aug_level u."""
+    return jnp.square(jnp.sin(u * (0.5 * np.pi)))
+
+
+def if_level(n: Float[Array, " *shape"]) -> Float[Array, " *shape"]:
+    """The variance 1 - abar_n at DeepFloyd IF's noise level n.
+
+    IF's levels are the integers 0..999; between them the variance is interpolated,
+    outside of them it stays at the end's.
+    """
+    variance = _if_variances(n.dtype)
+    return jnp.interp(n, jnp.arange(len(variance), dtype=n.dtype), variance)
+
+
+def level_to_if(level: Float[Array, " *shape"]) -> Float[Array, " *shape"]:
+    """The noise level, between IF's integers, that its networks are told.
+
+    IF's lowest level still has variance 4.13e-5, so anything cleaner has no number of
+    its own. It is told as 0, the cleanest that the networks know; how much noise is
+    really added, `corrupt` decides, and that can be less.
+    """
+    variance = _if_variances(level.dtype)
+    return jnp.interp(level, variance, jnp.arange(len(variance), dtype=level.dtype))
+
+
+def _if_variances(dtype: np.dtype) -> Array:
+    return jnp.asarray(1.0 - TableSchedule().abar64, dtype)

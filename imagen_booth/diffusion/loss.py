@@ -1,0 +1,154 @@
+"""Losses per example, and the sum of them that is minimised.
+
+A weight is a function w(logsnr) in front of the squared error *of eps*, whichever of
+eps, x0 and v the network predicts: its own error is turned into eps error first, by
+
+    |eps error|^2 = SNR |x0 error|^2 = alpha^2 |v error|^2      at the same z_t.
+
+So a named weight asks for the same loss from every network.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import log_ndtr, ndtr
+from jaxtyping import Array, Float
+
+from imagen_booth.diffusion import process
+from imagen_booth.diffusion.schedule import TableSchedule
+from imagen_booth.errors import InputError
+
+WEIGHTS: dict[str, Callable[[Array], Array]] = {
+    # plain squared error of eps, of x0, of v
+    "eps": lambda logsnr: jnp.ones_like(logsnr),
+    "x0": lambda logsnr: jnp.exp(-logsnr),
+    "v": lambda logsnr: 1.0 + jnp.exp(-logsnr),
+    # max(SNR, 1) on x0: arXiv 2202.00512, section 4
+    "snr_trunc": lambda logsnr: jnp.maximum(jnp.exp(-logsnr), 1.0),
+    # min(SNR, 5) on x0: arXiv 2303.09556
+    "min_snr_5": lambda logsnr: jnp.minimum(5.0 * jnp.exp(-logsnr), 1.0),
+}
+
+_TO_EPS_ERROR: dict[str, Callable[[Array], Array]] = {
+    "eps": lambda logsnr: jnp.ones_like(logsnr),
+    "x0": jnp.exp,
+    "v": jax.nn.sigmoid,
+}
+
+
+def per_example(
+    prediction: Float[Array, " B *dims"],
+    kind: str,
+    x0: Float[Array, " B *dims"],
+    eps: Float[Array, " B *dims"],
+    logsnr: Float[Array, " B"],
+    weight: str = "eps",
+) -> Float[Array, " B"]:
+    """w(logsnr) times the mean squared error of eps, for each row.
+
+    Args:
+      prediction: the network's output at z_t, of the given kind.
+      x0, eps: what z_t was made of.
+      logsnr: of each row's time.
+      weight: a name of `WEIGHTS`.
+
+    Raises:
+      InputError: if there is no such weight.
+    """
+    if weight not in WEIGHTS:
+        raise InputError(
+            f"The loss weight is '{weight}'. Use one of {', '.join(WEIGHTS)}."
+        )
+    alpha = jnp.sqrt(jax.nn.sigmoid(logsnr))
+    sigma = jnp.sqrt(jax.nn.sigmoid(-logsnr))
+    error = prediction - process.target(kind, x0, eps, alpha, sigma)
+    scale = WEIGHTS[weight](logsnr) * _TO_EPS_ERROR[kind](logsnr)
+    return scale * _row_mean(jnp.square(error))
+
+
+def weighted_sum(
+    losses: Float[Array, " B"], weight: Float[Array, " B"]
+) -> Float[Array, ""]:
+    """The loss of a batch whose weights were normalised when it was made.
+
+    With 1/n_subject on the n_subject subject rows, lambda/n_class on the n_class
+    class rows and 0 on padding, this is the subject rows' mean plus lambda times the
+    class rows' mean: DreamBooth's loss with prior preservation (arXiv 2208.12242,
+    equation 2) for every make-up of the batch.
+    """
+    return jnp.sum(losses * weight)
+
+
+def variational_bound(
+    schedule: TableSchedule,
+    t: Float[Array, " B"],
+    x0: Float[Array, " B *dims"],
+    eps: Float[Array, " B *dims"],
+    eps_prediction: Float[Array, " B *dims"],
+    frac: Float[Array, " B *dims"],
+) -> Float[Array, " B"]:
+    """The term of the variational bound that trains a learned-range variance.
+
+    It is added to the squared error of eps; the mean is detached, so this term moves
+    only the variance. For index t > 0 it is the divergence of the model's step from
+    the true posterior q(z_{t-1} | z_t, x0), for t = 0 minus the log likelihood of the
+    8-bit picture, both averaged over pixels and channels and divided by ln 2, that
+    is in bits per dimension, then times size/1000: one row stands for the sum over
+    all `size` times, and the hybrid loss takes a thousandth of it.
+
+    Args:
+      t: table index of each row, as f32.
+      x0: picture in [-1, 1] on the grid of 256 grey levels.
+      eps: the noise in z_t.
+      eps_prediction: the network's.
+      frac: the network's place between the smallest (0) and largest (1) log variance.
+
+    Source: arXiv 2102.09672, section 3; DeepFloyd IF trains with it.
+    """
+    index = t.astype(jnp.int32)
+
+    def at(table: np.ndarray) -> Array:
+        rows = jnp.asarray(table, x0.dtype)[index]
+        return rows.reshape(rows.shape + (1,) * (x0.ndim - 1))
+
+    betas, abar = schedule.betas64, schedule.abar64
+    posterior = betas * (1.0 - np.append(1.0, abar[:-1])) / (1.0 - abar)
+    # The posterior at 0 has no width; its neighbour's keeps the logarithm finite.
+    posterior[0] = posterior[1]
+    log_min, log_max = at(np.log(posterior)), at(np.log(betas))
+    log_variance = frac * log_max + (1.0 - frac) * log_min
+
+    # Posterior mean minus model mean. Written with eps: through x0 it would be a small
+    # difference of numbers as large as 1/alpha.
+    shift = at(betas / np.sqrt((1.0 - abar) * (1.0 - betas)))
+    gap = shift * (jax.lax.stop_gradient(eps_prediction) - eps)
+
+    divergence = 0.5 * (
+        log_variance
+        - log_min
+        - 1.0
+        + jnp.exp(log_min - log_variance)
+        + jnp.square(gap) * jnp.exp(-log_variance)
+    )
+    # At t = 0 the posterior mean is x0, so the model's is x0 - gap.
+    likelihood = _grey_level_log_likelihood(x0, gap, jnp.exp(-0.5 * log_variance))
+    nats = jnp.where(at(np.arange(schedule.size) == 0) > 0, -likelihood, divergence)
+    return _row_mean(nats) / np.log(2.0) * (schedule.size / 1000)
+
+
+def _grey_level_log_likelihood(x0: Array, gap: Array, precision: Array) -> Array:
+    """log of a Gaussian's mass on x0's grey level, its mean being x0 - gap.
+
+    A grey level is 2/255 wide; black and white reach out to infinity.
+    """
+    upper = precision * (gap + 1.0 / 255.0)
+    lower = precision * (gap - 1.0 / 255.0)
+    inside = jnp.log(jnp.maximum(ndtr(upper) - ndtr(lower), 1e-12))
+    inside = jnp.where(x0 < -0.999, log_ndtr(upper), inside)
+    return jnp.where(x0 > 0.999, log_ndtr(-lower), inside)
+
+
+def _row_mean(x: Array) -> Array:
+    return jnp.mean(x, axis=tuple(range(1, x.ndim)))

@@ -1,0 +1,247 @@
+"""Samplers: from noise to a picture in T steps.
+
+Each step goes from time t to the next time s, and every method here is one linear
+rule, with numbers that the schedule alone fixes:
+
+    z_s = a z_t + b x0(z_t) + c x0(previous z) + std noise
+
+With lambda the log-SNR, d = lambda_t - lambda_s < 0 and h = -d / 2:
+
+    ancestral  a = e^d alpha_s / alpha_t,  b = (1 - e^d) alpha_s,  c = 0,
+               std^2 = [(1 - e^d) sigma_s^2]^(1 - g) [(1 - e^d) sigma_t^2]^g
+    ddim       a = sigma_s / sigma_t,  b = (1 - e^-h) alpha_s,  c = 0,  std = 0
+    dpmpp_2m   a as ddim,  b = (1 + r) (1 - e^-h) alpha_s,  c = -r (1 - e^-h) alpha_s,
+               r = h / (2 h of the step before),  std = 0
+
+g is the stochasticity: 0 the posterior variance, 1 the forward variance, or the
+network's own choice per pixel. ddim's b is alpha_s - alpha_t sigma_s / sigma_t,
+written so that nothing cancels: it is the first-order rule of the same family, which
+dpmpp_2m falls back to in its first and its last step.
+
+The last step, on every schedule, goes to a picture without noise (alpha_s = 1,
+sigma_s = 0). There all methods agree: a = c = std = 0 and b = 1, it returns x0.
+
+Source: Imagen, arXiv 2205.11487, section 2 and appendix A; DPM-Solver++, arXiv
+2211.01095, algorithm 2.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from imagen_booth.diffusion.schedule import Schedule
+from imagen_booth.errors import InputError
+
+Denoise = Callable[[Array, Array], tuple[Array, Array | None]]
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerConfig:
+    """How to sample a stage.
+
+    Attributes:
+      method: 'ancestral', 'ddim' or 'dpmpp_2m'.
+      steps: how many times the network is asked, or a list of `schedule.SECTIONS`.
+      spacing: of the times, see the schedule's `times`. On the table dpmpp_2m wants
+        'trailing': grids that keep index 0 reach it by one step so long in log-SNR
+        that its extrapolation costs more than it gains.
+      variance: of the ancestral noise. 'learned' takes the network's, a number in
+        [0, 1] is the stochasticity g: 0 is DDPM's fixed_small, 1 its fixed_large.
+      guidance: weight of classifier-free guidance, 1 is off.
+      threshold: of x0 at every step, 'none', 'static' or 'dynamic'.
+      ratio, cap: of the dynamic threshold.
+
+    Raises:
+      InputError: naming the field that cannot be.
+    """
+
+    method: str = "ancestral"
+    steps: int | str = 256
+    spacing: str = "linspace"
+    variance: str | float = 0.0
+    guidance: float = 1.0
+    threshold: str = "dynamic"
+    ratio: float = 0.995
+    cap: float | None = None
+
+    def __post_init__(self):
+        for field, choices in (
+            ("method", ("ancestral", "ddim", "dpmpp_2m")),
+            ("spacing", ("linspace", "leading", "trailing")),
+            ("threshold", ("none", "static", "dynamic")),
+        ):
+            value = getattr(self, field)
+            if value not in choices:
+                raise InputError(
+                    f"sampler.{field} is '{value}'. Use one of {', '.join(choices)}."
+                )
+        if self.variance != "learned" and (
+            isinstance(self.variance, str) or not 0 <= self.variance <= 1
+        ):
+            raise InputError(
+                f"sampler.variance is {self.variance!r}. Use 'learned' or a number "
+                "from 0 to 1."
+            )
+        if not 0 < self.ratio <= 1:
+            raise InputError(
+                f"sampler.ratio is {self.ratio}. Use a number above 0, at most 1."
+            )
+        if self.cap is not None and self.cap < 1:
+            raise InputError(f"sampler.cap is {self.cap}. Use 1 or more, or None.")
+
+
+class Plan(NamedTuple):
+    """All numbers of a sampling run, in the order of its steps.
+
+    `plan` makes numpy float64 arrays [T] of them; one step has scalars.
+
+    Attributes:
+      t: the schedule's time at which the network is asked.
+      alpha_t, sigma_t, alpha_s, sigma_s: of z_t and of z_s.
+      on_xt, on_x0, on_previous: a, b and c of the module's rule.
+      logvar: log std^2 at g = 0; -inf where no noise is added.
+      logvar_range: what g = 1 adds to it.
+    """
+
+    t: Any
+    alpha_t: Any
+    sigma_t: Any
+    alpha_s: Any
+    sigma_s: Any
+    on_xt: Any
+    on_x0: Any
+    on_previous: Any
+    logvar: Any
+    logvar_range: Any
+
+
+def plan(schedule: Schedule, config: SamplerConfig) -> Plan:
+    """The numbers of every step, in float64 on the host.
+
+    Raises:
+      InputError: if the schedule cannot take these steps.
+    """
+    t = schedule.times(config.steps, config.spacing)
+    logsnr_t = schedule.logsnr64(t)
+    logsnr_s = np.append(logsnr_t[1:], np.inf)
+    alpha_t, sigma_t = _scales(logsnr_t)
+    alpha_s, sigma_s = _scales(logsnr_s)
+
+    logvar = np.full_like(t, -np.inf)
+    logvar_range = np.zeros_like(t)
+    on_previous = np.zeros_like(t)
+    if config.method == "ancestral":
+        d = logsnr_t - logsnr_s
+        on_xt = np.exp(d) * alpha_s / alpha_t
+        on_x0 = -np.expm1(d) * alpha_s
+        with np.errstate(divide="ignore"):
+            logvar = np.log(-np.expm1(d) * sigma_s**2)
+        logvar_range[:-1] = 2.0 * np.log(sigma_t[:-1] / sigma_s[:-1])
+    else:
+        h = 0.5 * (logsnr_s - logsnr_t)
+        on_xt = sigma_s / sigma_t
+        on_x0 = -np.expm1(-h) * alpha_s
+        if config.method == "dpmpp_2m":
+            # A step between two clipped times is idle, and predicts nothing.
+            moved = np.flatnonzero(h[:-2] > 0) + 1
+            r = 0.5 * h[moved] / h[moved - 1]
+            on_previous[moved] = -r * on_x0[moved]
+            on_x0 = on_x0 - on_previous
+    return Plan(
+        t=t,
+        alpha_t=alpha_t,
+        sigma_t=sigma_t,
+        alpha_s=alpha_s,
+        sigma_s=sigma_s,
+        on_xt=on_xt,
+        on_x0=on_x0,
+        on_previous=on_previous,
+        logvar=logvar,
+        logvar_range=logvar_range,
+    )
+
+
+def advance(
+    row: Plan,
+    config: SamplerConfig,
+    xt: Float[Array, " B *dims"],
+    x0: Float[Array, " B *dims"],
+    x0_previous: Float[Array, " B *dims"],
+    frac: Float[Array, " B *dims"] | None,
+    noise: Float[Array, " B *dims"] | None,
+) -> Float[Array, " B *dims"]:
+    """One step of the module's rule, from z_t to z_s.
+
+    Args:
+      row: one step of a plan, scalars.
+      x0, x0_previous: the network's pictures at this step and at the one before.
+      frac: g per pixel, used where the variance is 'learned'.
+      noise: standard normal, used by the ancestral method.
+    """
+    mean = row.on_xt * xt + row.on_x0 * x0 + row.on_previous * x0_previous
+    if config.method != "ancestral":
+        return mean
+    assert noise is not None
+    g = frac if config.variance == "learned" else config.variance
+    if g is None:
+        raise InputError(
+            "sampler.variance is 'learned', but this network predicts no variance. "
+            "Use 0.0."
+        )
+    return mean + jnp.exp(0.5 * (row.logvar + g * row.logvar_range)) * noise
+
+
+def sample(
+    denoise: Denoise,
+    keys: Key[Array, " B"],
+    image_shape: tuple[int, ...],
+    plan: Plan,
+    config: SamplerConfig,
+) -> Float[Array, " B *image_shape"]:
+    """Draws one picture per key.
+
+    A row's noise comes from its own key alone, so its picture does not depend on the
+    batch it is drawn in: the start from fold_in(key, 0), the noise of the i-th step,
+    counted from 1, from fold_in(key, i). The start is thus the same for any number
+    of steps. Arithmetic is f32, or float64 where jax has x64 enabled.
+
+    Args:
+      denoise: (z_t [B, *image_shape], t []) -> (x0, frac): the picture, guided and
+        thresholded, and the learned variance's place in its range, in [0, 1], or None.
+      keys: typed PRNG keys.
+      image_shape: H, W, C.
+      plan: made from the same config.
+
+    Raises:
+      InputError: if the variance is 'learned' and denoise gives none.
+    """
+    steps = jax.tree.map(jnp.asarray, plan)  # from float64, the only cast
+
+    def noise(i: Array | int) -> Array:
+        def row(key: Array) -> Array:
+            key = jax.random.fold_in(key, i)
+            return jax.random.normal(key, image_shape, steps.t.dtype)
+
+        return jax.vmap(row)(keys)
+
+    def step(carry, scanned):
+        xt, x0_previous = carry
+        i, row = scanned
+        x0, frac = denoise(xt, row.t)
+        eps = noise(i) if config.method == "ancestral" else None
+        return (advance(row, config, xt, x0, x0_previous, frac, eps), x0), None
+
+    start = noise(0)
+    count = jnp.arange(1, len(plan.t) + 1)
+    (x0, _), _ = jax.lax.scan(step, (start, jnp.zeros_like(start)), (count, steps))
+    return x0
+
+
+def _scales(logsnr: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """alpha and sigma."""
+    return 1.0 / np.sqrt(1.0 + np.exp(-logsnr)), 1.0 / np.sqrt(1.0 + np.exp(logsnr))

@@ -1,0 +1,265 @@
+"""Noise schedules: how much of the picture is left at time t.
+
+The forward process is z_t = alpha x + sigma eps with alpha^2 + sigma^2 = 1, so one
+function describes it, the log signal-to-noise ratio
+
+    logsnr(t) = log(alpha^2 / sigma^2),  alpha^2 = sigmoid(logsnr).
+
+Time runs from clean to noisy. In the continuous schedules it lies in [0, 1] with
+1 = noise; in the table schedule it is the integer index 0..size-1, carried as f32.
+
+A sampler visits the times of `times()` and no others: from the last one it steps
+to a picture without noise, whatever the schedule, and so returns x0 itself.
+
+Source: Imagen, arXiv 2205.11487, section 2; DeepFloyd IF for the table and its
+named step lists.
+"""
+
+import abc
+import dataclasses
+import functools
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from imagen_booth.errors import InputError
+
+# Networks of this family read time in thousandths, also where it is continuous.
+STEPS = 1000
+
+# Named step lists of DeepFloyd IF: the table is cut into even sections, and so many
+# times are taken from each, the least noisy section first.
+SECTIONS = {
+    "fast27": (10, 10, 3, 2, 2),
+    "smart27": (7, 4, 2, 1, 2, 4, 7),
+    "smart50": (10, 6, 4, 3, 2, 2, 3, 4, 6, 10),
+    "smart100": (
+        *(1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 3, 3),
+        *(4, 4, 5, 5, 6, 7, 7, 8, 9, 10, 13),
+    ),
+    "smart185": (
+        *(1, 1, 2, 2, 2, 3, 3, 3, 4, 5, 6, 7),
+        *(8, 9, 10, 11, 12, 13, 14, 15, 16, 18, 20),
+    ),
+    "super27": (1, 1, 1, 1, 1, 1, 1, 2, 5, 13),
+    "super40": (2, 2, 2, 2, 2, 2, 3, 4, 6, 15),
+    "super100": (4, 4, 6, 6, 8, 8, 10, 10, 14, 30),
+}
+
+
+class Schedule(abc.ABC):
+    """What training and sampling ask of a schedule."""
+
+    @abc.abstractmethod
+    def logsnr(self, t: Float[Array, " *shape"]) -> Float[Array, " *shape"]:
+        """log(alpha^2 / sigma^2), in nats."""
+
+    @abc.abstractmethod
+    def logsnr64(self, t: Float[np.ndarray, " *shape"]) -> Float[np.ndarray, " *shape"]:
+        """The same in float64 on the host, for sampling plans."""
+
+    @abc.abstractmethod
+    def draw(self, key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "..."]:
+        """Training times, uniform over the schedule, f32."""
+
+    @abc.abstractmethod
+    def network_time(self, t: Float[Array, " *shape"]) -> Float[Array, " *shape"]:
+        """The number whose sinusoid the network reads, about 0..1000."""
+
+    @abc.abstractmethod
+    def times(self, steps: int | str, spacing: str) -> Float[np.ndarray, " T"]:
+        """The T times at which a sampler asks the network, falling, float64.
+
+        Args:
+          steps: T, or the name of a list in `SECTIONS`.
+          spacing: 'linspace', 'leading' or 'trailing'.
+
+        Raises:
+          InputError: if the schedule has no such grid.
+        """
+
+    def alpha(self, t: Float[Array, " *shape"]) -> Float[Array, " *shape"]:
+        """How much of the picture is in z_t."""
+        return jnp.sqrt(jax.nn.sigmoid(self.logsnr(t)))
+
+    def sigma(self, t: Float[Array, " *shape"]) -> Float[Array, " *shape"]:
+        """How much of the noise is in z_t."""
+        return jnp.sqrt(jax.nn.sigmoid(-self.logsnr(t)))
+
+
+class Continuous(Schedule):
+    """A schedule given by a formula on [0, 1]."""
+
+    @abc.abstractmethod
+    def law(self, t: Any, xp: ModuleType) -> Any:
+        """The log-SNR at t, written for numpy and jax.numpy alike."""
+
+    def logsnr(self, t: Float[Array, " *shape"]) -> Float[Array, " *shape"]:
+        return self.law(t, jnp)
+
+    def logsnr64(self, t: Float[np.ndarray, " *shape"]) -> Float[np.ndarray, " *shape"]:
+        with np.errstate(divide="ignore"):
+            return self.law(np.asarray(t, np.float64), np)
+
+    def draw(self, key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "..."]:
+        return jax.random.uniform(key, shape, jnp.float32)
+
+    def network_time(self, t: Float[Array, " *shape"]) -> Float[Array, " *shape"]:
+        return STEPS * t
+
+    def times(self, steps: int | str, spacing: str) -> Float[np.ndarray, " T"]:
+        """The noisy ends of `steps` even intervals from 1 to 0: 1, ..., 1/steps.
+
+        This is both 'linspace' and 'trailing' here. A grid of the intervals' clean
+        ends ('leading') would start short of pure noise, and is refused, as are
+        the named lists, which are indices into the table.
+        """
+        if isinstance(steps, str):
+            raise InputError(
+                f"sampler.steps is '{steps}', a list of table indices, but this "
+                "schedule is continuous. Give a number of steps."
+            )
+        if spacing == "leading":
+            raise InputError(
+                "sampler.spacing is 'leading', which starts short of pure noise on a "
+                "continuous schedule. Use 'linspace'."
+            )
+        return np.linspace(1.0, 0.0, _at_least_one(steps) + 1)[:-1]
+
+
+@dataclasses.dataclass(frozen=True)
+class CosineSchedule(Continuous):
+    """logsnr(t) = -2 log tan(pi t / 2), clipped: alpha = cos, sigma = sin of pi t / 2.
+
+    Source: Imagen's base and 256 px stages.
+    """
+
+    logsnr_min: float = -20.0
+    logsnr_max: float = 20.0
+
+    def law(self, t: Any, xp: ModuleType) -> Any:
+        # tan as a quotient of two sines: near t = 1 its cosine would lose all digits.
+        half = 0.5 * np.pi
+        logsnr = 2.0 * (xp.log(xp.sin(half * (1.0 - t))) - xp.log(xp.sin(half * t)))
+        return xp.clip(logsnr, self.logsnr_min, self.logsnr_max)
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearSchedule(Continuous):
+    """Linearly growing betas in continuous time: -log alpha^2 = 1e-4 + 10 t^2.
+
+    The constant is the first of a thousand betas, so that no time is free of noise,
+    and 10 is a thousand times half of the last. Against the product of the thousand
+    betas the log-SNR is off by at most 0.7, near t = 0.004, and by under 0.12 from
+    t = 0.1 on.
+
+    Source: Imagen's 1024 px stage, of which only the betas and the continuous time
+    are published; the law is the one in common use for them.
+    """
+
+    beta_min: float = 1e-4
+    beta_max: float = 0.02
+
+    def law(self, t: Any, xp: ModuleType) -> Any:
+        return -xp.log(xp.expm1(self.beta_min + 0.5 * STEPS * self.beta_max * t * t))
+
+
+@dataclasses.dataclass(frozen=True)
+class TableSchedule(Schedule):
+    """DeepFloyd IF's table: a cosine law with offset 0.008, betas capped at 0.999.
+
+    alpha^2 at index i is called abar_i. A size other than 1000 follows the same law
+    in more or fewer steps.
+    """
+
+    size: int = STEPS
+
+    @property
+    def betas64(self) -> Float[np.ndarray, " size"]:
+        """The share of the signal's variance lost in each step, float64."""
+        return _table(self.size)[0]
+
+    @property
+    def abar64(self) -> Float[np.ndarray, " size"]:
+        """alpha^2 at each index, float64."""
+        return _table(self.size)[1]
+
+    def logsnr(self, t: Float[Array, " *shape"]) -> Float[Array, " *shape"]:
+        table = jnp.asarray(_logit(self.abar64), t.dtype)
+        return table[t.astype(jnp.int32)]
+
+    def logsnr64(self, t: Float[np.ndarray, " *shape"]) -> Float[np.ndarray, " *shape"]:
+        return _logit(self.abar64)[np.asarray(t).astype(int)]
+
+    def draw(self, key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "..."]:
+        return jax.random.randint(key, shape, 0, self.size).astype(jnp.float32)
+
+    def network_time(self, t: Float[Array, " *shape"]) -> Float[Array, " *shape"]:
+        return t
+
+    def times(self, steps: int | str, spacing: str) -> Float[np.ndarray, " T"]:
+        """Indices kept by the sampler, highest first.
+
+        'linspace' spreads them evenly and keeps both ends of the table, 'trailing'
+        keeps the noisy end, 'leading' the clean end: 100 steps start at 990. A name
+        of `SECTIONS` picks a list of DeepFloyd IF, and spacing has no say.
+        """
+        if isinstance(steps, str):
+            return self._named(steps)
+        if _at_least_one(steps) > self.size:
+            raise InputError(
+                f"sampler.steps is {steps}, but the table has {self.size} times. "
+                f"Use {self.size} or fewer."
+            )
+        if spacing == "linspace" and steps > 1:
+            return np.linspace(0, self.size - 1, steps).round()[::-1]
+        if spacing == "leading":
+            return np.arange(steps)[::-1] * float(self.size // steps)
+        # also a lone 'linspace' step, which has to start from noise
+        return np.arange(self.size, 0, -self.size / steps).round()[:steps] - 1.0
+
+    def _named(self, name: str) -> Float[np.ndarray, " T"]:
+        if name not in SECTIONS:
+            raise InputError(
+                f"sampler.steps is '{name}', which is not a known list of steps. "
+                f"Use a number or one of {', '.join(SECTIONS)}."
+            )
+        counts = SECTIONS[name]
+        times, start = [], 0
+        for i, count in enumerate(counts):
+            length = self.size // len(counts) + (i < self.size % len(counts))
+            if count > length:
+                raise InputError(
+                    f"sampler.steps is '{name}', too many for a table of {self.size} "
+                    "times. Use a number."
+                )
+            # A running sum, as the lists were made: ties round as it falls.
+            strides = np.full(count, (length - 1) / max(count - 1, 1))
+            strides[0] = 0.0
+            times.append(start + np.cumsum(strides).round())
+            start += length
+        return np.concatenate(times)[::-1]
+
+
+@functools.cache
+def _table(size: int) -> tuple[np.ndarray, np.ndarray]:
+    u = np.arange(size + 1) / size
+    law = np.cos(0.5 * np.pi * (u + 0.008) / 1.008) ** 2
+    betas = np.minimum(1.0 - law[1:] / law[:-1], 0.999)
+    abar = np.cumprod(1.0 - betas)
+    betas.flags.writeable = abar.flags.writeable = False
+    return betas, abar
+
+
+def _logit(p: np.ndarray) -> np.ndarray:
+    return np.log(p) - np.log1p(-p)
+
+
+def _at_least_one(steps: int) -> int:
+    if steps < 1:
+        raise InputError(f"sampler.steps is {steps}. Use 1 or more.")
+    return steps
