@@ -1,0 +1,16 @@
+"""A toy dog, rendered, on the embedded cascade: runs anywhere, downloads nothing.
+
+    python -m imagen_booth.train --config=configs/dog.py
+
+After a colon follows another cascade: :tiny (random, for tests), :if_m, :if_l,
+:if_xl (DeepFloyd IF with T5 v1.1 XXL), :imagen (the paper's shapes).
+"""
+
+from imagen_booth.config import booth
+
+
+def get_config(cascade=None):
+    config = booth(cascade)
+    config.subject.photos = "toybox:dog/7"
+    config.subject.class_noun = "dog"
+    return config

@@ -1,0 +1,11 @@
+"""Your own subject: a folder of photos and a class noun.
+
+    python -m imagen_booth.train --config=configs/subject.py \\
+        --config.subject.photos=DIR --config.subject.class_noun=dog
+"""
+
+from imagen_booth.config import booth
+
+
+def get_config(cascade=None):
+    return booth(cascade)

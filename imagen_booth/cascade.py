@@ -1,0 +1,160 @@
+"""Cascades by name: what a model is, with no training state in it."""
+
+import dataclasses
+
+from imagen_booth.diffusion.schedule import (
+    CosineSchedule,
+    LinearSchedule,
+    TableSchedule,
+)
+from imagen_booth.errors import InputError
+from imagen_booth.models import SIZES
+from imagen_booth.models.t5 import T5_SIZES, T5Config
+from imagen_booth.stage import Stage
+from imagen_booth.text import tokenizer
+
+APACHE = "Apache-2.0"
+DEEPFLOYD = "DeepFloyd IF License Agreement (non-commercial research only)"
+OWN = "that of the weights you bring"
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """How prompts become embeddings.
+
+    Attributes:
+        encoder: shape of the T5 encoder.
+        length: tokens per prompt, padded and truncated to this.
+        vocabulary: ``embedded``, or ``t5`` for a ``spiece.model`` the user brings.
+        rare: (first, last) ids from which identifiers are drawn.
+        null: the text of an unconditional row: ``zeros`` (Imagen: embeddings set to
+            zero) or ``empty`` (IF: the encoding of "").
+        masked: the U-Net reads only real tokens; IF reads all positions.
+        lower: prompts are lower-cased and stripped before tokenising.
+    """
+
+    encoder: T5Config
+    length: int
+    vocabulary: str
+    rare: tuple[int, int]
+    null: str = "zeros"
+    masked: bool = True
+    lower: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Cascade:
+    """A text encoder and its stages, from low to high resolution."""
+
+    name: str
+    text: Text
+    stages: tuple[Stage, ...]
+    licence: str
+
+    def stage(self, name: str) -> Stage:
+        """The stage called ``name``."""
+        return {stage.name: stage for stage in self.stages}[name]
+
+
+def _small(name: str) -> Cascade:
+    """The embedded cascades: every schedule cosine, v-prediction."""
+    text = Text(
+        encoder=T5_SIZES[name],
+        length=48,
+        vocabulary="embedded",
+        rare=tokenizer.EMBEDDED_RARE,
+    )
+    stages = (
+        Stage("base", 64, SIZES[f"{name}_base"], CosineSchedule(), "v"),
+        Stage(
+            "sr256",
+            256,
+            SIZES[f"{name}_sr256"],
+            CosineSchedule(),
+            "v",
+            low_resolution=64,
+        ),
+        Stage(
+            "sr1024",
+            1024,
+            SIZES[f"{name}_sr1024"],
+            CosineSchedule(),
+            "v",
+            low_resolution=256,
+            crop=256,
+        ),
+    )
+    return Cascade(name, text, stages, APACHE)
+
+
+def _imagen() -> Cascade:
+    """Imagen's own shapes (arXiv 2205.11487, app. F); weights were never published."""
+    text = Text(T5_SIZES["xxl"], 256, "t5", tokenizer.T5_RARE, lower=False)
+    stages = (
+        Stage("base", 64, SIZES["imagen_base"], CosineSchedule()),
+        Stage(
+            "sr256",
+            256,
+            SIZES["imagen_sr256"],
+            CosineSchedule(),
+            low_resolution=64,
+        ),
+        Stage(
+            "sr1024",
+            1024,
+            SIZES["imagen_sr1024"],
+            LinearSchedule(),
+            low_resolution=256,
+            crop=256,
+        ),
+    )
+    return Cascade("imagen", text, stages, OWN)
+
+
+def _if(name: str, stage_one: str, stage_two: str) -> Cascade:
+    """DeepFloyd IF: the 1000-step table, learned variance, 77 unmasked tokens."""
+    text = Text(T5_SIZES["xxl"], 77, "t5", tokenizer.T5_RARE, null="empty", masked=False)
+    stages = (
+        Stage(
+            "base",
+            64,
+            SIZES[stage_one],
+            TableSchedule(),
+            learned_variance=True,
+        ),
+        Stage(
+            "sr256",
+            256,
+            SIZES[stage_two],
+            TableSchedule(),
+            low_resolution=64,
+            learned_variance=True,
+            level_map="if_index",
+            aligned=True,
+        ),
+    )
+    return Cascade(name, text, stages, DEEPFLOYD)
+
+
+CASCADES = {
+    "toybox": _small("toybox"),
+    "tiny": _small("tiny"),
+    "imagen": _imagen(),
+    "if_m": _if("if_m", "if_i_m", "if_ii_m"),
+    "if_l": _if("if_l", "if_i_l", "if_ii_m"),
+    "if_xl": _if("if_xl", "if_i_xl", "if_ii_l"),
+}
+
+
+def by_name(name: str) -> Cascade:
+    """The cascade called ``name``.
+
+    Raises:
+        InputError: no such cascade.
+    """
+    if name not in CASCADES:
+        raise InputError(
+            f"cascade {name!r} is not known; after the colon of --config give one of "
+            f"{', '.join(CASCADES)}"
+        )
+    return CASCADES[name]

@@ -1,0 +1,116 @@
+"""Checkpoints of a stage: the only place that knows orbax.
+
+A checkpoint holds ``state`` (everything a step changes), ``data`` (the position
+of the batch iterator) and, when a stage is finished, ``params`` (what sampling
+uses).  Orbax writes beside and renames, so a half-written one is never found.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from orbax.checkpoint import v1 as ocp
+
+from imagen_booth.errors import StorageError
+from imagen_booth.state import TrainState
+
+KEEP = 2  # the newest, and one to fall back on
+
+
+class Checkpoints:
+    """The checkpoints in one directory; a context manager that waits for saves."""
+
+    def __init__(self, directory: epath.Path):
+        self.directory = epath.Path(directory)
+        try:
+            self._ocp = ocp.training.Checkpointer(
+                self.directory,
+                preservation_policy=ocp.training.preservation_policies.LatestN(KEEP),
+                cleanup_tmp_directories=True,
+            )
+        except OSError as error:
+            raise _storage(self.directory, error) from error
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind, *_: object) -> None:
+        try:
+            self._ocp.close()
+        except OSError as error:
+            if kind is None:
+                raise _storage(self.directory, error) from error
+
+    def latest(self) -> int | None:
+        """Step of the newest complete checkpoint, or None."""
+        newest = self._ocp.latest
+        return None if newest is None else newest.step
+
+    def save(
+        self,
+        step: int,
+        state: TrainState,
+        data: Any,
+        params: Any = None,
+        *,
+        wait: bool = False,
+    ) -> None:
+        """Starts writing a checkpoint; an earlier one still in flight is awaited.
+
+        Args:
+            step: steps taken; a step already saved is left as it is.
+            data: a grain iterator.
+            params: inference parameters, at the end of a stage.
+            wait: return only when it is on disk.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        if step in [known.step for known in self._ocp.checkpoints]:
+            return
+        items = {"state": state, "data": data}
+        if params is not None:
+            items["params"] = params
+        try:
+            # Forced: when to save is the loop's decision, not a policy's.
+            response = self._ocp.save_checkpointables_async(step, items, force=True)
+            if wait and response is not None:
+                response.result()
+        except OSError as error:
+            raise _storage(self.directory, error) from error
+
+    def restore(self, abstract: TrainState, data: Any) -> TrainState:
+        """The newest state, in the shardings of ``abstract``; moves ``data`` along."""
+        return self._ocp.load_checkpointables(None, {"state": abstract, "data": data})[
+            "state"
+        ]
+
+
+def read_params(directory: epath.Path) -> tuple[Any, int]:
+    """Inference parameters of the newest checkpoint that has them, as numpy.
+
+    Returns:
+        The tree ``{"unet", "text"?}``, and the step it was saved at.
+
+    Raises:
+        FileNotFoundError: no checkpoint in ``directory`` has them.
+    """
+    with ocp.training.Checkpointer(directory, lightweight_initialize=True) as reader:
+        for known in reversed(reader.checkpoints):
+            if (directory / str(known.step) / "params").exists():
+                return _as_numpy(reader, known.step), known.step
+    raise FileNotFoundError(str(directory))
+
+
+def _as_numpy(reader: Any, step: int) -> Any:
+    metadata = reader.checkpointables_metadata(step).metadata["params"]
+    abstract = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), metadata)
+    return reader.load_checkpointables(step, {"params": abstract})["params"]
+
+
+def _storage(directory: epath.Path, error: OSError) -> StorageError:
+    return StorageError(
+        f"cannot write a checkpoint in {directory}: {error}; free some space or give "
+        "another --workdir, then run the same command again"
+    )

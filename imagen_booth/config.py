@@ -1,0 +1,336 @@
+"""Default settings per cascade, and the way between ConfigDict and plain data.
+
+A config file's ``get_config`` returns ``booth(cascade)`` with a subject filled in.
+Commands turn what the flags made of it into a ``Job`` and pass that on; nothing
+else sees a ConfigDict.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from typing import Any
+
+import ml_collections
+from ml_collections import config_dict
+
+from imagen_booth.cascade import by_name
+from imagen_booth.diffusion.sampler import SamplerConfig
+from imagen_booth.errors import InputError
+from imagen_booth.job import (
+    ClassImages,
+    Job,
+    Pictures,
+    Pretraining,
+    Subject,
+    Tuning,
+    Weights,
+)
+from imagen_booth.optim import OptimConfig
+
+PROMPTS = (
+    "a [V] [N]",
+    "a [V] [N] in the snow",
+    "a [V] [N] on the beach",
+    "a [V] [N] in the jungle",
+    "a [V] [N] wearing a hat",
+    "a [V] [N] seen from the side",
+    "a red [V] [N]",
+    "a painting of a [V] [N]",
+)
+
+
+def booth(arg: str | None) -> ml_collections.ConfigDict:
+    """Locked defaults for a cascade.
+
+    Args:
+        arg: what follows the colon of ``--config``: a cascade, and ``:paper`` after
+            it for the paper's own counts; None for ``toybox``.
+
+    Raises:
+        InputError: unknown cascade or variant.
+    """
+    name, _, variant = (arg or "toybox").partition(":")
+    if variant not in ("", "paper"):
+        raise InputError(
+            f"variant {variant!r} of cascade {name!r} is not known; "
+            "use ':paper' or none"
+        )
+    by_name(name)
+    job = {"toybox": _toybox, "tiny": _tiny, "imagen": _imagen}.get(name, _deepfloyd)(
+        name
+    )
+    if variant == "paper":
+        job = _paper(job)
+    config = ml_collections.ConfigDict(_with_placeholders(dataclasses.asdict(job)))
+    return config.lock()
+
+
+def _with_placeholders(tree: dict[str, Any]) -> dict[str, Any]:
+    """Optional numbers, None by default, made settable by flag."""
+    return {
+        name: _with_placeholders(value)
+        if isinstance(value, dict)
+        else config_dict.placeholder(float)
+        if value is None
+        else value
+        for name, value in tree.items()
+    }
+
+
+def _toybox(name: str) -> Job:
+    ancestral = SamplerConfig("ancestral", 25, guidance=3.0, threshold="dynamic")
+    few = SamplerConfig("dpmpp_2m", 16, guidance=3.0, threshold="dynamic")
+
+    def sr(steps: int) -> SamplerConfig:
+        return SamplerConfig("dpmpp_2m", steps, guidance=1.0, threshold="static")
+
+    return Job(
+        cascade=name,
+        subject=Subject(),
+        class_images=ClassImages(100, 20, ancestral),
+        base=Tuning(
+            steps=300,
+            subject_rows=4,
+            class_rows=4,
+            optim=OptimConfig(lr=1e-4, warmup=10),
+        ),
+        sr256=Tuning(steps=100, subject_rows=2, class_rows=0, optim=OptimConfig()),
+        sr1024=Tuning(steps=60, subject_rows=2, class_rows=0, optim=OptimConfig()),
+        pictures=Pictures(PROMPTS, 1, 8, few, sr(12), sr(8)),
+        weights=Weights("shipped", "shipped", "shipped", "shipped", "shipped"),
+    )
+
+
+def _tiny(name: str) -> Job:
+    ancestral = SamplerConfig("ancestral", 4, guidance=2.0, threshold="static")
+    sr = SamplerConfig("ddim", 2, threshold="static")
+    optim = OptimConfig(lr=1e-3)
+    tuning = Tuning(
+        steps=4,
+        subject_rows=2,
+        class_rows=2,
+        optim=optim,
+        log_every=1,
+        save_every=2,
+        preview_every=2,
+    )
+    sr_tuning = dataclasses.replace(tuning, class_rows=0)
+    return Job(
+        cascade=name,
+        subject=Subject(),
+        class_images=ClassImages(4, 2, ancestral),
+        base=tuning,
+        sr256=sr_tuning,
+        sr1024=sr_tuning,
+        pictures=Pictures(PROMPTS[:2], 1, 2, ancestral, sr, sr),
+        weights=Weights("random", "random", "random", "random", "shipped"),
+    )
+
+
+def _imagen(name: str) -> Job:
+    """The paper's shapes; rates and rows it leaves open are ours (design notes)."""
+    base = SamplerConfig("ancestral", 256, guidance=7.0, threshold="dynamic")
+    sr = SamplerConfig("ancestral", 64, guidance=4.0, threshold="dynamic")
+    tuning = Tuning(
+        steps=1000,
+        subject_rows=1,
+        class_rows=1,
+        optim=OptimConfig("adafactor", 1e-5),
+    )
+    sr_tuning = dataclasses.replace(
+        tuning, class_rows=0, optim=OptimConfig("adam", 1e-5)
+    )
+    return Job(
+        cascade=name,
+        subject=Subject(),
+        class_images=ClassImages(800, 16, base),
+        base=tuning,
+        sr256=sr_tuning,
+        sr1024=sr_tuning,
+        pictures=Pictures(PROMPTS, 1, 8, base, sr, dataclasses.replace(sr, steps=32)),
+        weights=Weights("", "", "", "", ""),
+    )
+
+
+def _deepfloyd(name: str) -> Job:
+    """Rates and lengths that diffusers' guide found for IF, with true SR tuning."""
+    base = SamplerConfig(
+        "ancestral",
+        100,
+        spacing="leading",
+        variance="learned",
+        guidance=7.0,
+        threshold="dynamic",
+        ratio=0.95,
+        cap=1.5,
+    )
+    sr = dataclasses.replace(base, steps=50, guidance=4.0, cap=1.0)
+    tuning = Tuning(
+        steps=1000,
+        subject_rows=4,
+        class_rows=4,
+        optim=OptimConfig("adamw", 1e-7, weight_decay=1e-2),
+        hybrid=True,
+    )
+    return Job(
+        cascade=name,
+        subject=Subject(),
+        class_images=ClassImages(200, 8, base),
+        base=tuning,
+        sr256=dataclasses.replace(
+            tuning,
+            class_rows=0,
+            optim=OptimConfig("adamw", 5e-6, weight_decay=1e-2),
+        ),
+        sr1024=dataclasses.replace(tuning, steps=0),
+        pictures=Pictures(PROMPTS, 1, 4, base, sr, sr),
+        weights=Weights("", "", "", "", ""),
+    )
+
+
+def _paper(job: Job) -> Job:
+    """The later version's counts: 1000 steps and 1000 class images."""
+    return dataclasses.replace(
+        job,
+        class_images=dataclasses.replace(job.class_images, count=1000),
+        base=dataclasses.replace(job.base, steps=1000),
+        sr256=dataclasses.replace(job.sr256, steps=1000),
+        sr1024=dataclasses.replace(job.sr1024, steps=1000 if job.sr1024.steps else 0),
+    )
+
+
+def pretraining(arg: str) -> ml_collections.ConfigDict:
+    """Locked defaults for pretraining a stage.
+
+    Args:
+        arg: ``toybox_base``, ``toybox_sr256``, ``toybox_sr1024``, or the same with
+            ``tiny``.
+
+    Raises:
+        InputError: unknown stage.
+    """
+    name, _, stage = arg.partition("_")
+    makers = {"base": _pretrain_base, "sr256": _pretrain_sr, "sr1024": _pretrain_sr}
+    if name not in ("toybox", "tiny") or stage not in makers:
+        raise InputError(
+            f"nothing to pretrain is called {arg!r}; use one of "
+            f"{', '.join(f'toybox_{each}' for each in makers)}"
+        )
+    job = makers[stage](name, stage)
+    config = ml_collections.ConfigDict(_with_placeholders(dataclasses.asdict(job)))
+    return config.lock()
+
+
+CAPTIONS = (
+    "a dog",
+    "a white dog in the snow",
+    "a brown dog on the beach",
+    "a black cat in a meadow",
+    "an orange cat wearing a hat",
+    "a yellow duck on the street",
+    "a red car in the jungle",
+    "a blue car on the beach",
+    "a green teapot in a room",
+    "a red teapot",
+    "a blue backpack in the snow",
+    "a painting of a dog",
+    "a painting of a car on the street",
+    "a cat seen from the side",
+    "a dog wearing a scarf",
+    "a duck seen from behind",
+)
+
+
+def _pretrain_base(name: str, stage: str) -> Pretraining:
+    return Pretraining(
+        cascade=name,
+        stage=stage,
+        tier="A",
+        records=40960,
+        steps=10000,
+        batch=32,
+        optim=OptimConfig(lr=4e-4, warmup=200, ema=0.9985),
+        prompts=CAPTIONS,
+        sampler=SamplerConfig("dpmpp_2m", 20, guidance=3.0, threshold="dynamic"),
+    )
+
+
+def _pretrain_sr(name: str, stage: str) -> Pretraining:
+    return dataclasses.replace(
+        _pretrain_base(name, stage),
+        records=4096 if stage == "sr256" else 512,
+        steps=4000,
+        batch=8,
+        crop=128 if stage == "sr256" else 256,
+        prompts=CAPTIONS[:4],
+        sampler=SamplerConfig("dpmpp_2m", 10, threshold="static"),
+    )
+
+
+def to_job(config: ml_collections.ConfigDict) -> Job:
+    """A fine-tuning config as plain data.
+
+    Raises:
+        InputError: a field that is not known, of the wrong type, or out of range.
+    """
+    job = from_config(Job, config)
+    by_name(job.cascade)
+    return job
+
+
+def from_config(kind: Any, config: ml_collections.ConfigDict) -> Any:
+    """A config as the frozen dataclass ``kind``.
+
+    Raises:
+        InputError: a field that is not known, of the wrong type, or out of range.
+    """
+    return _build(kind, config.to_dict(), "config")
+
+
+def _build(kind: Any, value: Any, where: str) -> Any:
+    """``value`` as an instance of ``kind``, recursively; errors name ``where``."""
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        fields = typing.get_type_hints(kind)
+        for name in value:
+            if name not in fields:
+                near = difflib.get_close_matches(name, fields, 1)
+                hint = f"; did you mean {where}.{near[0]}?" if near else ""
+                raise InputError(f"{where}.{name} is not a setting{hint}")
+        return kind(
+            **{
+                name: _build(fields[name], inner, f"{where}.{name}")
+                for name, inner in value.items()
+            }
+        )
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is tuple:
+        items = tuple(value) if isinstance(value, list | tuple) else None
+        many = len(args) == 2 and args[1] is Ellipsis
+        if items is None or (not many and len(items) != len(args)):
+            raise InputError(f"{where}={value!r} should be a tuple like {kind}")
+        kinds = [args[0]] * len(items) if many else args
+        return tuple(
+            _build(each, item, f"{where}[{number}]")
+            for number, (each, item) in enumerate(zip(kinds, items, strict=True))
+        )
+    if origin is typing.Literal:
+        if value not in args:
+            raise InputError(
+                f"{where}={value!r} should be one of {', '.join(map(str, args))}"
+            )
+        return value
+    if origin in (types.UnionType, typing.Union):
+        for each in args:
+            try:
+                return _build(each, value, where)
+            except InputError:
+                continue
+        raise InputError(f"{where}={value!r} should be one of {kind}")
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise InputError(
+            f"{where}={value!r} should be of type {getattr(kind, '__name__', kind)}"
+        )
+    return value

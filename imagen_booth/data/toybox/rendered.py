@@ -1,0 +1,67 @@
+"""Toybox records kept on disk in blocks, each rendered at its first use.
+
+Rendering once and reading often pays where training visits a record more than once;
+what is kept is the same as what ``source`` draws anew.
+"""
+
+import functools
+import io
+import json
+
+import numpy as np
+from etils import epath
+
+from imagen_booth.data.pictures import write_atomic
+from imagen_booth.data.toybox import source
+from imagen_booth.data.toybox.grammar import Tier
+
+BLOCK = 256  # records
+
+
+class Rendered:
+    """Random access to the first ``length`` records of a seed.
+
+    Args:
+        folder: where blocks are kept; named by seed, tier and size within.
+        seed: of the records, see ``source.example``.
+        length: number of records, a multiple of ``BLOCK``.
+        tier: part of the grammar that is drawn from.
+        size: side of the images in pixels.
+    """
+
+    def __init__(
+        self, folder: epath.Path, *, seed: int, length: int, tier: Tier, size: int
+    ):
+        assert length % BLOCK == 0, length
+        self._args = (seed, tier, size)
+        self._length = length
+        name = f"{size}px_seed{seed}_{len(tier.nouns)}nouns"
+        self._folder = folder / name
+        # Shuffled reading touches all blocks; they are mapped, not held.
+        self._block = functools.lru_cache(maxsize=None)(self._read)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> dict[str, object]:
+        images, captions = self._block(index // BLOCK)
+        return {
+            "image": np.asarray(images[index % BLOCK]),
+            "caption": captions[index % BLOCK],
+        }
+
+    def _read(self, number: int) -> tuple[np.ndarray, list[str]]:
+        seed, tier, size = self._args
+        images = self._folder / f"{number:05d}.npy"
+        captions = self._folder / f"{number:05d}.json"
+        if not captions.exists():
+            indices = range(number * BLOCK, (number + 1) * BLOCK)
+            pixels, texts, _ = source.render_examples(
+                seed, indices, tier=tier, size=size
+            )
+            data = io.BytesIO()
+            np.save(data, pixels)
+            write_atomic(images, data.getvalue())
+            # Last, so that a block with captions is whole.
+            write_atomic(captions, json.dumps(texts).encode())
+        return np.load(images, mmap_mode="r"), json.loads(captions.read_text())

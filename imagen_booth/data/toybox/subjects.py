@@ -1,0 +1,119 @@
+"""Subjects: one particular dog, its photos, and how it truly looks for any prompt."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from imagen_booth.data.toybox import grammar
+from imagen_booth.data.toybox.bodies import Pose
+from imagen_booth.data.toybox.captions import parse
+from imagen_booth.data.toybox.grammar import Attributes, Individual
+from imagen_booth.data.toybox.render import render
+from imagen_booth.data.toybox.scene import Scene
+from imagen_booth.errors import InputError
+
+# Subjects never share a generator with the individuals of pretraining.
+_SPACE = 1
+_MAX_PHOTOS = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """An individual of a class, fixed by its seed.
+
+    Of the individuals that the seed gives in turn, the subject is the first with
+    marks to know it by. Raises InputError for an unknown noun.
+    """
+
+    noun: str
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.noun not in grammar.NOUNS:
+            # Reads the noun as a prompt to name the nearest one.
+            parse(self.noun)
+            raise InputError(f"noun {self.noun!r} is not one of {grammar.NOUNS}.")
+
+    @property
+    def individual(self) -> Individual:
+        """The individual: colour and the seed of all its traits."""
+        attempt = 0
+        while True:
+            seed = (_SPACE, self.seed, attempt)
+            rng = np.random.default_rng((*seed, 1))
+            colour = grammar.draw_colour(rng, self.noun, grammar.TIER_A.colours)
+            made = Individual(noun=self.noun, colour=colour, seed=(*seed, 2))
+            if _marks(made) >= 2:
+                return made
+            attempt += 1
+
+
+def _marks(individual: Individual) -> int:
+    """How many of its materials set an individual apart."""
+    rng = np.random.default_rng(individual.seed)
+    body = grammar.BODIES[individual.noun](rng, individual.colour, Pose())
+    materials = {s.material for s in body.shapes}
+    textured = sum(m.texture != "plain" for m in materials)
+    colours = len({m.colour for m in materials if m.texture == "plain"})
+    return textured + max(0, colours - 4)
+
+
+def photo_attributes(count: int = 5) -> list[Attributes]:
+    """What each of a subject's photos shows beside the subject itself."""
+    if not 1 <= count <= _MAX_PHOTOS:
+        raise InputError(f"count is {count}; a subject has 1 to {_MAX_PHOTOS} photos.")
+    settings = (
+        ("room", "front"),
+        ("meadow", "side"),
+        (None, "front"),
+        ("street", "front"),
+        ("beach", "side"),
+        ("snow", "back"),
+    )
+    return [Attributes(noun="", context=c, view=v) for c, v in settings[:count]]
+
+
+def photo_scenes(subject: Subject, count: int = 5) -> list[Scene]:
+    """Scenes of the subject's photos: other poses, views, light and places."""
+    scenes = []
+    for i, setting in enumerate(photo_attributes(count)):
+        rng = np.random.default_rng((_SPACE, subject.seed, 1000 + i))
+        shown = dataclasses.replace(setting, noun=subject.noun)
+        scenes.append(grammar.compose(subject.individual, shown, rng))
+    return scenes
+
+
+def photos(subject: Subject, count: int = 5, size: int = 1024) -> np.ndarray:
+    """The subject's photos, uint8 [count, size, size, 3]."""
+    return render(photo_scenes(subject, count), size)
+
+
+def truth_scene(
+    subject: Subject, prompt: str, take: int = 0, identifier: str = "[V]"
+) -> Scene:
+    """The scene that a prompt such as "a [V] dog in the snow" asks for.
+
+    The noun of the prompt may be wrong or missing in an experiment; the subject is
+    drawn all the same. Each `take` has its own pose, place and camera.
+
+    Raises:
+      InputError: the prompt is outside the grammar.
+    """
+    asked = parse(prompt, identifier=identifier)
+    rng = np.random.default_rng((_SPACE, subject.seed, 2000 + take))
+    shown = dataclasses.replace(asked, noun=subject.noun)
+    return grammar.compose(subject.individual, shown, rng)
+
+
+def truth(
+    subject: Subject,
+    prompt: str,
+    *,
+    size: int = 1024,
+    take: int = 0,
+    identifier: str = "[V]",
+) -> np.ndarray:
+    """How the subject really looks for a prompt, uint8 [size, size, 3]."""
+    return render([truth_scene(subject, prompt, take, identifier)], size)[0]

@@ -1,0 +1,123 @@
+"""Prompts to embeddings: computed once, cached on disk, the encoder let go."""
+
+import hashlib
+import io
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from etils import epath
+
+from imagen_booth import hosts, sharding
+from imagen_booth.cascade import Cascade
+from imagen_booth.data.pictures import write_atomic
+from imagen_booth.errors import InputError
+from imagen_booth.text import prompts as words
+from imagen_booth.text.tokenizer import EMBEDDED, Tokenizer
+from imagen_booth.weights.load import load
+
+ROWS = 8  # prompts encoded together
+
+
+class Embedding(NamedTuple):
+    """One prompt as a U-Net reads it.
+
+    Attributes:
+        text: [L, D] f32.
+        mask: [L] bool, True where the U-Net reads.
+    """
+
+    text: np.ndarray
+    mask: np.ndarray
+
+
+def tokenizer(cascade: Cascade, vocabulary: str) -> Tokenizer:
+    """The cascade's tokenizer.
+
+    Args:
+        vocabulary: ``shipped``, or the path of a SentencePiece model.
+
+    Raises:
+        InputError: the cascade has no vocabulary of its own and none is given.
+    """
+    if cascade.text.vocabulary == "embedded":
+        return Tokenizer(EMBEDDED, cascade.text.length)
+    if not vocabulary or vocabulary == "shipped":
+        raise InputError(
+            f"config.weights.vocabulary is {vocabulary!r}: the {cascade.name} cascade "
+            "reads T5's vocabulary; give the path of its spiece.model"
+        )
+    return Tokenizer(vocabulary, cascade.text.length)
+
+
+def embed(
+    cascade: Cascade,
+    prompts: Sequence[str],
+    *,
+    weights: str,
+    vocabulary: str,
+    cache: epath.Path,
+    mesh: jax.sharding.Mesh,
+    dtype: np.dtype,
+) -> tuple[dict[str, Embedding], dict[str, object]]:
+    """Embeddings of prompts, and of the null text under the key ``None``-free "".
+
+    Stored embeddings are trimmed to the tokens the U-Net reads; each file is named
+    by the encoder's fingerprint and the token ids.
+
+    Args:
+        prompts: any prompts; "" always comes along as the null text.
+        weights: source of the encoder's weights.
+
+    Returns:
+        {prompt: embedding}, and the encoder's origin for the manifest.
+    """
+    text = cascade.text
+    pieces = tokenizer(cascade, vocabulary)
+    wanted = list(dict.fromkeys(["", *prompts]))
+    cleaned = [words.simple_clean(one) if text.lower else one for one in wanted]
+    tokens = pieces.encode(cleaned)
+    # Loading is cheap beside what follows a new prompt, and names the weights.
+    part = load(cascade, "text", weights, mesh, dtype)
+    folder = cache / "text" / part.fingerprint[:16]
+    paths = [
+        folder / f"{hashlib.sha256(row.tobytes()).hexdigest()[:24]}.npy"
+        for row in tokens
+    ]
+    missing = [row for row, path in enumerate(paths) if not path.exists()]
+    if missing:
+        apply = jax.jit(part.apply)
+        params = part.params
+        for start in range(0, len(missing), ROWS):
+            rows = missing[start : start + ROWS]
+            full = np.resize(rows, ROWS)  # one program for every batch
+            ids = tokens[full]
+            out = apply(params, *sharding.put_copies((ids, ids > 0), mesh))
+            values = sharding.fetch(out).astype(np.float32)
+            for row, value in zip(rows, values, strict=False):
+                kept = (tokens[row] > 0).sum() if text.masked else text.length
+                if hosts.is_first():
+                    _write(paths[row], value[:kept])
+        hosts.wait("embed")
+    found = {
+        prompt: _padded(np.load(path.open("rb")), text.length)
+        for prompt, path in zip(wanted, paths, strict=True)
+    }
+    if text.null == "zeros":
+        first = np.zeros(text.length, bool)
+        first[0] = True  # a softmax needs one position; it reads a zero there
+        found[""] = Embedding(np.zeros_like(found[""].text), first)
+    return found, part.origin()
+
+
+def _padded(value: np.ndarray, length: int) -> Embedding:
+    text = np.zeros((length, value.shape[1]), np.float32)
+    text[: len(value)] = value
+    return Embedding(text, np.arange(length) < len(value))
+
+
+def _write(path: epath.Path, value: np.ndarray) -> None:
+    data = io.BytesIO()
+    np.save(data, value)
+    write_atomic(path, data.getvalue())

@@ -1,0 +1,244 @@
+"""Prompts -> cascade -> images.
+
+The same function draws class images, preview grids and the pictures of a run.  An
+image depends on its prompt, its seed and the settings, not on the batch it is in.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from imagen_booth import sharding
+from imagen_booth.data import pictures
+from imagen_booth.data.pipeline import to_bytes, to_unit
+from imagen_booth.diffusion import sampler
+from imagen_booth.embed import Embedding
+from imagen_booth.models.hint import hint
+from imagen_booth.stage import Stage, condition, guided_denoiser
+from imagen_booth.state import Params
+from imagen_booth.weights.load import Part
+
+# Each stage draws from its own stream of a picture's seed; the number is part of
+# what a seed means, so it never changes.
+STREAM = {"base": 0, "sr256": 1, "sr1024": 2}
+LOW_NOISE = 2**31 - 1  # fold for the noise of the low-res image, beyond all steps
+
+
+@functools.lru_cache(maxsize=32)
+def _program(
+    stage: Stage,
+    apply: Callable[..., Any],
+    config: sampler.SamplerConfig,
+) -> Callable[..., Any]:
+    """The jitted sampler of a stage; kept, so that it compiles once per shape."""
+    plan = sampler.plan(stage.schedule, config)
+    shape = (stage.resolution, stage.resolution, 3)
+
+    @jax.jit
+    def draw(params, seeds, text, mask, null, null_mask, low, level):
+        root = jax.vmap(jax.random.key)(seeds)
+        keys = jax.vmap(lambda key: jax.random.fold_in(key, STREAM[stage.name]))(root)
+        cond = None
+        if stage.low_resolution is not None:
+            noise = jax.vmap(
+                lambda key: jax.random.normal(jax.random.fold_in(key, LOW_NOISE), shape)
+            )(keys)
+            cond = condition(stage, low, level, noise)
+        denoise = guided_denoiser(
+            stage,
+            functools.partial(apply, params),
+            *(text, mask, null, null_mask),
+            cond,
+            config,
+        )
+        return hint(sampler.sample(denoise, keys, shape, plan, config))
+
+    return draw
+
+
+def draw_stage(
+    stage: Stage,
+    part: Part,
+    params: Params,
+    config: sampler.SamplerConfig,
+    embeddings: Sequence[Embedding],
+    null: Embedding | Sequence[Embedding],
+    seeds: Sequence[int],
+    *,
+    mesh: jax.sharding.Mesh,
+    low: np.ndarray | None = None,
+    level: float = 0.0,
+    rows: int | None = None,
+) -> np.ndarray:
+    """Draws one image per embedding with one stage.
+
+    Args:
+        part: the stage's network; its ``apply`` is used.
+        params: the weights to draw with.
+        embeddings: B prompts.
+        null: what guidance moves away from, for all or one per prompt.
+        seeds: B integers below 2^32.
+        low: [B, h, w, 3] uint8 images of the stage before; None for the base stage.
+        level: augmentation level of ``low``.
+        rows: compile for this many rows and pad up to it; default B.
+
+    Returns:
+        [B, R, R, 3] uint8 on every process.
+    """
+    count = len(embeddings)
+    nulls = [null] * count if isinstance(null, Embedding) else list(null)
+    total = -(-(rows or count) // mesh.size) * mesh.size
+    pick = [row % count for row in range(total)]
+
+    def stack(values: Sequence[np.ndarray]) -> np.ndarray:
+        return np.stack([values[index] for index in pick])
+
+    inputs = {
+        "seeds": np.asarray(seeds, np.uint32)[pick],
+        "text": stack([each.text for each in embeddings]),
+        "mask": stack([each.mask for each in embeddings]),
+        "null": stack([each.text for each in nulls]),
+        "null_mask": stack([each.mask for each in nulls]),
+    }
+    if low is not None:
+        inputs["low"] = to_unit(low[pick])
+        inputs["level"] = np.full(total, level, np.float32)
+    # The global batch is the same numpy array on every process.
+    placed: dict[str, Any] = {
+        name: jax.make_array_from_callback(
+            value.shape, sharding.rows(mesh), lambda index, value=value: value[index]
+        )
+        for name, value in inputs.items()
+    }
+    placed.setdefault("low", None)
+    placed.setdefault("level", None)
+    images = _program(stage, part.apply, config)(params, **placed)
+    return to_bytes(sharding.fetch(images)[:count])
+
+
+@dataclasses.dataclass(frozen=True)
+class Ready:
+    """A stage ready to draw with.
+
+    Attributes:
+        stage, part: the network.
+        params: the weights to use.
+        level: augmentation level of the low-res image.
+        steps: steps it was tuned for; 0 if it is as it came.
+    """
+
+    stage: Stage
+    part: Part
+    params: Params
+    level: float
+    steps: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One picture to draw.
+
+    Attributes:
+        prompt: what is drawn; stages that know the subject read this.
+        plain: the prompt without the identifier, for stages that do not.
+        seed: of its noise, below 2^32.
+        name: file name without suffix.
+    """
+
+    prompt: str
+    plain: str
+    seed: int
+    name: str
+
+
+def rows_at(stage: Stage, batch: int) -> int:
+    """Pictures drawn together: ``batch`` at 64 px, fewer where they are larger."""
+    return max(2, batch * 64 // stage.resolution)
+
+
+def draw_cascade(
+    ready: Sequence[Ready],
+    requests: Sequence[Request],
+    found: Mapping[str, Embedding],
+    samplers: Mapping[str, sampler.SamplerConfig],
+    *,
+    batch: int,
+    mesh: jax.sharding.Mesh,
+    check_stop: Callable[[], None],
+) -> Iterator[tuple[Stage, np.ndarray]]:
+    """Draws pictures stage by stage, all of them with one stage before the next.
+
+    Args:
+        ready: the stages, from low to high resolution.
+        found: embeddings of every prompt; "" is the null text.
+        samplers: by stage name.
+        batch: pictures drawn together at 64 px.
+        check_stop: raises if the run is asked to stop; called between batches.
+
+    Yields:
+        Each stage with its [B, R, R, 3] uint8 pictures, in the order of ``requests``.
+    """
+    lows: np.ndarray | None = None
+    for each in ready:
+        rows = rows_at(each.stage, batch)
+        drawn = []
+        for start in range(0, len(requests), rows):
+            check_stop()
+            some = requests[start : start + rows]
+            spoken = [one.prompt if each.steps else one.plain for one in some]
+            drawn.append(
+                draw_stage(
+                    each.stage,
+                    each.part,
+                    each.params,
+                    samplers[each.stage.name],
+                    [found[prompt] for prompt in spoken],
+                    found[""],
+                    [one.seed for one in some],
+                    mesh=mesh,
+                    low=None if lows is None else lows[start : start + rows],
+                    level=each.level,
+                    rows=rows,
+                )
+            )
+        lows = np.concatenate(drawn)
+        yield each.stage, lows
+
+
+def store(
+    folder: epath.Path,
+    requests: Sequence[Request],
+    images: Sequence[np.ndarray],
+    story: Mapping[str, str],
+) -> None:
+    """Writes pictures and a contact sheet; each PNG says what made it.
+
+    Args:
+        story: metadata besides prompt and seed: run, cascade, licence.
+    """
+    for request, image in zip(requests, images, strict=True):
+        pictures.save_png(
+            folder / f"{request.name}.png",
+            image,
+            {"prompt": request.prompt, "seed": str(request.seed), **story},
+        )
+    sheet = pictures.contact_sheet(
+        list(images), [request.prompt for request in requests]
+    )
+    pictures.save_png(folder / "contact_sheet.png", sheet)
+
+
+def grid(images: Sequence[np.ndarray], columns: int) -> np.ndarray:
+    """Images of one size side by side, row by row, white where none is left."""
+    rows = -(-len(images) // columns)
+    height, width, _ = images[0].shape
+    sheet = np.full((rows * height, columns * width, 3), 255, np.uint8)
+    for index, image in enumerate(images):
+        top, left = index // columns * height, index % columns * width
+        sheet[top : top + height, left : left + width] = image
+    return sheet

@@ -1,0 +1,297 @@
+"""Layers shared by the U-Nets, named as in the public DeepFloyd IF weights.
+
+Parameters are float32. Normalisation, attention logits and softmax are computed
+in float32; everything else in the module's `dtype`.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float
+
+Dtype = Any
+ZEROS = nn.initializers.zeros_init()
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": functools.partial(nn.gelu, approximate=False),
+    "swish": nn.swish,
+}
+
+
+def sinusoid(x: Float[Array, " B"], width: int) -> Float[Array, "B F"]:
+    """Embeds a number as cosines, then sines, of geometrically falling frequency."""
+    half = width // 2
+    frequencies = jnp.exp(-math.log(10000) / half * jnp.arange(half, dtype=jnp.float32))
+    angles = x[:, None] * frequencies[None, :]
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def space_to_depth(x: Float[Array, "B H W C"], patch: int) -> Float[Array, "B I J D"]:
+    """Folds patch x patch pixels into channels."""
+    b, h, w, c = x.shape
+    x = x.reshape(b, h // patch, patch, w // patch, patch, c)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // patch, w // patch, -1)
+
+
+def depth_to_space(x: Float[Array, "B I J D"], patch: int) -> Float[Array, "B H W C"]:
+    """Inverse of `space_to_depth`."""
+    b, i, j, _ = x.shape
+    x = x.reshape(b, i, j, patch, patch, -1)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, i * patch, j * patch, -1)
+
+
+def average_pool(x: Float[Array, "B H W C"]) -> Float[Array, "B I J C"]:
+    """Halves height and width by the mean of 2 x 2 pixels."""
+    b, h, w, c = x.shape
+    return x.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
+
+
+def nearest_upsample(x: Float[Array, "B H W C"]) -> Float[Array, "B I J C"]:
+    """Doubles height and width by repeating each pixel."""
+    b, h, w, c = x.shape
+    x = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, 2, w, 2, c))
+    return x.reshape(b, 2 * h, 2 * w, c)
+
+
+def attend(
+    q: Float[Array, "B Q N K"],
+    k: Float[Array, "B M N K"],
+    v: Float[Array, "B M N K"],
+    mask: Bool[Array, "B M"] | None,
+) -> Float[Array, "B Q N K"]:
+    """Scaled dot-product attention of N heads; True in `mask` may be seen.
+
+    Masked logits are large, negative and finite, so no row becomes NaN.
+    """
+    f32 = jnp.float32
+    logits = jnp.einsum("BQNK,BMNK->BNQM", q, k, preferred_element_type=f32)
+    logits = logits / math.sqrt(q.shape[-1])
+    if mask is not None:
+        logits = jnp.where(mask[:, None, None, :], logits, -1e9)
+    weights = nn.softmax(logits).astype(v.dtype)
+    return jnp.einsum("BNQM,BMNK->BQNK", weights, v)
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation over all positions, optionally modulated.
+
+    The mean and the variance about it are taken in two passes in float32; the
+    result, times (1 + scale) plus shift where given, is cast back once.
+    """
+
+    groups: int
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B *N C"],
+        scale: Float[Array, "B C"] | None = None,
+        shift: Float[Array, "B C"] | None = None,
+    ) -> Float[Array, "B *N C"]:
+        b, c = x.shape[0], x.shape[-1]
+        assert c % self.groups == 0, f"{c} channels in {self.groups} groups"
+        gain = self.param("scale", nn.initializers.ones_init(), (c,))
+        bias = self.param("bias", ZEROS, (c,))
+
+        def group_mean(per_channel):  # [B, C] -> [B, 1, C], equal within a group
+            means = per_channel.reshape(b, self.groups, -1).mean(-1, keepdims=True)
+            return jnp.broadcast_to(means, (b, self.groups, c // self.groups)).reshape(
+                b, 1, c
+            )
+
+        h = x.reshape(b, -1, c).astype(jnp.float32)
+        h = h - group_mean(h.mean(1))
+        gain = gain[None, :] * jax.lax.rsqrt(
+            group_mean(jnp.square(h).mean(1))[:, 0] + self.epsilon
+        )
+        bias = jnp.broadcast_to(bias, (b, c))
+        if scale is not None and shift is not None:
+            scale = 1 + scale.astype(jnp.float32)
+            gain, bias = gain * scale, bias * scale + shift.astype(jnp.float32)
+        h = h * gain[:, None, :] + bias[:, None, :]
+        return h.astype(x.dtype).reshape(x.shape)
+
+
+def layer_norm(name: str) -> nn.LayerNorm:
+    return nn.LayerNorm(
+        epsilon=1e-5, dtype=jnp.float32, use_fast_variance=False, name=name
+    )
+
+
+class Embedding(nn.Module):
+    """Two-layer perceptron on the sinusoid of a number per row."""
+
+    width: int  # of the sinusoid
+    features: int
+    activation: str
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, " B"]) -> Float[Array, "B E"]:
+        h = sinusoid(x.astype(jnp.float32), self.width).astype(self.dtype)
+        h = nn.Dense(self.features, dtype=self.dtype, name="linear_1")(h)
+        h = ACTIVATIONS[self.activation](h)
+        return nn.Dense(self.features, dtype=self.dtype, name="linear_2")(h)
+
+
+class Pool(nn.Module):
+    """Attention of one query, the mean token plus a learned vector, to all tokens."""
+
+    heads: int
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(
+        self, text: Float[Array, "B L D"], mask: Bool[Array, "B L"] | None
+    ) -> Float[Array, "B D"]:
+        b, l, d = text.shape
+        if mask is None:
+            mask = jnp.ones((b, l), bool)
+        place = self.param(
+            "positional_embedding", nn.initializers.normal(d**-0.5), (1, d)
+        )
+        mean = text.mean(1, keepdims=True, where=mask[:, :, None])
+        query = (mean + place[None].astype(text.dtype)).astype(self.dtype)
+        tokens = jnp.concatenate([query, text.astype(self.dtype)], axis=1)
+        mask = jnp.pad(mask, ((0, 0), (1, 0)), constant_values=True)
+
+        def project(name, x):
+            h = nn.Dense(d, dtype=self.dtype, name=name)(x)
+            return h.reshape(b, -1, self.heads, d // self.heads)
+
+        q, k = project("q_proj", query), project("k_proj", tokens)
+        return attend(q, k, project("v_proj", tokens), mask).reshape(b, d)
+
+
+class TextPool(nn.Module):
+    """The whole text as one vector for the time embedding."""
+
+    features: int
+    heads: int
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(
+        self, text: Float[Array, "B L D"], mask: Bool[Array, "B L"] | None
+    ) -> Float[Array, "B E"]:
+        h = layer_norm("norm1")(text)
+        h = Pool(self.heads, self.dtype, name="pool")(h, mask)
+        h = nn.Dense(self.features, dtype=self.dtype, name="proj")(h)
+        return layer_norm("norm2")(h).astype(self.dtype)
+
+
+class ResBlock(nn.Module):
+    """Two convolutions, modulated by the embedding of time and text.
+
+    Source: ADM's "biggan" block (arXiv 2105.05233); `resample` changes the size of
+    both the residual and the shortcut between first activation and convolution.
+    """
+
+    features: int
+    groups: int
+    activation: str
+    dtype: Dtype
+    scale: float = 1.0  # divides the sum of residual and shortcut
+    resample: Callable[[Array], Array] | None = None
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B H W C"], emb: Float[Array, "B E"]
+    ) -> Float[Array, "B I J D"]:
+        act = ACTIVATIONS[self.activation]
+        conv = functools.partial(nn.Conv, self.features, dtype=self.dtype)
+        h = act(GroupNorm(self.groups, name="norm1")(x))
+        if self.resample is not None:
+            h, x = self.resample(h), self.resample(x)
+        h = conv((3, 3), name="conv1")(h)
+        scale, shift = jnp.split(
+            nn.Dense(2 * self.features, dtype=self.dtype, name="time_emb_proj")(emb),
+            2,
+            axis=-1,
+        )
+        h = act(GroupNorm(self.groups, name="norm2")(h, scale, shift))
+        h = conv((3, 3), kernel_init=ZEROS, name="conv2")(h)
+        if x.shape[-1] != self.features:
+            x = conv((1, 1), name="conv_shortcut")(x)
+        return (x + h) / self.scale
+
+
+class Attention(nn.Module):
+    """Attention of the image to the text and, with `self_attention`, to itself.
+
+    Text keys and values are joined to the image's own, so one softmax chooses
+    between them. `mask` is of the text.
+    """
+
+    heads: int
+    inner: int  # width of all heads together
+    groups: int
+    text_norm: str  # 'layer', or 'group': statistics over tokens too, as in IF
+    self_attention: bool
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B H W C"],
+        text: Float[Array, "B L D"],
+        mask: Bool[Array, "B L"] | None,
+    ) -> Float[Array, "B H W C"]:
+        b, height, width, c = x.shape
+
+        def project(name, h):
+            h = nn.Dense(self.inner, dtype=self.dtype, name=name)(h)
+            return h.reshape(b, -1, self.heads, self.inner // self.heads)
+
+        if self.text_norm == "group":
+            assert mask is None, "group statistics would mix in the masked positions"
+            text = GroupNorm(self.groups, name="norm_cross")(text)
+        else:
+            text = layer_norm("norm_cross")(text).astype(self.dtype)
+        h = GroupNorm(self.groups, name="group_norm")(x).reshape(b, -1, c)
+        keys, values = project("add_k_proj", text), project("add_v_proj", text)
+        if self.self_attention:
+            keys = jnp.concatenate([keys, project("to_k", h)], axis=1)
+            values = jnp.concatenate([values, project("to_v", h)], axis=1)
+        if mask is not None:
+            image_keys = keys.shape[1] - mask.shape[1]
+            mask = jnp.pad(mask, ((0, 0), (0, image_keys)), constant_values=True)
+        h = attend(project("to_q", h), keys, values, mask)
+        h = nn.Dense(c, dtype=self.dtype, kernel_init=ZEROS, name="to_out")(
+            h.reshape(b, -1, self.inner)
+        )
+        return x + h.reshape(b, height, width, c)
+
+
+def condition(
+    *,
+    time: Float[Array, " B"],
+    level: Float[Array, " B"] | None,
+    text: Float[Array, "B L D"],
+    mask: Bool[Array, "B L"] | None,
+    sinusoid_width: int,
+    time_width: int,
+    cross_width: int,
+    pool_heads: int,
+    activation: str,
+    dtype: Dtype,
+) -> tuple[Float[Array, "B E"], Float[Array, "B L X"]]:
+    """What every block is told, made inside a network's compact `__call__`.
+
+    Returns the activated sum of the embeddings of time, noise level (if given) and
+    pooled text, and the text sequence projected to `cross_width`.
+    """
+    number = functools.partial(Embedding, sinusoid_width, time_width, activation, dtype)
+    emb = number(name="time_embedding")(time)
+    if level is not None:
+        emb = emb + number(name="class_embedding")(level)
+    pool = TextPool(time_width, pool_heads, dtype, name="add_embedding")
+    emb = emb + pool(text, mask)
+    project = nn.Dense(cross_width, dtype=dtype, name="encoder_hid_proj")
+    # The published networks activate in each block or once here: the same function.
+    return ACTIVATIONS[activation](emb), project(text)

@@ -1,0 +1,324 @@
+"""The U-Net of ADM with text: Imagen's base network and DeepFloyd IF stages I, II.
+
+Source: ADM (arXiv 2105.05233), Imagen (arXiv 2205.11487, appendix F.1), and the
+configuration files of the public IF weights. Parameter paths are the names of those
+weights with "_" before a number, so `down_blocks.0.resnets.1.norm1.weight` is
+`down_blocks_0/resnets_1/norm1/scale`, and `to_out.0` is `to_out`.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float
+
+from imagen_booth.models import layers
+from imagen_booth.models.chain import chain
+from imagen_booth.models.hint import hint
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UNetConfig:
+    """Shape of one U-Net; tuples run from the finest level to the coarsest.
+
+    Attributes:
+      widths: channels of each level; each level halves height and width.
+      blocks: residual blocks of each level on the way down (one more going up).
+      attention: whether each level attends to text and image. The middle does.
+      in_channels: 3, or 6 with a low-resolution image joined after x_t.
+      out_channels: 3, or 6 with the learned variance of IF.
+      level_input: the network is told the noise level of its low-resolution input.
+      text_width: of the text encoder's output.
+      cross_width: of the text sequence inside the network.
+      time_width: of the embedding of time.
+      head_width: of one attention head.
+      pool_heads: heads of the attention that pools the text.
+      text_norm: 'layer' as in Imagen, or 'group' as in IF: statistics over 32 groups
+        of channels and all tokens, which needs unmasked text of fixed length.
+      self_attention: the image attends to itself too, not to the text alone.
+      activation: 'swish', or 'gelu' (exact).
+      residual_scale: divides each residual block's sum.
+      norm_groups: groups of every GroupNorm.
+      patch: side of the square of pixels folded into channels at the input and
+        unfolded at the output.
+      remat: recompute each block in the backward pass instead of storing it.
+      scan: compile runs of equal blocks once; their parameters are stacked.
+    """
+
+    widths: tuple[int, ...]
+    blocks: tuple[int, ...]
+    attention: tuple[bool, ...]
+    in_channels: int = 3
+    out_channels: int = 3
+    level_input: bool = False
+    text_width: int
+    cross_width: int
+    time_width: int
+    head_width: int = 64
+    pool_heads: int
+    text_norm: str = "layer"
+    self_attention: bool = True
+    activation: str = "swish"
+    residual_scale: float = 1.0
+    norm_groups: int = 32
+    patch: int = 1
+    remat: bool = False
+    scan: bool = False
+
+
+def _if_stage_1(width: int) -> UNetConfig:
+    return UNetConfig(
+        widths=(width, 2 * width, 3 * width, 4 * width),
+        blocks=(3, 3, 3, 3),
+        attention=(False, True, True, True),
+        out_channels=6,
+        text_width=4096,
+        cross_width=4 * width,
+        time_width=4 * width,
+        pool_heads=64,
+        text_norm="group",
+        activation="gelu",
+    )
+
+
+def _if_stage_2(widths: tuple[int, ...], blocks: tuple[int, ...]) -> UNetConfig:
+    return UNetConfig(
+        widths=widths,
+        blocks=blocks,
+        attention=(False, False, False, True, True),
+        in_channels=6,
+        out_channels=6,
+        level_input=True,
+        text_width=4096,
+        cross_width=widths[-1],
+        time_width=widths[-1],
+        pool_heads=64,
+        text_norm="group",
+        activation="gelu",
+        residual_scale=1 / 0.7071,  # the published constant, not sqrt(2)
+    )
+
+
+SIZES = {
+    # Imagen F.1: "2B" parameters; 2.3B with IF's definition of every block.
+    "imagen_base": UNetConfig(
+        widths=(512, 1024, 1536, 2048),
+        blocks=(3, 3, 3, 3),
+        attention=(False, True, True, True),
+        text_width=4096,
+        cross_width=2048,
+        time_width=2048,
+        pool_heads=64,
+    ),
+    "if_i_m": _if_stage_1(192),
+    "if_i_l": _if_stage_1(320),
+    "if_i_xl": _if_stage_1(704),
+    "if_ii_m": _if_stage_2((128, 256, 512, 768, 768), (2, 2, 3, 4, 2)),
+    "if_ii_l": _if_stage_2((160, 320, 640, 960, 1280), (2, 2, 3, 5, 5)),
+    # Ours: trained within hours, and sampled within seconds, on two CPU cores.
+    "toybox_base": UNetConfig(
+        widths=(128, 192),
+        blocks=(1, 2),
+        attention=(True, True),
+        text_width=128,
+        cross_width=128,
+        time_width=256,
+        head_width=32,
+        pool_heads=4,
+        patch=4,
+    ),
+    "tiny_base": UNetConfig(
+        widths=(8, 16),
+        blocks=(1, 1),
+        attention=(False, True),
+        text_width=16,
+        cross_width=16,
+        time_width=16,
+        head_width=8,
+        pool_heads=2,
+        norm_groups=4,
+    ),
+}
+
+
+def _res_block(
+    config: UNetConfig,
+    features: int,
+    dtype: layers.Dtype,
+    name: str,
+    resample: Callable | None = None,
+) -> layers.ResBlock:
+    return layers.ResBlock(
+        features=features,
+        groups=config.norm_groups,
+        activation=config.activation,
+        scale=config.residual_scale,
+        resample=resample,
+        dtype=dtype,
+        name=name,
+    )
+
+
+def _attention(
+    config: UNetConfig, features: int, dtype: layers.Dtype, name: str
+) -> layers.Attention:
+    return layers.Attention(
+        heads=features // config.head_width,
+        inner=features,
+        groups=config.norm_groups,
+        text_norm=config.text_norm,
+        self_attention=config.self_attention,
+        dtype=dtype,
+        name=name,
+    )
+
+
+class Level(nn.Module):
+    """The blocks of one resolution on the way down or up, then the way to the next.
+
+    Going up, each block gets one skip, joined to its input on channels; going down,
+    None. Returns the output of every block, and of the change of resolution.
+    """
+
+    config: UNetConfig
+    features: int
+    attends: bool
+    dtype: layers.Dtype
+    resample: tuple[str, Callable] | None
+
+    @nn.compact
+    def __call__(
+        self,
+        h: Float[Array, "B H W C"],
+        skips: list,
+        emb: Float[Array, "B E"],
+        text: Float[Array, "B L X"],
+        mask: Bool[Array, "B L"] | None,
+    ) -> list[Float[Array, "B _ _ D"]]:
+        config, features, dtype = self.config, self.features, self.dtype
+        attends = self.attends
+
+        def layer(suffix, h, skip, context):
+            emb, text, mask = context
+            if skip is not None:
+                h = jnp.concatenate([h, skip], axis=-1)
+            h = _res_block(config, features, dtype, "resnets" + suffix)(h, emb)
+            if attends:
+                attend = _attention(config, features, dtype, "attentions" + suffix)
+                h = attend(h, text, mask)
+            return hint(h)
+
+        hs = chain(
+            self,
+            layer,
+            h,
+            skips,
+            (emb, text, mask),
+            features=features,
+            scan=config.scan,
+            remat=config.remat,
+        )
+        if self.resample is not None:
+
+            def change(module, h, emb, name, resample):
+                h = _res_block(config, features, dtype, name, resample)(h, emb)
+                return hint(h)
+
+            if config.remat:
+                change = nn.remat(change, static_argnums=(3, 4))
+            hs.append(change(self, hs[-1], emb, *self.resample))
+        return hs
+
+
+class Middle(nn.Module):
+    """Residual block, attention, residual block at the coarsest resolution."""
+
+    config: UNetConfig
+    dtype: layers.Dtype
+
+    @nn.compact
+    def __call__(
+        self,
+        h: Float[Array, "B H W C"],
+        emb: Float[Array, "B E"],
+        text: Float[Array, "B L X"],
+        mask: Bool[Array, "B L"] | None,
+    ) -> Float[Array, "B H W C"]:
+        common = self.config, self.config.widths[-1], self.dtype
+        h = _res_block(*common, "resnets_0")(h, emb)
+        h = _attention(*common, "attentions_0")(h, text, mask)
+        return hint(_res_block(*common, "resnets_1")(h, emb))
+
+
+class UNet(nn.Module):
+    """Predicts from a noisy picture, its time and a text.
+
+    Args of the call:
+      x: [B, H, W, in_channels], x_t and, in that order, any low-resolution image.
+        H and W are multiples of patch * 2^(levels - 1).
+      time: [B] f32 as the sinusoid is to see it (0..999 or 1000 t).
+      text: [B, L, text_width].
+      text_mask: [B, L] bool, True on real tokens, at least one per row; None attends
+        to all.
+      level: [B] f32, noise level as the sinusoid is to see it, if `level_input`.
+
+    Returns:
+      [B, H, W, out_channels] f32.
+    """
+
+    config: UNetConfig
+    dtype: layers.Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B H W C"],
+        time: Float[Array, " B"],
+        text: Float[Array, "B L D"],
+        text_mask: Bool[Array, "B L"] | None = None,
+        level: Float[Array, " B"] | None = None,
+    ) -> Float[Array, "B H W O"]:
+        config, dtype = self.config, self.dtype
+        assert (level is not None) == config.level_input, "level is for level_input"
+        emb, text = layers.condition(
+            time=time,
+            level=level,
+            text=text,
+            mask=text_mask,
+            sinusoid_width=config.widths[0],
+            time_width=config.time_width,
+            cross_width=config.cross_width,
+            pool_heads=config.pool_heads,
+            activation=config.activation,
+            dtype=dtype,
+        )
+        h = layers.space_to_depth(x, config.patch)
+        h = nn.Conv(config.widths[0], (3, 3), dtype=dtype, name="conv_in")(h)
+        skips = [hint(h)]
+        levels = list(zip(config.widths, config.blocks, config.attention, strict=True))
+        for i, (width, blocks, attends) in enumerate(levels):
+            last = i == len(levels) - 1
+            resample = None if last else ("downsamplers_0", layers.average_pool)
+            part = Level(
+                config, width, attends, dtype, resample, name=f"down_blocks_{i}"
+            )
+            skips += part(skips[-1], [None] * blocks, emb, text, text_mask)
+        middle = nn.remat(Middle) if config.remat else Middle
+        h = middle(config, dtype, name="mid_block")(skips[-1], emb, text, text_mask)
+        for i, (width, blocks, attends) in enumerate(reversed(levels)):
+            last = i == len(levels) - 1
+            resample = None if last else ("upsamplers_0", layers.nearest_upsample)
+            part = Level(config, width, attends, dtype, resample, name=f"up_blocks_{i}")
+            popped = [skips.pop() for _ in range(blocks + 1)]
+            h = part(h, popped, emb, text, text_mask)[-1]
+        h = layers.GroupNorm(config.norm_groups, name="conv_norm_out")(h)
+        h = layers.ACTIVATIONS[config.activation](h.astype(jnp.float32))
+        out = nn.Conv(
+            config.out_channels * config.patch**2,
+            (3, 3),
+            dtype=jnp.float32,
+            kernel_init=layers.ZEROS,
+            name="conv_out",
+        )
+        return layers.depth_to_space(out(h), config.patch)

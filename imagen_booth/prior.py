@@ -1,0 +1,130 @@
+"""Class images: what the frozen model makes of the class prompt.
+
+They are stored as lossless PNG in a folder named by everything that made them, so
+runs on the same class share them.  A group of them is drawn at a time, always in
+the same shape; a run that was killed draws only the groups that are missing.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+import tqdm
+from etils import epath
+
+from imagen_booth import hosts
+from imagen_booth.data import pictures
+from imagen_booth.diffusion.sampler import SamplerConfig
+from imagen_booth.embed import Embedding
+from imagen_booth.generate import draw_stage
+from imagen_booth.stage import Stage
+from imagen_booth.weights.load import Part
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """All that a set of class images depends on.
+
+    Attributes:
+        prompt: the class prompt, e.g. ``a dog``.
+        unet: fingerprint of the network's weights.
+        made_from: fingerprint of the text encoder, or digest of the class images
+            that a super-resolution stage enlarges.
+        stage: the stage that draws.
+        level: augmentation level of the images that are enlarged.
+        sampler: how they are drawn.
+        group: images drawn together.
+        seed: image ``i`` has seed ``seed + i``.
+        dtype: of the activations.
+    """
+
+    prompt: str
+    unet: str
+    made_from: str
+    stage: Stage
+    level: float
+    sampler: SamplerConfig
+    group: int
+    seed: int
+    dtype: str
+
+    def digest(self) -> str:
+        """Names the folder: equal recipes, equal images."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()[:24]
+
+
+def folder_of(recipe: Recipe, cache: epath.Path) -> epath.Path:
+    """Where the images of a recipe are kept."""
+    noun = "".join(c if c.isalnum() else "_" for c in recipe.prompt)[:40]
+    return cache / "class_images" / f"{noun}-{recipe.digest()}"
+
+
+def class_images(
+    recipe: Recipe,
+    count: int,
+    part: Part,
+    embedding: Embedding,
+    null: Embedding,
+    *,
+    cache: epath.Path,
+    mesh: jax.sharding.Mesh,
+    check_stop: Callable[[], None],
+    lows: Sequence[np.ndarray] | None = None,
+) -> list[np.ndarray]:
+    """Draws what is missing and returns the first ``count`` class images.
+
+    All devices draw each group together; the first process writes.
+
+    Args:
+        check_stop: raises if the run is asked to stop; called between groups.
+        lows: uint8 class images of the stage below, one per image.
+
+    Returns:
+        ``count`` uint8 images [R, R, 3].
+    """
+    folder = folder_of(recipe, cache)
+    groups = -(-count // recipe.group)
+    missing = [group for group in range(groups) if not _complete(folder, group, recipe)]
+    if hosts.is_first() and missing:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "recipe.json").write_text(
+            json.dumps(dataclasses.asdict(recipe), indent=1, default=repr)
+        )
+    for group in tqdm.tqdm(
+        missing, desc="class images", unit="group", disable=not missing
+    ):
+        check_stop()
+        indices = range(group * recipe.group, (group + 1) * recipe.group)
+        images = draw_stage(
+            recipe.stage,
+            part,
+            part.params,
+            recipe.sampler,
+            [embedding] * recipe.group,
+            null,
+            [recipe.seed + index for index in indices],
+            mesh=mesh,
+            low=None if lows is None else np.stack([lows[index] for index in indices]),
+            level=recipe.level,
+        )
+        if hosts.is_first():
+            for index, image in zip(indices, images, strict=True):
+                pictures.save_png(
+                    _path(folder, index),
+                    image,
+                    {"prompt": recipe.prompt, "seed": str(recipe.seed + index)},
+                )
+        hosts.wait(f"class images {group}")
+    return [pictures.load_png(_path(folder, index)) for index in range(count)]
+
+
+def _path(folder: epath.Path, index: int) -> epath.Path:
+    return folder / f"{index:05d}.png"
+
+
+def _complete(folder: epath.Path, group: int, recipe: Recipe) -> bool:
+    indices = range(group * recipe.group, (group + 1) * recipe.group)
+    return all(_path(folder, index).exists() for index in indices)

@@ -1,0 +1,90 @@
+"""SentencePiece tokens of fixed length, as T5 has them: pad 0, eos 1, unknown 2."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+
+from imagen_booth.errors import InputError
+
+PAD, EOS, UNKNOWN = 0, 1, 2
+
+# The small vocabulary that comes with the package (made by text/vocabulary.py), and
+# the ids of its pieces that no caption uses.
+EMBEDDED = Path(__file__).with_name("embedded.model")
+EMBEDDED_RARE = (1848, 2047)
+
+# DreamBooth's range for the vocabulary of T5. Ranges include both ends.
+T5_RARE = (5000, 10000)
+
+
+class Tokenizer:
+    """A SentencePiece model and a length in tokens.
+
+    Args:
+        model: path of a local SentencePiece model file, or its bytes.
+        length: L, tokens per text, the end mark included.
+
+    Raises:
+        InputError: there is no such file, it is not a SentencePiece model, or its
+            special pieces are not T5's.
+    """
+
+    def __init__(self, model: str | os.PathLike[str] | bytes, length: int):
+        if length < 1:
+            raise InputError(f"The tokenizer's length is {length}; give at least 1.")
+        self.length = length
+        name = "bytes" if isinstance(model, bytes) else os.fspath(model)
+        try:
+            proto = model if isinstance(model, bytes) else Path(model).read_bytes()
+            self._model = sentencepiece.SentencePieceProcessor()
+            self._model.LoadFromSerializedProto(proto)
+        except OSError as error:
+            raise InputError(
+                f"The vocabulary {name} cannot be read: {error.strerror}. Give the"
+                " path of a SentencePiece model, for T5 its spiece.model."
+            ) from error
+        except RuntimeError as error:
+            raise InputError(
+                f"The vocabulary {name} is not a SentencePiece model, or is cut short."
+            ) from error
+        special = (self._model.pad_id(), self._model.eos_id(), self._model.unk_id())
+        if special != (PAD, EOS, UNKNOWN):
+            raise InputError(
+                f"The vocabulary {name} has pad, eos, unknown at {special}; T5 and"
+                f" this package have them at {(PAD, EOS, UNKNOWN)}."
+            )
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of pieces, without T5's sentinels and padding rows."""
+        return self._model.vocab_size()
+
+    def pieces(self, text: str) -> list[int]:
+        """Ids of a text, without end mark, padding or limit of length."""
+        return self._model.encode(text)
+
+    def piece(self, id: int) -> str:
+        """The piece with this id, its sign for the start of a word written '▁'."""
+        return self._model.id_to_piece(id)
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """Text of ids up to the first end mark; padding is dropped."""
+        ids = [int(id) for id in ids]
+        if EOS in ids:
+            ids = ids[: ids.index(EOS)]
+        return self._model.decode([id for id in ids if id != PAD])
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Tokens of texts: end mark after each, then padding; long ones are cut.
+
+        Returns:
+            int32 [N, length]. A text that is cut keeps its end mark.
+        """
+        tokens = np.full((len(texts), self.length), PAD, np.int32)
+        for row, text in zip(tokens, texts, strict=True):
+            ids = [*self.pieces(text)[: self.length - 1], EOS]
+            row[: len(ids)] = ids
+        return tokens

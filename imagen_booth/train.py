@@ -1,0 +1,56 @@
+"""Fine-tunes a cascade on a few photos of a subject.
+
+    python -m imagen_booth.train --config=configs/dog.py
+    python -m imagen_booth.train --config=configs/subject.py:toybox \\
+        --config.subject.photos=DIR --config.subject.class_noun=dog
+
+Any setting can follow as --config.NAME=VALUE.  The same command goes on with a run
+that was stopped.  The result is DIR/report.html, pictures and checkpoints.
+"""
+
+import pathlib
+
+from absl import flags
+from ml_collections import config_flags
+
+from imagen_booth import cli
+from imagen_booth.errors import InputError
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "settings, FILE.py or FILE.py:CASCADE", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "where the run lives, local or gs://; default runs/CONFIG"
+)
+_OVERWRITE = flags.DEFINE_list(
+    "overwrite", [], "parts to redo: base, sr256, sr1024, samples, all"
+)
+
+
+def default_workdir(config_flag: str) -> str:
+    """``runs/dog`` for configs/dog.py, ``runs/dog_tiny`` for configs/dog.py:tiny."""
+    path, _, arg = config_flag.partition(":")
+    name = pathlib.PurePath(path).stem
+    return "runs/" + "_".join([name, *arg.split(":")] if arg else [name])
+
+
+def main() -> None:
+    if _CONFIG.value is None:
+        raise InputError("--config is missing; give --config=configs/dog.py")
+    # Slow imports come after the flags, so that --help and bad flags answer at once.
+    from etils import epath
+
+    from imagen_booth import booth
+    from imagen_booth.config import to_job
+
+    workdir = _WORKDIR.value or default_workdir(
+        config_flags.get_config_filename(flags.FLAGS["config"])
+    )
+    page = booth.run(
+        to_job(_CONFIG.value), epath.Path(workdir), frozenset(_OVERWRITE.value)
+    )
+    print(f"open {page}")
+
+
+if __name__ == "__main__":
+    cli.run(main, __doc__)

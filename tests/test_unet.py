@@ -1,0 +1,250 @@
+"""Layers and the ADM U-Net: closed forms, counts, invariances, layouts of params."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from imagen_booth import models
+from imagen_booth.models import UNetConfig, chain, layers
+from imagen_booth.models.hint import hint
+
+TINY = models.SIZES["tiny_base"]
+assert isinstance(TINY, UNetConfig)
+# Three alike in a row going down, runs of two going up.
+LONG = dataclasses.replace(TINY, blocks=(3, 1), attention=(True, False))
+
+
+def draw_inputs(config: UNetConfig, key, batch=3, side=8, length=5):
+    keys = jax.random.split(key, 4)
+    x = jax.random.normal(keys[0], (batch, side, side, config.in_channels))
+    time = 1000 * jax.random.uniform(keys[1], (batch,))
+    text = jax.random.normal(keys[2], (batch, length, config.text_width))
+    mask = jnp.arange(length)[None, :] < jnp.array([[5], [3], [1]])[:batch]
+    level = 1000 * jax.random.uniform(keys[3], (batch,)) if config.level_input else None
+    return x, time, text, mask, level
+
+
+def draw_params(network, inputs, key):
+    """Random params without a zero, of a size that keeps signals near 1."""
+    shapes = jax.eval_shape(network.init, key, *inputs)["params"]
+    leaves, tree = jax.tree.flatten(shapes)
+    rng = np.random.default_rng(0)
+    values = [
+        0.5 + 0.2 * rng.normal(size=p.shape)
+        if p.ndim < 2
+        else rng.normal(size=p.shape) / math.prod(p.shape[:-1]) ** 0.5
+        for p in leaves
+    ]
+    return jax.tree.unflatten(tree, [jnp.asarray(v, jnp.float32) for v in values])
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """The tiny network jitted, its params and one batch."""
+    network = models.build(TINY)
+    inputs = draw_inputs(TINY, jax.random.key(1))
+    params = draw_params(network, inputs, jax.random.key(2))
+    return jax.jit(lambda *args: network.apply({"params": params}, *args)), inputs
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("if_i_m", 371_605_830),
+        ("if_i_l", 935_365_830),
+        ("if_i_xl", 4_304_695_110),
+        ("if_ii_m", 461_064_198),
+        ("if_ii_l", 1_243_277_190),
+        ("imagen_base", 2_305_382_403),
+    ],
+)
+def test_parameter_count(name, expected):
+    config = models.SIZES[name]
+    assert isinstance(config, UNetConfig)
+    side = 2 ** (len(config.widths) - 1)
+    x, time, text, _, level = jax.eval_shape(
+        lambda key: draw_inputs(config, key, 1, side, 77), jax.random.key(0)
+    )
+    init = models.build(config).init
+    params = jax.eval_shape(init, jax.random.key(0), x, time, text, None, level)
+    assert sum(math.prod(p.shape) for p in jax.tree.leaves(params)) == expected
+    assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize("name", ["imagen_base", "if_i_xl", "toybox_base", "tiny_base"])
+def test_output_shape_at_real_size(name):
+    config = models.SIZES[name]
+    assert isinstance(config, UNetConfig)
+    network = models.build(config, jnp.bfloat16)
+
+    def run(key):
+        x, time, text, mask, level = draw_inputs(config, key, 2, 64, 77)
+        mask = None if config.text_norm == "group" else mask
+        return network.init_with_output(key, x, time, text, mask, level)[0]
+
+    out = jax.eval_shape(run, jax.random.key(0))
+    assert out.shape == (2, 64, 64, config.out_channels)
+    assert out.dtype == jnp.float32
+
+
+def test_sinusoid_is_cosines_then_sines():
+    value = layers.sinusoid(jnp.array([0.0, 3.0]), 8)
+    angles = 3 * 10000.0 ** (-np.arange(4) / 4)
+    np.testing.assert_allclose(value[0], [1, 1, 1, 1, 0, 0, 0, 0])
+    np.testing.assert_allclose(
+        value[1], np.concatenate([np.cos(angles), np.sin(angles)]), rtol=1e-5
+    )
+
+
+def test_patches_hold_neighbouring_pixels(key):
+    x = jnp.arange(4 * 6 * 2, dtype=jnp.float32).reshape(1, 4, 6, 2)
+    folded = layers.space_to_depth(x, 2)
+    assert folded.shape == (1, 2, 3, 8)
+    np.testing.assert_array_equal(folded[0, 1, 2], x[0, 2:, 4:].reshape(-1))
+    np.testing.assert_array_equal(layers.depth_to_space(folded, 2), x)
+
+
+def test_group_norm_far_from_zero(key):
+    """Against float64, on values whose mean is a thousand deviations."""
+    x = 1000 + jax.random.normal(key, (2, 4, 3, 6))
+    scale, shift = jax.random.normal(jax.random.key(1), (2, 2, 6))
+    norm = layers.GroupNorm(3)
+    params = {"scale": jnp.arange(1.0, 7.0), "bias": jnp.arange(6.0)}
+    out = norm.apply({"params": params}, x, scale, shift)
+
+    groups = np.asarray(x, np.float64).reshape(2, 12, 3, 2)
+    mean = groups.mean((1, 3), keepdims=True)
+    variance = groups.var((1, 3), keepdims=True)
+    normed = ((groups - mean) / np.sqrt(variance + 1e-5)).reshape(2, 4, 3, 6)
+    normed = normed * np.arange(1, 7) + np.arange(6)
+    modulate = np.asarray(scale)[:, None, None], np.asarray(shift)[:, None, None]
+    np.testing.assert_allclose(
+        out, normed * (1 + modulate[0]) + modulate[1], rtol=1e-3, atol=1e-3
+    )
+
+
+def test_starts_at_zero(key):
+    inputs = draw_inputs(TINY, key)
+    out, _ = jax.jit(models.build(TINY).init_with_output)(key, *inputs)
+    np.testing.assert_array_equal(out, jnp.zeros_like(out))
+
+
+def test_masked_text_is_not_seen(tiny):
+    run, (x, time, text, mask, _) = tiny
+    out = run(x, time, text, mask)
+    hidden = text + jnp.where(mask[:, :, None], 0.0, 100.0)
+    np.testing.assert_allclose(run(x, time, hidden, mask), out, atol=1e-6)
+    seen = run(x, time, text.at[:, 0].add(1.0), mask)
+    assert (jnp.abs(seen - out).max((1, 2, 3)) > 1e-3).all()
+
+
+def test_without_a_mask_all_text_is_seen(tiny):
+    run, (x, time, text, mask, _) = tiny
+    whole = run(x, time, text, jnp.ones_like(mask))
+    np.testing.assert_allclose(run(x, time, text, None), whole, atol=1e-5)
+
+
+def test_rows_do_not_mix(tiny):
+    run, (x, time, text, mask, _) = tiny
+    out = run(x, time, text, mask)
+    order = jnp.array([2, 0, 1])
+    moved = run(x[order], time[order], text[order], mask[order])
+    np.testing.assert_allclose(moved, out[order], atol=1e-5)
+
+
+def test_every_parameter_learns(key):
+    config = dataclasses.replace(TINY, in_channels=6, level_input=True)
+    network = models.build(config)
+    inputs = draw_inputs(config, key)
+    params = draw_params(network, inputs, key)
+
+    @jax.jit
+    @jax.grad
+    def grads(params):
+        return jnp.sum(network.apply({"params": params}, *inputs) ** 2)
+
+    still = {
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, g in jax.tree.leaves_with_path(grads(params))
+        if jnp.abs(g).max() < 1e-4
+    }
+    # A shift of all keys alike moves no softmax.
+    assert still == {"add_embedding/pool/k_proj/bias"}
+
+
+def test_group_normed_text_takes_no_mask(key):
+    config = dataclasses.replace(TINY, text_norm="group")
+    inputs = draw_inputs(config, key)
+    with pytest.raises(AssertionError, match="masked positions"):
+        jax.eval_shape(models.build(config).init, key, *inputs)
+
+
+def test_half_precision_stays_near(key):
+    inputs = draw_inputs(TINY, key)
+    params = draw_params(models.build(TINY), inputs, key)
+
+    def run(dtype):
+        return jax.jit(models.build(TINY, dtype).apply)({"params": params}, *inputs)
+
+    exact, half = run(jnp.float32), run(jnp.bfloat16)
+    assert half.dtype == jnp.float32
+    error = jnp.abs(half - exact).max() / jnp.abs(exact).max()
+    assert 1e-5 < error < 0.05
+
+
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("remat", [False, True])
+def test_layouts_agree(scan, remat, key):
+    """Loops and recomputing change neither the output nor the gradients."""
+    inputs = draw_inputs(LONG, key)
+    plain = draw_params(models.build(LONG), inputs, key)
+    other = models.build(dataclasses.replace(LONG, scan=scan, remat=remat))
+    like = jax.eval_shape(other.init, key, *inputs)["params"]
+    params = chain.stack(plain, like)
+    assert jax.tree.structure(params) == jax.tree.structure(like)
+    assert ("layers_0_2" in params["down_blocks_0"]) == scan
+    jax.tree.map(np.testing.assert_array_equal, chain.unstack(params), plain)
+
+    def loss(network):
+        return lambda params: jnp.mean(network.apply({"params": params}, *inputs) ** 2)
+
+    expected, expected_grads = _value_and_grad(loss(models.build(LONG)), plain)
+    value, grads = _value_and_grad(loss(other), params)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
+        chain.unstack(grads),
+        expected_grads,
+    )
+
+
+def _value_and_grad(loss, params):
+    return jax.jit(jax.value_and_grad(loss))(params)
+
+
+def test_remat_stores_less(key):
+    def stored(config):
+        inputs = draw_inputs(config, key)
+        network = models.build(config)
+        params = jax.eval_shape(network.init, key, *inputs)["params"]
+        run = lambda p: network.apply({"params": p}, *inputs)  # noqa: E731
+        backward = jax.eval_shape(lambda p: jax.vjp(run, p)[1], params)
+        return sum(math.prod(x.shape) for x in jax.tree.leaves(backward))
+
+    print(stored(LONG), stored(dataclasses.replace(LONG, remat=True)))
+    assert stored(dataclasses.replace(LONG, remat=True)) < 0.5 * stored(LONG)
+
+
+def test_hint_splits_the_batch_over_the_mesh():
+    x = jnp.ones((8, 2, 2, 3))
+    mesh = jax.make_mesh((2, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+    assert hint(x) is x
+    with jax.set_mesh(mesh):
+        assert jax.jit(hint)(x).sharding.spec == P(("data", "fsdp"))
+        assert jax.jit(hint)(x[:3]).shape == (3, 2, 2, 3)
