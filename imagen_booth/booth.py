@@ -22,7 +22,7 @@ import numpy as np
 from etils import epath
 
 from imagen_booth import hosts, loop, prepare, prior, report, sharding, tune
-from imagen_booth.cascade import Cascade, by_name
+from imagen_booth.cascade import Cascade, by_name, notices
 from imagen_booth.data import photos, pictures
 from imagen_booth.errors import BoothError, InputError
 from imagen_booth.generate import Ready, Request, draw_cascade, rows_at, store
@@ -30,8 +30,8 @@ from imagen_booth.job import Job
 from imagen_booth.metrics import MetricWriter
 from imagen_booth.prepare import Words
 from imagen_booth.stage import Stage
-from imagen_booth.weights.load import Part, load
-from imagen_booth.workdir import Workdir, now, settings
+from imagen_booth.weights.load import Part, load, resolve
+from imagen_booth.workdir import Workdir, now, recipe_of
 
 log = logging.getLogger(__name__)
 
@@ -93,9 +93,9 @@ def run(job: Job, workdir: epath.Path, overwrite: frozenset[str]) -> epath.Path:
         NotFinite: training diverged; the last good state is saved.
         StorageError: something cannot be written.
     """
-    cascade = by_name(job.cascade)
+    cascade = resolve(by_name(job.cascade), dataclasses.asdict(job.weights))
     work = Workdir(workdir, overwrite)
-    cache = epath.Path(job.cache) if job.cache else work.path.parent / "cache"
+    cache = cache_folder(job, work.path)
     mesh = sharding.make_mesh(job.mesh.data, job.mesh.fsdp)
     dtype = activation_dtype(job.dtype)
     intake = prepare.check_photos(job, cascade, work)
@@ -126,6 +126,22 @@ def run(job: Job, workdir: epath.Path, overwrite: frozenset[str]) -> epath.Path:
     return work.path / "report.html"
 
 
+def cache_folder(job: Job, workdir: epath.Path) -> epath.Path:
+    """Where runs share class images, embeddings and compiled programs."""
+    cache = epath.Path(job.cache) if job.cache else workdir.parent / "cache"
+    jax.config.update("jax_compilation_cache_dir", str(cache / "xla"))
+    return cache
+
+
+def story_of(workdir: epath.Path, cascade: Cascade) -> dict[str, str]:
+    """Metadata of every picture that a run draws."""
+    return {
+        "run": workdir.name,
+        "cascade": cascade.name,
+        "licence": cascade.licence,
+    }
+
+
 def activation_dtype(name: str) -> Any:
     """bfloat16 on an accelerator and float32 on a CPU, unless named.
 
@@ -144,7 +160,7 @@ def _begin(booth: Booth, intake: photos.Intake, words: Words) -> None:
     """Records what the run is, and says what is known to be wrong."""
     work, job = booth.work, booth.job
     work.write_json("config.json", dataclasses.asdict(job))
-    warnings = [*words.warnings, *intake.warnings]
+    warnings = [*notices(booth.cascade), *words.warnings, *intake.warnings]
     work.record(
         run=work.path.name,
         status="running",
@@ -208,15 +224,16 @@ def _tune_stage(
             "weights": part.fingerprint,
             "text": words.encoder["sha256"],
             "photos": {photo.name: photo.sha256 for photo in teachers},
-            "subject": settings(job.subject, "photos", "identifier", "tokens"),
+            "subject": recipe_of(job.subject, "photos", "identifier", "tokens"),
             "instance_prompt": words.instance,
-            "class_images": settings(job.class_images) if class_pairs else None,
+            "class_images": recipe_of(job.class_images) if class_pairs else None,
             "seed": job.seed,
             "dtype": str(booth.dtype),
-            name: settings(tuning, *free),
+            name: recipe_of(tuning, *free),
         },
     )
     subject = [_photo_pair(job, stage, photo) for photo in teachers]
+    stage = stage.tuned(tuning.hybrid)
     with booth.timed(f"tuning {name}"):
         params, similarity = tune.tune(
             stage,
@@ -334,7 +351,7 @@ def _preview(
 def _draw_pictures(booth: Booth, words: Words, ready: Sequence[Ready]) -> None:
     """The final pictures, at the resolution of every stage."""
     job, work = booth.job, booth.work
-    folder = work.claim("samples", {"pictures": settings(job.pictures)})
+    folder = work.claim("samples", {"pictures": recipe_of(job.pictures)})
     made = {
         "instance_prompt": words.instance,
         "weights": {each.stage.name: each.part.fingerprint for each in ready},
@@ -350,11 +367,7 @@ def _draw_pictures(booth: Booth, words: Words, ready: Sequence[Ready]) -> None:
         )
         for seed in range(job.pictures.seeds)
     ]
-    story = {
-        "run": work.path.name,
-        "cascade": booth.cascade.name,
-        "licence": booth.cascade.licence,
-    }
+    story = story_of(work.path, booth.cascade)
     for stage, images in draw_cascade(
         ready,
         requests,

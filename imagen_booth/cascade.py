@@ -55,6 +55,23 @@ class Cascade:
         """The stage called ``name``."""
         return {stage.name: stage for stage in self.stages}[name]
 
+    def having(self, part: Stage | T5Config) -> "Cascade":
+        """With another text encoder, or another stage of that name; a new one on top.
+
+        How a network is compiled (``scan``, ``remat``) stays as it is here.
+        """
+        if isinstance(part, T5Config):
+            encoder = dataclasses.replace(part, scan=self.text.encoder.scan)
+            text = dataclasses.replace(self.text, encoder=encoder)
+            return dataclasses.replace(self, text=text)
+        stages = {stage.name: stage for stage in self.stages}
+        if part.name in stages:
+            old = stages[part.name].model
+            model = dataclasses.replace(part.model, scan=old.scan, remat=old.remat)
+            part = dataclasses.replace(part, model=model)
+        stages[part.name] = part
+        return dataclasses.replace(self, stages=tuple(stages.values()))
+
 
 def _small(name: str) -> Cascade:
     """The embedded cascades: every schedule cosine, v-prediction."""
@@ -113,7 +130,9 @@ def _imagen() -> Cascade:
 
 def _if(name: str, stage_one: str, stage_two: str) -> Cascade:
     """DeepFloyd IF: the 1000-step table, learned variance, 77 unmasked tokens."""
-    text = Text(T5_SIZES["xxl"], 77, "t5", tokenizer.T5_RARE, null="empty", masked=False)
+    text = Text(
+        T5_SIZES["xxl"], 77, "t5", tokenizer.T5_RARE, null="empty", masked=False
+    )
     stages = (
         Stage(
             "base",
@@ -134,6 +153,23 @@ def _if(name: str, stage_one: str, stage_two: str) -> Cascade:
         ),
     )
     return Cascade(name, text, stages, DEEPFLOYD)
+
+
+def notices(cascade: Cascade) -> list[str]:
+    """What has to be said of a cascade before anything is trained."""
+    said = []
+    if cascade.licence == DEEPFLOYD:
+        said.append(
+            "the weights come under the DeepFloyd IF License Agreement: research "
+            "without commercial purpose only, and so does what is tuned from them"
+        )
+    if cascade.licence == DEEPFLOYD and cascade.stages[-1].resolution < 1024:
+        said.append(
+            "DeepFloyd published no stage for 1024 px: pictures end at "
+            f"{cascade.stages[-1].resolution} px unless config.weights.sr1024 names "
+            "weights of your own"
+        )
+    return said
 
 
 CASCADES = {

@@ -26,7 +26,7 @@ class Checkpoints:
         try:
             self._ocp = ocp.training.Checkpointer(
                 self.directory,
-                preservation_policy=ocp.training.preservation_policies.LatestN(KEEP),
+                preservation_policy=_newest(KEEP),
                 cleanup_tmp_directories=True,
             )
         except OSError as error:
@@ -96,7 +96,7 @@ def read_params(directory: epath.Path) -> tuple[Any, int]:
     Raises:
         FileNotFoundError: no checkpoint in ``directory`` has them.
     """
-    with ocp.training.Checkpointer(directory, lightweight_initialize=True) as reader:
+    with ocp.training.Checkpointer(directory) as reader:
         for known in reversed(reader.checkpoints):
             if (directory / str(known.step) / "params").exists():
                 return _as_numpy(reader, known.step), known.step
@@ -107,6 +107,11 @@ def _as_numpy(reader: Any, step: int) -> Any:
     metadata = reader.checkpointables_metadata(step).metadata["params"]
     abstract = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), metadata)
     return reader.load_checkpointables(step, {"params": abstract})["params"]
+
+
+def _newest(count: int) -> Any:
+    # Orbax declares its policies with another type than the one it accepts.
+    return ocp.training.preservation_policies.LatestN(count)
 
 
 def _storage(directory: epath.Path, error: OSError) -> StorageError:

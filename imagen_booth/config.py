@@ -6,14 +6,12 @@ else sees a ConfigDict.
 """
 
 import dataclasses
-import difflib
-import types
-import typing
 from typing import Any
 
 import ml_collections
 from ml_collections import config_dict
 
+from imagen_booth import settings
 from imagen_booth.cascade import by_name
 from imagen_booth.diffusion.sampler import SamplerConfig
 from imagen_booth.errors import InputError
@@ -144,7 +142,7 @@ def _imagen(name: str) -> Job:
     return Job(
         cascade=name,
         subject=Subject(),
-        class_images=ClassImages(800, 16, base),
+        class_images=ClassImages(800, 8, base),
         base=tuning,
         sr256=sr_tuning,
         sr1024=sr_tuning,
@@ -285,52 +283,4 @@ def from_config(kind: Any, config: ml_collections.ConfigDict) -> Any:
     Raises:
         InputError: a field that is not known, of the wrong type, or out of range.
     """
-    return _build(kind, config.to_dict(), "config")
-
-
-def _build(kind: Any, value: Any, where: str) -> Any:
-    """``value`` as an instance of ``kind``, recursively; errors name ``where``."""
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        fields = typing.get_type_hints(kind)
-        for name in value:
-            if name not in fields:
-                near = difflib.get_close_matches(name, fields, 1)
-                hint = f"; did you mean {where}.{near[0]}?" if near else ""
-                raise InputError(f"{where}.{name} is not a setting{hint}")
-        return kind(
-            **{
-                name: _build(fields[name], inner, f"{where}.{name}")
-                for name, inner in value.items()
-            }
-        )
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin is tuple:
-        items = tuple(value) if isinstance(value, list | tuple) else None
-        many = len(args) == 2 and args[1] is Ellipsis
-        if items is None or (not many and len(items) != len(args)):
-            raise InputError(f"{where}={value!r} should be a tuple like {kind}")
-        kinds = [args[0]] * len(items) if many else args
-        return tuple(
-            _build(each, item, f"{where}[{number}]")
-            for number, (each, item) in enumerate(zip(kinds, items, strict=True))
-        )
-    if origin is typing.Literal:
-        if value not in args:
-            raise InputError(
-                f"{where}={value!r} should be one of {', '.join(map(str, args))}"
-            )
-        return value
-    if origin in (types.UnionType, typing.Union):
-        for each in args:
-            try:
-                return _build(each, value, where)
-            except InputError:
-                continue
-        raise InputError(f"{where}={value!r} should be one of {kind}")
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise InputError(
-            f"{where}={value!r} should be of type {getattr(kind, '__name__', kind)}"
-        )
-    return value
+    return settings.build(kind, config.to_dict(), "config")

@@ -15,7 +15,7 @@ from imagen_booth.data.pictures import write_atomic
 from imagen_booth.errors import InputError
 from imagen_booth.text import prompts as words
 from imagen_booth.text.tokenizer import EMBEDDED, Tokenizer
-from imagen_booth.weights.load import load
+from imagen_booth.weights.load import load, origin
 
 ROWS = 8  # prompts encoded together
 
@@ -78,15 +78,15 @@ def embed(
     wanted = list(dict.fromkeys(["", *prompts]))
     cleaned = [words.simple_clean(one) if text.lower else one for one in wanted]
     tokens = pieces.encode(cleaned)
-    # Loading is cheap beside what follows a new prompt, and names the weights.
-    part = load(cascade, "text", weights, mesh, dtype)
-    folder = cache / "text" / part.fingerprint[:16]
+    about = origin(cascade, "text", weights)
+    folder = cache / "text" / about["sha256"][:16]
     paths = [
         folder / f"{hashlib.sha256(row.tobytes()).hexdigest()[:24]}.npy"
         for row in tokens
     ]
     missing = [row for row, path in enumerate(paths) if not path.exists()]
     if missing:
+        part = load(cascade, "text", weights, mesh, dtype)
         apply = jax.jit(part.apply)
         params = part.params
         for start in range(0, len(missing), ROWS):
@@ -101,14 +101,14 @@ def embed(
                     _write(paths[row], value[:kept])
         hosts.wait("embed")
     found = {
-        prompt: _padded(np.load(path.open("rb")), text.length)
+        prompt: _padded(np.load(io.BytesIO(path.read_bytes())), text.length)
         for prompt, path in zip(wanted, paths, strict=True)
     }
     if text.null == "zeros":
         first = np.zeros(text.length, bool)
         first[0] = True  # a softmax needs one position; it reads a zero there
         found[""] = Embedding(np.zeros_like(found[""].text), first)
-    return found, part.origin()
+    return found, about
 
 
 def _padded(value: np.ndarray, length: int) -> Embedding:

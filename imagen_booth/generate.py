@@ -213,12 +213,13 @@ def draw_cascade(
 def store(
     folder: epath.Path,
     requests: Sequence[Request],
-    images: Sequence[np.ndarray],
+    images: np.ndarray,
     story: Mapping[str, str],
 ) -> None:
     """Writes pictures and a contact sheet; each PNG says what made it.
 
     Args:
+        images: [B, R, R, 3] uint8, one per request.
         story: metadata besides prompt and seed: run, cascade, licence.
     """
     for request, image in zip(requests, images, strict=True):

@@ -195,8 +195,8 @@ class Pretraining:
         crop: side in pixels of the training crops; 0 for whole images.
         level: (low, high) augmentation level of super-resolution rows.
         null_text: share of rows that train without text.
-        text: weights of the text encoder; empty for the base stage, which trains
-            its own from ``init`` on.
+        text: weights of a text encoder that stays as it is; empty to train one
+            along with the base stage, from ``init`` on.
         init: start from these weights; ``random`` for none.
         prompts: of the preview grid.
         sampler: of the preview grid.

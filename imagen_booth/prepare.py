@@ -16,9 +16,11 @@ from imagen_booth.embed import Embedding, embed, tokenizer
 from imagen_booth.errors import InputError
 from imagen_booth.job import Job, Subject
 from imagen_booth.text import identifier, prompts
+from imagen_booth.text.tokenizer import Tokenizer
 from imagen_booth.workdir import Workdir, now
 
 TOY = "toybox:"
+TOY_PHOTOS = 5
 TOY_SIZE = 1024  # pixels of a rendered photo
 SHOWN_SIZE = 512  # pixels of a crop kept for the report
 
@@ -66,16 +68,10 @@ def check_photos(job: Job, cascade: Cascade, work: Workdir) -> photos.Intake:
             last case a report that names each is all that is written.
     """
     subject = job.subject
-    if not subject.class_noun.strip():
-        raise InputError(
-            "config.subject.class_noun is empty; say what the subject is, "
-            "e.g. --config.subject.class_noun=dog"
-        )
+    check_noun(subject)
     folder = photo_folder(subject.photos, work.path)
     try:
-        intake = photos.inspect(
-            folder, resolutions(job, cascade), crop_of(subject), subject.background
-        )
+        intake = inspect(job, cascade, folder)
     except photos.NoGoodPhotos as error:
         _report_refusal(work, error)
         raise
@@ -89,6 +85,26 @@ def check_photos(job: Job, cascade: Cascade, work: Workdir) -> photos.Intake:
     return intake
 
 
+def check_noun(subject: Subject) -> None:
+    """Raises InputError where it is not said what the subject is."""
+    if not subject.class_noun.strip():
+        raise InputError(
+            "config.subject.class_noun is empty; say what the subject is, "
+            "e.g. --config.subject.class_noun=dog"
+        )
+
+
+def inspect(job: Job, cascade: Cascade, folder: str) -> photos.Intake:
+    """Looks at the photos of a folder for the stages of a job; writes nothing.
+
+    Raises:
+        InputError: as ``photos.inspect``.
+    """
+    return photos.inspect(
+        folder, resolutions(job, cascade), crop_of(job.subject), job.subject.background
+    )
+
+
 def photo_folder(setting: str, work: epath.Path) -> str:
     """The folder of the photos; a toy subject's are rendered into it first.
 
@@ -99,15 +115,21 @@ def photo_folder(setting: str, work: epath.Path) -> str:
     if not setting.startswith(TOY):
         return setting
     folder = work / "source"
-    if hosts.is_first():
-        images = toys.photos(_toy(setting), size=TOY_SIZE)
+    last = folder / f"{TOY_PHOTOS - 1:02d}.png"
+    if hosts.is_first() and not last.exists():
+        images = toys.photos(toy_subject(setting), TOY_PHOTOS, size=TOY_SIZE)
         for index, image in enumerate(images):
             pictures.save_png(folder / f"{index:02d}.png", image)
     hosts.wait("rendered photos")
     return str(folder)
 
 
-def _toy(setting: str) -> toys.Subject:
+def toy_subject(setting: str) -> toys.Subject:
+    """The subject that ``toybox:CLASS/SEED`` names.
+
+    Raises:
+        InputError: it names none.
+    """
     noun, _, seed = setting.removeprefix(TOY).partition("/")
     if not seed.isdecimal():
         raise InputError(
@@ -168,20 +190,9 @@ def choose_words(
     Raises:
         InputError: the identifier cannot be tokenised, or weights are missing.
     """
-    text, noun = cascade.text, job.subject.class_noun
+    noun = job.subject.class_noun
     pieces = tokenizer(cascade, job.weights.vocabulary)
-    # IF's users meet its caption cleaner, so an identifier has to survive that too.
-    clean = prompts.clean_caption if text.lower else None
-    warnings: list[str] = []
-    if job.subject.identifier:
-        name = job.subject.identifier
-        ids = tuple(pieces.pieces(name))
-        warnings = identifier.check(name, pieces, text.rare, noun, clean)
-    else:
-        drawn = identifier.draw(
-            pieces, text.rare, noun, job.subject.tokens, job.seed, clean
-        )
-        name, ids = drawn.text, tuple(drawn.ids)
+    name, ids, warnings = choose_identifier(job, cascade, pieces)
     instance = prompts.instance_prompt(name, noun)
     klass = prompts.class_prompt(noun)
     filled = tuple(prompts.fill(each, name, noun) for each in job.pictures.prompts)
@@ -195,6 +206,25 @@ def choose_words(
         mesh=mesh,
         dtype=dtype,
     )
-    return Words(
-        name, ids, instance, klass, filled, plain, found, origin, tuple(warnings)
+    return Words(name, ids, instance, klass, filled, plain, found, origin, warnings)
+
+
+def choose_identifier(
+    job: Job, cascade: Cascade, pieces: Tokenizer
+) -> tuple[str, tuple[int, ...], tuple[str, ...]]:
+    """The user's identifier, or a drawn one: its text, its tokens, and warnings.
+
+    Raises:
+        InputError: none can be drawn.
+    """
+    text, noun = cascade.text, job.subject.class_noun
+    # IF's users meet its caption cleaner, so an identifier has to survive that too.
+    clean = prompts.clean_caption if text.lower else None
+    if job.subject.identifier:
+        name = job.subject.identifier
+        warnings = identifier.check(name, pieces, text.rare, noun, clean)
+        return name, tuple(pieces.pieces(name)), tuple(warnings)
+    drawn = identifier.draw(
+        pieces, text.rare, noun, job.subject.tokens, job.seed, clean
     )
+    return drawn.text, tuple(drawn.ids), ()

@@ -26,7 +26,7 @@ from imagen_booth.metrics import MetricWriter
 from imagen_booth.stage import Stage
 from imagen_booth.state import TrainState, ema_params
 from imagen_booth.weights.load import Part, load
-from imagen_booth.workdir import Workdir, now, settings
+from imagen_booth.workdir import Workdir, now, recipe_of
 
 log = logging.getLogger(__name__)
 
@@ -80,8 +80,7 @@ def run(job: Pretraining, workdir: epath.Path) -> None:
     if job.stage not in [stage.name for stage in cascade.stages]:
         raise InputError(f"config.stage={job.stage!r} is not a stage of {job.cascade}")
     stage = dataclasses.replace(cascade.stage(job.stage), crop=job.crop or None)
-    base = stage.low_resolution is None
-    if not base and not job.text:
+    if stage.low_resolution is not None and not job.text:
         raise InputError(
             "config.text is empty; give the folder of weights with the text encoder "
             "that the base stage was trained with"
@@ -95,16 +94,16 @@ def run(job: Pretraining, workdir: epath.Path) -> None:
         MetricWriter(work.path, active=hosts.is_first()) as metrics,
     ):
         unet = load(cascade, stage.name, job.init, mesh, dtype)
-        text = load(cascade, "text", job.init if base else job.text, mesh, dtype)
+        text = load(cascade, "text", job.text or job.init, mesh, dtype)
         work.write_json("config.json", dataclasses.asdict(job))
         work.record(
             created=work.manifest.get("created", now()),
             cascade={"name": cascade.name, "licence": cascade.licence},
-            pretraining=settings(job, "prompts", "sampler", "mesh"),
+            pretraining=recipe_of(job, "prompts", "sampler", "mesh"),
         )
         folder = work.claim(
             stage.name,
-            settings(job, "steps", "records", "prompts", "sampler", "cache", "mesh")
+            recipe_of(job, "steps", "records", "prompts", "sampler", "cache", "mesh")
             | {"log_every": 0, "save_every": 0, "preview_every": 0},
         )
         _fit(job, cascade, stage, unet, text, folder, work, mesh, metrics, stop)
@@ -159,7 +158,7 @@ def _fit(
         )
 
     optimizer = optim.build(job.optim, job.steps)
-    trainable = ("unet/.*", "text/.*") if stage.low_resolution is None else ("unet/.*",)
+    trainable = ("unet/.*",) if job.text else ("unet/.*", "text/.*")
     start = tune.start_state(
         {"unet": unet.params, "text": text.params},
         optimizer,

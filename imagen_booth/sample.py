@@ -11,6 +11,7 @@ and run in its metadata, beside a contact sheet.
 from absl import flags
 
 from imagen_booth import cli
+from imagen_booth.errors import InputError
 
 _RUN = flags.DEFINE_string("run", None, "work directory of a run")
 _PROMPT = flags.DEFINE_multi_string("prompt", [], "a prompt; may be given repeatedly")
@@ -24,14 +25,11 @@ _NAME = flags.DEFINE_string(
 
 
 def main() -> None:
+    if not _RUN.value:
+        raise InputError("--run is missing; give the work directory of a run")
     # Slow imports come after the flags, so that --help and bad flags answer at once.
     from etils import epath
 
-    from imagen_booth import booth
-    from imagen_booth.errors import InputError
-
-    if not _RUN.value:
-        raise InputError("--run is missing; give the work directory of a run")
     prompts = list(_PROMPT.value)
     name = _NAME.value or "prompts"
     if _PROMPTS.value:
@@ -43,7 +41,9 @@ def main() -> None:
     prompts = [prompt for prompt in prompts if prompt]
     if not prompts:
         raise InputError("no prompts; give --prompt=TEXT or --prompts=FILE")
-    folder = booth.draw_more(
+    from imagen_booth import gallery
+
+    folder = gallery.draw(
         epath.Path(_RUN.value),
         prompts,
         name,

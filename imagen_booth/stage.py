@@ -32,6 +32,8 @@ class Stage:
             given; None for the base stage.
         learned_variance: the output carries 3 more channels, the interpolation
             between the two ancestral variances.
+        stale_variance: those channels were left behind when the others were tuned:
+            sampling takes the smaller variance in their place.
         level_map: how the augmentation level reaches the network, ``time`` (the
             cosine time of that level, times 1000) or ``if_index`` (position on
             IF's 1000-step table).
@@ -47,6 +49,7 @@ class Stage:
     prediction: str = "eps"
     low_resolution: int | None = None
     learned_variance: bool = False
+    stale_variance: bool = False
     level_map: str = "time"
     aligned: bool = False
     normal_level: float = 1e-3
@@ -56,6 +59,11 @@ class Stage:
     def train_size(self) -> int:
         """Side in pixels of the images the stage trains on."""
         return self.crop or self.resolution
+
+    def tuned(self, hybrid: bool) -> "Stage":
+        """After fine-tuning, with or without the loss that trains the variance."""
+        stale = self.learned_variance and not hybrid
+        return dataclasses.replace(self, stale_variance=stale)
 
     @property
     def scale(self) -> int:
@@ -208,6 +216,8 @@ def guided_denoiser(
         times = jnp.full((text.shape[0],), t, jnp.float32)
         out = predict(stage, apply, double(xt, xt), times, text, text_mask, cond)
         x0, frac = out.x0[:rows], None if out.frac is None else out.frac[:rows]
+        if frac is not None and stage.stale_variance:
+            frac = jnp.zeros_like(frac)
         if twice:
             # x0 is affine in the network's output at a fixed xt, so guiding x0
             # is guiding eps.

@@ -180,9 +180,12 @@ def make_step(
             metrics, grads = _accumulated(
                 gradient, state.trainable, batch, key, accumulate
             )
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
+        with jax.numpy_dtype_promotion("standard"):  # optax counts steps in int32
+            updates, opt_state = optimizer.update(
+                grads, state.opt_state, state.trainable
+            )
         trainable = optax.apply_updates(state.trainable, updates)
         average = state.ema
         if average is not None:

@@ -8,8 +8,6 @@ Any setting can follow as --config.NAME=VALUE.  The same command goes on with a 
 that was stopped.  The result is DIR/report.html, pictures and checkpoints.
 """
 
-import pathlib
-
 from absl import flags
 from ml_collections import config_flags
 
@@ -27,13 +25,6 @@ _OVERWRITE = flags.DEFINE_list(
 )
 
 
-def default_workdir(config_flag: str) -> str:
-    """``runs/dog`` for configs/dog.py, ``runs/dog_tiny`` for configs/dog.py:tiny."""
-    path, _, arg = config_flag.partition(":")
-    name = pathlib.PurePath(path).stem
-    return "runs/" + "_".join([name, *arg.split(":")] if arg else [name])
-
-
 def main() -> None:
     if _CONFIG.value is None:
         raise InputError("--config is missing; give --config=configs/dog.py")
@@ -43,7 +34,7 @@ def main() -> None:
     from imagen_booth import booth
     from imagen_booth.config import to_job
 
-    workdir = _WORKDIR.value or default_workdir(
+    workdir = _WORKDIR.value or cli.default_workdir(
         config_flags.get_config_filename(flags.FLAGS["config"])
     )
     page = booth.run(

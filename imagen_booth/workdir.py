@@ -86,7 +86,7 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def settings(value: Any, *leave_out: str) -> dict[str, Any]:
+def recipe_of(value: Any, *leave_out: str) -> dict[str, Any]:
     """A frozen dataclass as a recipe entry, without the fields named."""
     return {
         name: inner

@@ -14,10 +14,19 @@ from imagen_booth import models
 from imagen_booth.models import UNetConfig, chain, layers
 from imagen_booth.models.hint import hint
 
-TINY = models.SIZES["tiny_base"]
-assert isinstance(TINY, UNetConfig)
-# Three alike in a row going down, runs of two going up.
-LONG = dataclasses.replace(TINY, blocks=(3, 1), attention=(True, False))
+SMALL = UNetConfig(
+    widths=(8, 16),
+    blocks=(1, 1),
+    attention=(False, True),
+    text_width=16,
+    cross_width=16,
+    time_width=16,
+    head_width=8,
+    pool_heads=2,
+    norm_groups=4,
+)
+# Two blocks alike going down, three going up.
+LONG = dataclasses.replace(SMALL, widths=(8,), blocks=(2,), attention=(True,))
 
 
 def draw_inputs(config: UNetConfig, key, batch=3, side=8, length=5):
@@ -45,10 +54,10 @@ def draw_params(network, inputs, key):
 
 
 @pytest.fixture(scope="module")
-def tiny():
-    """The tiny network jitted, its params and one batch."""
-    network = models.build(TINY)
-    inputs = draw_inputs(TINY, jax.random.key(1))
+def small():
+    """The small network jitted, its params and one batch."""
+    network = models.build(SMALL)
+    inputs = draw_inputs(SMALL, jax.random.key(1))
     params = draw_params(network, inputs, jax.random.key(2))
     return jax.jit(lambda *args: network.apply({"params": params}, *args)), inputs
 
@@ -116,7 +125,7 @@ def test_group_norm_far_from_zero(key):
     scale, shift = jax.random.normal(jax.random.key(1), (2, 2, 6))
     norm = layers.GroupNorm(3)
     params = {"scale": jnp.arange(1.0, 7.0), "bias": jnp.arange(6.0)}
-    out = norm.apply({"params": params}, x, scale, shift)
+    out = jnp.asarray(norm.apply({"params": params}, x, scale, shift))
 
     groups = np.asarray(x, np.float64).reshape(2, 12, 3, 2)
     mean = groups.mean((1, 3), keepdims=True)
@@ -129,14 +138,26 @@ def test_group_norm_far_from_zero(key):
     )
 
 
-def test_starts_at_zero(key):
-    inputs = draw_inputs(TINY, key)
-    out, _ = jax.jit(models.build(TINY).init_with_output)(key, *inputs)
-    np.testing.assert_array_equal(out, jnp.zeros_like(out))
+def test_starts_as_a_sum_of_shortcuts(key):
+    """The last layer of every residual, and of the network, starts at zero."""
+    inputs = draw_inputs(SMALL, key)
+
+    @jax.jit
+    def last_layers(key):
+        params = models.build(SMALL).init(key, *inputs)["params"]
+        return {
+            jax.tree_util.keystr(path, simple=True, separator="/"): p
+            for path, p in jax.tree.leaves_with_path(params)
+            if {"conv2", "to_out", "conv_out"} & {k.key for k in path}
+        }
+
+    params = last_layers(key)
+    assert len(params) == 2 * (2 + 4 + 1 + 1 + 2 + 4 + 1)
+    assert not any(jnp.any(p) for p in params.values())
 
 
-def test_masked_text_is_not_seen(tiny):
-    run, (x, time, text, mask, _) = tiny
+def test_masked_text_is_not_seen(small):
+    run, (x, time, text, mask, _) = small
     out = run(x, time, text, mask)
     hidden = text + jnp.where(mask[:, :, None], 0.0, 100.0)
     np.testing.assert_allclose(run(x, time, hidden, mask), out, atol=1e-6)
@@ -144,14 +165,14 @@ def test_masked_text_is_not_seen(tiny):
     assert (jnp.abs(seen - out).max((1, 2, 3)) > 1e-3).all()
 
 
-def test_without_a_mask_all_text_is_seen(tiny):
-    run, (x, time, text, mask, _) = tiny
+def test_without_a_mask_all_text_is_seen(small):
+    run, (x, time, text, mask, _) = small
     whole = run(x, time, text, jnp.ones_like(mask))
     np.testing.assert_allclose(run(x, time, text, None), whole, atol=1e-5)
 
 
-def test_rows_do_not_mix(tiny):
-    run, (x, time, text, mask, _) = tiny
+def test_rows_do_not_mix(small):
+    run, (x, time, text, mask, _) = small
     out = run(x, time, text, mask)
     order = jnp.array([2, 0, 1])
     moved = run(x[order], time[order], text[order], mask[order])
@@ -159,7 +180,7 @@ def test_rows_do_not_mix(tiny):
 
 
 def test_every_parameter_learns(key):
-    config = dataclasses.replace(TINY, in_channels=6, level_input=True)
+    config = dataclasses.replace(SMALL, in_channels=6, level_input=True)
     network = models.build(config)
     inputs = draw_inputs(config, key)
     params = draw_params(network, inputs, key)
@@ -167,7 +188,7 @@ def test_every_parameter_learns(key):
     @jax.jit
     @jax.grad
     def grads(params):
-        return jnp.sum(network.apply({"params": params}, *inputs) ** 2)
+        return jnp.sum(jnp.asarray(network.apply({"params": params}, *inputs)) ** 2)
 
     still = {
         jax.tree_util.keystr(path, simple=True, separator="/")
@@ -179,18 +200,18 @@ def test_every_parameter_learns(key):
 
 
 def test_group_normed_text_takes_no_mask(key):
-    config = dataclasses.replace(TINY, text_norm="group")
+    config = dataclasses.replace(SMALL, text_norm="group")
     inputs = draw_inputs(config, key)
     with pytest.raises(AssertionError, match="masked positions"):
         jax.eval_shape(models.build(config).init, key, *inputs)
 
 
 def test_half_precision_stays_near(key):
-    inputs = draw_inputs(TINY, key)
-    params = draw_params(models.build(TINY), inputs, key)
+    inputs = draw_inputs(SMALL, key)
+    params = draw_params(models.build(SMALL), inputs, key)
 
     def run(dtype):
-        return jax.jit(models.build(TINY, dtype).apply)({"params": params}, *inputs)
+        return jax.jit(models.build(SMALL, dtype).apply)({"params": params}, *inputs)
 
     exact, half = run(jnp.float32), run(jnp.bfloat16)
     assert half.dtype == jnp.float32
@@ -198,34 +219,42 @@ def test_half_precision_stays_near(key):
     assert 1e-5 < error < 0.05
 
 
-@pytest.mark.parametrize("scan", [False, True])
-@pytest.mark.parametrize("remat", [False, True])
-def test_layouts_agree(scan, remat, key):
+@pytest.fixture(scope="module")
+def long():
+    """Inputs, params, and the value and gradients of a loss of the plain network."""
+    network = models.build(LONG)
+    inputs = draw_inputs(LONG, jax.random.key(3))
+    params = draw_params(network, inputs, jax.random.key(4))
+    return inputs, params, value_and_grad(network, params, inputs)
+
+
+def value_and_grad(network, params, inputs):
+    def loss(params):
+        return jnp.mean(jnp.asarray(network.apply({"params": params}, *inputs)) ** 2)
+
+    return jax.jit(jax.value_and_grad(loss))(params)
+
+
+@pytest.mark.parametrize(
+    ("scan", "remat"), [(False, True), (True, False), (True, True)]
+)
+def test_layouts_agree(scan, remat, long):
     """Loops and recomputing change neither the output nor the gradients."""
-    inputs = draw_inputs(LONG, key)
-    plain = draw_params(models.build(LONG), inputs, key)
-    other = models.build(dataclasses.replace(LONG, scan=scan, remat=remat))
-    like = jax.eval_shape(other.init, key, *inputs)["params"]
+    inputs, plain, (expected, expected_grads) = long
+    network = models.build(dataclasses.replace(LONG, scan=scan, remat=remat))
+    like = jax.eval_shape(network.init, jax.random.key(0), *inputs)["params"]
     params = chain.stack(plain, like)
     assert jax.tree.structure(params) == jax.tree.structure(like)
-    assert ("layers_0_2" in params["down_blocks_0"]) == scan
+    assert ("layers_0_1" in params["down_blocks_0"]) == scan
     jax.tree.map(np.testing.assert_array_equal, chain.unstack(params), plain)
 
-    def loss(network):
-        return lambda params: jnp.mean(network.apply({"params": params}, *inputs) ** 2)
-
-    expected, expected_grads = _value_and_grad(loss(models.build(LONG)), plain)
-    value, grads = _value_and_grad(loss(other), params)
+    value, grads = value_and_grad(network, params, inputs)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
         chain.unstack(grads),
         expected_grads,
     )
-
-
-def _value_and_grad(loss, params):
-    return jax.jit(jax.value_and_grad(loss))(params)
 
 
 def test_remat_stores_less(key):
@@ -233,11 +262,13 @@ def test_remat_stores_less(key):
         inputs = draw_inputs(config, key)
         network = models.build(config)
         params = jax.eval_shape(network.init, key, *inputs)["params"]
-        run = lambda p: network.apply({"params": p}, *inputs)  # noqa: E731
-        backward = jax.eval_shape(lambda p: jax.vjp(run, p)[1], params)
-        return sum(math.prod(x.shape) for x in jax.tree.leaves(backward))
 
-    print(stored(LONG), stored(dataclasses.replace(LONG, remat=True)))
+        def backward(params):
+            return jax.vjp(lambda p: network.apply({"params": p}, *inputs), params)[1]
+
+        residuals = jax.tree.leaves(jax.eval_shape(backward, params))
+        return sum(math.prod(x.shape) for x in residuals)
+
     assert stored(dataclasses.replace(LONG, remat=True)) < 0.5 * stored(LONG)
 
 

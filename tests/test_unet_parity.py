@@ -121,7 +121,7 @@ def draw_inputs(config: UNetConfig, batch: int, height: int, width: int, length:
 
 
 def run_reference(unet, x, time, text, level):
-    import torch
+    torch = pytest.importorskip("torch")
 
     def tensor(a):
         return torch.tensor(a, dtype=unet.dtype)
@@ -135,59 +135,63 @@ def run_reference(unet, x, time, text, level):
     return out.permute(0, 2, 3, 1)
 
 
-def f32(a):
-    return None if a is None else jnp.asarray(a, jnp.float32)
+def f32(*arrays):
+    return [None if a is None else jnp.asarray(a, jnp.float32) for a in arrays]
 
 
-def difference(a, b):
+def error(a, b, scale=None):
+    """Largest difference, relative to the largest of b or of `scale`."""
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    return np.abs(a - b).max() / np.abs(b).max()
+    return np.abs(a - b).max() / (np.abs(b).max() if scale is None else scale)
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_forward_and_gradients(name):
-    import torch
-
+    torch = pytest.importorskip("torch")
     config = SMALL[name]
     unet = reference(config).double()
-    x, time, text, level, cotangent = draw_inputs(config, 3, 16, 24, 7)
-    expected = run_reference(unet, x, time, text, level)
+    *inputs, cotangent = draw_inputs(config, 3, 16, 24, 7)
+    expected = run_reference(unet, *inputs)
     (expected * torch.tensor(cotangent)).sum().backward()
     expected_grads = to_params({k: p.grad for k, p in unet.named_parameters()})
 
-    params = to_params(unet.state_dict())
-    network = models.build(config)
+    x, time, text, level = f32(*inputs)
+    weight = jnp.asarray(cotangent, jnp.float32)
 
     def forward(params):
-        args = (f32(x), f32(time), f32(text), None, f32(level))
-        out = network.apply({"params": params}, *args)
-        return (out * f32(cotangent)).sum(), out
+        args = x, time, text, None, level
+        out = jnp.asarray(models.build(config).apply({"params": params}, *args))
+        return (out * weight).sum(), out
 
+    params = to_params(unet.state_dict())
     grads, out = jax.jit(jax.grad(forward, has_aux=True))(params)
-    assert difference(out, expected.detach()) <= 1e-4
+    assert error(out, expected.detach()) <= 1e-4
+
     leaves = dict(jax.tree.leaves_with_path(grads))
     expected_leaves = dict(jax.tree.leaves_with_path(expected_grads))
     assert leaves.keys() == expected_leaves.keys()
-    for path, b in expected_leaves.items():
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        if False:
-            continue
-        assert difference(leaves[path], b) <= 1e-3, name
+    # A bias that a norm or softmax cancels has a gradient of nothing but rounding:
+    # each layer's leaves are measured by the layer's largest gradient.
+    scales = {}
+    for path, g in expected_leaves.items():
+        scales[path[:-1]] = max(scales.get(path[:-1], 0.0), np.abs(g).max())
+    for path, g in expected_leaves.items():
+        where = jax.tree_util.keystr(path)
+        assert error(leaves[path], g, scales[path[:-1]]) <= 1e-3, where
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["if_i_m", "if_ii_m"])
 def test_full_size_forward(name):
-    import torch
-
+    torch = pytest.importorskip("torch")
     config = models.SIZES[name]
     assert isinstance(config, UNetConfig)
     unet = reference(config)
-    inputs = draw_inputs(config, 1, 64, 64, 77)[:4]
+    *inputs, _ = draw_inputs(config, 1, 64, 64, 77)
     with torch.no_grad():
         expected = run_reference(unet, *inputs)
+    x, time, text, level = f32(*inputs)
     params = to_params(unet.state_dict())
-    x, time, text, level = map(f32, inputs)
     forward = jax.jit(models.build(config).apply)
     out = forward({"params": params}, x, time, text, None, level)
-    assert difference(out, expected) <= 1e-4
+    assert error(out, expected) <= 1e-4

@@ -78,6 +78,23 @@ def _imagen(self_attention: bool) -> EfficientUNetConfig:
     )
 
 
+def _tiny(patch: int, self_attention: bool) -> EfficientUNetConfig:
+    """Random, for tests."""
+    return EfficientUNetConfig(
+        widths=(16,),
+        blocks=(1,),
+        attention=(True,),
+        self_attention=self_attention,
+        heads=2,
+        text_width=32,
+        cross_width=16,
+        time_width=16,
+        pool_heads=2,
+        norm_groups=4,
+        patch=patch,
+    )
+
+
 SIZES = {
     "imagen_sr256": _imagen(self_attention=True),  # "600M" in the paper
     "imagen_sr1024": _imagen(self_attention=False),  # "400M" in the paper
@@ -107,31 +124,8 @@ SIZES = {
         norm_groups=16,
         patch=8,
     ),
-    "tiny_sr256": EfficientUNetConfig(
-        widths=(8, 16),
-        blocks=(1, 1),
-        attention=(False, True),
-        self_attention=True,
-        heads=2,
-        text_width=16,
-        cross_width=16,
-        time_width=16,
-        pool_heads=2,
-        norm_groups=4,
-    ),
-    "tiny_sr1024": EfficientUNetConfig(
-        widths=(8, 16),
-        blocks=(1, 1),
-        attention=(False, True),
-        self_attention=False,
-        heads=2,
-        text_width=16,
-        cross_width=16,
-        time_width=16,
-        pool_heads=2,
-        norm_groups=4,
-        patch=4,
-    ),
+    "tiny_sr256": _tiny(patch=8, self_attention=True),
+    "tiny_sr1024": _tiny(patch=16, self_attention=False),
 }
 
 

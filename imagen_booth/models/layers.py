@@ -117,10 +117,19 @@ class GroupNorm(nn.Module):
         return h.astype(x.dtype).reshape(x.shape)
 
 
-def layer_norm(name: str) -> nn.LayerNorm:
-    return nn.LayerNorm(
-        epsilon=1e-5, dtype=jnp.float32, use_fast_variance=False, name=name
-    )
+class LayerNorm(nn.Module):
+    """Layer normalisation over channels in float32, cast back once."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*N C"]) -> Float[Array, "*N C"]:
+        axes = range(x.ndim - 1)
+        gain = self.param("scale", nn.initializers.ones_init(), x.shape[-1:])
+        bias = self.param("bias", ZEROS, x.shape[-1:])
+        h = x.astype(jnp.float32)
+        h = h - h.mean(-1, keepdims=True)
+        h = h * jax.lax.rsqrt(jnp.square(h).mean(-1, keepdims=True) + 1e-5)
+        h = h * jnp.expand_dims(gain, axes) + jnp.expand_dims(bias, axes)
+        return h.astype(x.dtype)
 
 
 class Embedding(nn.Module):
@@ -179,10 +188,10 @@ class TextPool(nn.Module):
     def __call__(
         self, text: Float[Array, "B L D"], mask: Bool[Array, "B L"] | None
     ) -> Float[Array, "B E"]:
-        h = layer_norm("norm1")(text)
+        h = LayerNorm(name="norm1")(text)
         h = Pool(self.heads, self.dtype, name="pool")(h, mask)
         h = nn.Dense(self.features, dtype=self.dtype, name="proj")(h)
-        return layer_norm("norm2")(h).astype(self.dtype)
+        return LayerNorm(name="norm2")(h)
 
 
 class ResBlock(nn.Module):
@@ -250,9 +259,10 @@ class Attention(nn.Module):
 
         if self.text_norm == "group":
             assert mask is None, "group statistics would mix in the masked positions"
-            text = GroupNorm(self.groups, name="norm_cross")(text)
+            norm = GroupNorm(self.groups, name="norm_cross")
         else:
-            text = layer_norm("norm_cross")(text).astype(self.dtype)
+            norm = LayerNorm(name="norm_cross")
+        text = norm(text)
         h = GroupNorm(self.groups, name="group_norm")(x).reshape(b, -1, c)
         keys, values = project("add_k_proj", text), project("add_v_proj", text)
         if self.self_attention:

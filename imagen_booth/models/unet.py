@@ -128,16 +128,17 @@ SIZES = {
         pool_heads=4,
         patch=4,
     ),
-    "tiny_base": UNetConfig(
-        widths=(8, 16),
-        blocks=(1, 1),
-        attention=(False, True),
-        text_width=16,
+    "tiny_base": UNetConfig(  # random, for tests
+        widths=(16,),
+        blocks=(1,),
+        attention=(False,),
+        text_width=32,
         cross_width=16,
         time_width=16,
         head_width=8,
         pool_heads=2,
         norm_groups=4,
+        patch=4,
     ),
 }
 

@@ -1,80 +1,271 @@
-"""A run's fine-tuned networks as a folder of weights."""
+"""Weights out: of a run as tuned, or of a folder, in our layout or diffusers'."""
 
+import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import jax.numpy as jnp
+import numpy as np
 from etils import epath
 
-from imagen_booth import checkpoint
-from imagen_booth.cascade import by_name
+from imagen_booth import checkpoint, settings
+from imagen_booth.cascade import CASCADES, Cascade, by_name
 from imagen_booth.data.pictures import write_atomic
+from imagen_booth.diffusion.sampler import SamplerConfig
+from imagen_booth.diffusion.schedule import TableSchedule
 from imagen_booth.errors import InputError
+from imagen_booth.models import UNetConfig
+from imagen_booth.models.t5 import T5Config
+from imagen_booth.stage import Stage
 from imagen_booth.state import flatten
-from imagen_booth.weights import own
+from imagen_booth.weights import card, deepfloyd, load, own, t5, tensors
+from imagen_booth.weights.tensors import Found, Tensor
 
 
-def export(
-    run: epath.Path, to: epath.Path, parts: Sequence[str], dtype: str
-) -> list[epath.Path]:
-    """Writes tuned networks of a run as safetensors with a manifest.
+@dataclasses.dataclass(frozen=True)
+class Parcel:
+    """One part on its way out.
+
+    Attributes:
+        name: ``text`` or a stage's name.
+        weights: by path, each layer by itself.
+        network: what it is.
+        cascade: whose part it is, where that is known.
+        licence: of the weights it was made from.
+        pretrained: False for random weights.
+        story: what the manifest says besides.
+        steps: it was tuned for; 0 for weights as they came.
+        sampler: that it was drawn with, if known.
+    """
+
+    name: str
+    weights: Mapping[str, Tensor]
+    network: Stage | T5Config
+    cascade: str
+    licence: str
+    pretrained: bool
+    story: Mapping[str, Any]
+    steps: int = 0
+    sampler: SamplerConfig | None = None
+
+
+def of_run(run: epath.Path, parts: Sequence[str]) -> list[Parcel]:
+    """The networks of a run that have a finished checkpoint.
 
     Args:
-        run: work directory of a finished run, or of pretraining.
-        to: folder to write; what it holds of other parts stays.
-        parts: names of parts; empty for all that have a checkpoint.
-        dtype: of the written tensors.
-
-    Returns:
-        Paths of the files written.
+        run: work directory of a run, or of pretraining.
+        parts: names of parts; empty for all that were tuned.
 
     Raises:
         InputError: no such run, or a part that was not tuned in it.
     """
     file = run / "manifest.json"
     if not file.exists():
-        raise InputError(f"--run={run} is not a work directory: it has no manifest.json")
+        raise InputError(
+            f"--run={run} is not a work directory: it has no manifest.json"
+        )
     story = json.loads(file.read_text())
+    config = json.loads((run / "config.json").read_text())
     cascade = by_name(story["cascade"]["name"])
-    stages = [stage.name for stage in cascade.stages if (run / stage.name).exists()]
-    written = []
-    manifest: dict[str, Any] = {"parts": {}}
-    if (to / own.MANIFEST).exists():
-        manifest = own.read_manifest(to)
-    for stage in stages:
+    origins = story["cascade"].get("parts", {})
+    for origin in origins.values():
+        if "network" in origin:
+            described = own.read_network(origin["network"], f"{file}: {origin['name']}")
+            cascade = cascade.having(described)
+    tuned = [stage.name for stage in cascade.stages if (run / stage.name).exists()]
+    parcels = []
+    for stage in tuned:
         try:
-            params, step = checkpoint.read_params(run / stage)
+            params, steps = checkpoint.read_params(run / stage)
         except FileNotFoundError:
             if stage in parts:
                 raise InputError(
                     f"{run / stage} holds no finished checkpoint; finish the run first"
                 ) from None
             continue
-        for part, name in (("unet", stage), ("text", "text")):
-            if part not in params or (parts and name not in parts):
+        for kind, name in (("unet", stage), ("text", "text")):
+            if kind not in params or (parts and name not in parts):
                 continue
-            path = to / f"{name}.safetensors"
-            own.save(path, params[part], jnp.dtype(dtype))
-            written.append(path)
-            manifest["parts"][name] = {
-                "sha256": own.sha256(path),
-                "dtype": dtype,
-                "parameters": sum(leaf.size for leaf in flatten(params[part]).values()),
-                "steps": step,
-            }
-    absent = set(parts) - {path.stem for path in written}
-    if absent or not written:
+            network = cascade.text.encoder if name == "text" else cascade.stage(name)
+            tuning = config.get(name, {})
+            if isinstance(network, Stage) and tuning:
+                network = network.tuned(tuning["hybrid"])
+            origin = origins.get(name, {})
+            drawn = config.get("pictures", {}).get(name)
+            parcels.append(
+                Parcel(
+                    name,
+                    {
+                        path: tensors.held(np.asarray(leaf))
+                        for path, leaf in flatten(load.plain(params[kind])).items()
+                    },
+                    network,
+                    cascade.name,
+                    origin.get("licence", cascade.licence),
+                    True,
+                    {
+                        "steps": steps,
+                        "made_from": origin,
+                        "subject": story.get("subject", {}).get("instance_prompt"),
+                        "made_by": story.get("versions", {}),
+                    },
+                    steps,
+                    settings.build(SamplerConfig, drawn, "pictures") if drawn else None,
+                )
+            )
+    absent = set(parts) - {parcel.name for parcel in parcels}
+    if absent or not parcels:
         raise InputError(
             f"--parts={','.join(sorted(absent)) or 'all'}: nothing of it was tuned in "
-            f"{run}; tuned stages there: {', '.join(stages) or 'none'}"
+            f"{run}; tuned stages there: {', '.join(tuned) or 'none'}"
         )
-    manifest |= {
-        "cascade": cascade.name,
-        "licence": story["cascade"].get("licence", cascade.licence),
-        "pretrained": True,
-        "subject": story.get("subject", {}).get("instance_prompt"),
-        "made_by": story.get("versions", {}),
-    }
-    write_atomic(to / own.MANIFEST, json.dumps(manifest, indent=1).encode())
+    return parcels
+
+
+def of_folder(folder: epath.Path, parts: Sequence[str]) -> list[Parcel]:
+    """Weights that lie in a folder or a file, in any layout that can be read.
+
+    Args:
+        folder: in our layout or diffusers', or of a T5 encoder.
+        parts: names of parts; empty for all of ours, and otherwise to be told by
+            what the network is.
+
+    Raises:
+        InputError: nothing there that can be read.
+    """
+    if (folder / own.MANIFEST).exists():
+        manifest = own.read_manifest(folder)
+        names = parts or sorted(manifest.get("parts", {}))
+        cascade = CASCADES.get(manifest.get("cascade", ""))
+        return [_parcel(name, own.find(folder, name), cascade) for name in names]
+    parcels = []
+    place = deepfloyd.network_folder(folder)
+    if place is not None and list(parts) != ["text"]:
+        config, size = deepfloyd.read_network(place / "config.json")
+        name = parts[0] if parts else "base"
+        if config.level_input and not parts:
+            name = "sr256" if size <= 256 else load.TOP
+        like = CASCADES["if_m"].stage("sr256" if config.level_input else "base")
+        found = deepfloyd.find(folder, dataclasses.replace(like, name=name))
+        parcels.append(_parcel(name, found, CASCADES["if_m"]))
+    if not parts or "text" in parts:
+        found = t5.find(folder)
+        if found is not None:
+            parcels.append(_parcel("text", found, CASCADES["if_m"]))
+    if not parcels:
+        raise InputError(
+            f"--from={folder} holds no weights known here: neither {own.MANIFEST}, nor "
+            "a unet folder in diffusers' layout, nor a T5 encoder in safetensors or a "
+            "T5X checkpoint"
+        )
+    return parcels
+
+
+def _parcel(name: str, found: Found, cascade: Cascade | None) -> Parcel:
+    if found.describes is not None:
+        cascade = (cascade or CASCADES["if_m"]).having(found.describes)
+    if cascade is None:
+        raise InputError(
+            f"{found.where} does not say what network it is of; its manifest names "
+            "neither a cascade nor a network"
+        )
+    network = cascade.text.encoder if name == "text" else cascade.stage(name)
+    return Parcel(
+        name,
+        found.matched(load.plain_shapes(cascade, name)),
+        network,
+        cascade.name,
+        found.licence,
+        found.pretrained,
+        {"made_from": {"source": found.where, "licence": found.licence}},
+    )
+
+
+def write_own(
+    to: epath.Path, parcels: Iterable[Parcel], dtype: np.dtype | None
+) -> list[epath.Path]:
+    """Writes parts in our layout; what the folder holds of others stays.
+
+    Args:
+        dtype: of the tensors; None for each its own.
+
+    Returns:
+        Paths of the files of tensors.
+
+    Raises:
+        StorageError: they cannot be written.
+    """
+    written = []
+    for parcel in parcels:
+        known = CASCADES[parcel.cascade]
+        named = known.text.encoder
+        if isinstance(parcel.network, Stage):
+            names = [stage.name for stage in known.stages]
+            named = known.stage(parcel.name) if parcel.name in names else None
+        network = None if parcel.network == named else parcel.network
+        entry = {**parcel.story, "licence": parcel.licence}
+        path = own.write(to, parcel.name, parcel.weights, network, entry, dtype)
+        own.record(
+            to,
+            cascade=parcel.cascade,
+            licence=parcel.licence,
+            pretrained=parcel.pretrained,
+        )
+        written.append(path)
+    return written
+
+
+def write_diffusers(
+    to: epath.Path, parcels: Iterable[Parcel], dtype: np.dtype | None
+) -> list[epath.Path]:
+    """Writes each stage as a folder that diffusers reads: ``TO/base``, ``TO/sr256``.
+
+    It holds the U-Net, the schedulers and a model card. Text encoders are passed
+    over: they are not tuned, and belong to their own licence.
+
+    Returns:
+        The folders.
+
+    Raises:
+        InputError: a network or a schedule that diffusers does not have.
+        StorageError: they cannot be written.
+    """
+    written = []
+    for parcel in parcels:
+        stage = parcel.network
+        if not isinstance(stage, Stage):
+            continue
+        model = stage.model
+        if (
+            not isinstance(model, UNetConfig)
+            or not isinstance(stage.schedule, TableSchedule)
+            or model.patch != 1
+        ):
+            raise InputError(
+                f"{parcel.name} of the {parcel.cascade} cascade has no counterpart in "
+                "diffusers; export it with --layout=own"
+            )
+        folder = to / parcel.name
+        spelt = {}
+        for path, tensor in parcel.weights.items():
+            name, axes = deepfloyd.spell(path, len(tensor.shape))
+            back = tuple(int(axis) for axis in np.argsort(axes))
+            spelt[name] = tensor.transposed(back)
+        learned = stage.learned_variance and not stage.stale_variance
+        tensors.save(folder / "unet" / f"{deepfloyd.STEM}.safetensors", spelt, dtype)
+        files = {
+            "unet/config.json": deepfloyd.write_network(model, stage.resolution),
+            "scheduler/scheduler_config.json": deepfloyd.write_scheduler(
+                stage, parcel.sampler, learned
+            ),
+        }
+        if stage.low_resolution is not None:
+            name = "image_noising_scheduler/scheduler_config.json"
+            files[name] = deepfloyd.write_noising(stage)
+        for name, content in files.items():
+            text = json.dumps(content, indent=2) + "\n"
+            write_atomic(folder / name, text.encode())
+        page = card.write(stage, parcel.licence, parcel.story, learned)
+        write_atomic(folder / "README.md", page.encode())
+        written.append(folder)
     return written

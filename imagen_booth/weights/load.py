@@ -1,22 +1,30 @@
 """A part of a cascade, from wherever its weights are, onto the mesh."""
 
 import dataclasses
+import functools
 import hashlib
-from collections.abc import Callable
+import itertools
+import logging
+from collections.abc import Callable, Mapping
 from importlib import resources
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from etils import epath
 
 from imagen_booth import sharding
 from imagen_booth.cascade import Cascade
 from imagen_booth.errors import InputError
-from imagen_booth.models import build
-from imagen_booth.state import Params
-from imagen_booth.weights import own
+from imagen_booth.models import build, chain
+from imagen_booth.models import t5 as encoders
+from imagen_booth.state import Params, flatten
+from imagen_booth.weights import deepfloyd, own, t5, tensors
+from imagen_booth.weights.tensors import Found
+
+log = logging.getLogger(__name__)
+
+TOP = "sr1024"  # the stage that some cascades leave to the user
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +39,7 @@ class Part:
         fingerprint: identifies the weights, for caches and manifests.
         licence: of the weights.
         pretrained: False for random weights.
+        network: what the weights say of the network, for the manifest.
     """
 
     apply: Callable[..., Any]
@@ -40,16 +49,30 @@ class Part:
     fingerprint: str
     licence: str
     pretrained: bool
+    network: dict[str, Any] | None = None
 
     def origin(self) -> dict[str, Any]:
         """For the manifest."""
-        return {
-            "name": self.name,
-            "source": self.source,
-            "sha256": self.fingerprint,
-            "licence": self.licence,
-            "pretrained": self.pretrained,
-        }
+        about = self.fingerprint, self.licence, self.pretrained, self.network
+        return _origin(self.name, self.source, *about)
+
+
+def _origin(
+    name: str,
+    source: str,
+    fingerprint: str,
+    licence: str,
+    pretrained: bool,
+    network: dict[str, Any] | None,
+) -> dict[str, Any]:
+    described = {} if network is None else {"network": network}
+    return described | {
+        "name": name,
+        "source": source,
+        "sha256": fingerprint,
+        "licence": licence,
+        "pretrained": pretrained,
+    }
 
 
 def shipped_folder(cascade: str) -> epath.Path:
@@ -59,12 +82,15 @@ def shipped_folder(cascade: str) -> epath.Path:
     )
 
 
-def network(cascade: Cascade, name: str, dtype: Any) -> tuple[Any, Callable[..., Any]]:
+def network(
+    cascade: Cascade, name: str, dtype: Any, plain: bool = False
+) -> tuple[Any, Callable[..., Any]]:
     """A part's network, with no weights yet.
 
     Args:
         name: ``text`` or a stage's name.
         dtype: of the activations.
+        plain: keep each layer's parameters by themselves, as files do.
 
     Returns:
         ``init(key) -> params`` and ``apply(params, *inputs)``.
@@ -82,19 +108,140 @@ def network(cascade: Cascade, name: str, dtype: Any) -> tuple[Any, Callable[...,
         inputs = (
             jnp.zeros((1, size, size, 6 if low else 3), jnp.float32),
             row,
-            jnp.zeros((1, text.length, text.encoder.width), jnp.float32),
-            jnp.ones((1, text.length), bool),
+            jnp.zeros((1, text.length, config.text_width), jnp.float32),
+            jnp.ones((1, text.length), bool) if text.masked else None,
             row if low else None,
         )
+    if plain:
+        config = dataclasses.replace(config, scan=False)
     module = build(config, dtype)
 
     def init(key: jax.Array) -> Params:
         return dict(module.init(key, *inputs)["params"])
 
     def apply(params: Params, *inputs: Any) -> Any:
+        if name != "text" and not text.masked:
+            inputs = (*inputs[:3], None, *inputs[4:])
         return module.apply({"params": params}, *inputs)
 
     return init, apply
+
+
+def locate(cascade: Cascade, name: str, source: str) -> epath.Path | None:
+    """The folder that a part's weights come from; None for random ones.
+
+    Raises:
+        InputError: no source is given, or nothing ships for this cascade.
+    """
+    field = f"config.weights.{name}"
+    if not source:
+        raise InputError(
+            f"{field} is empty: the {cascade.name} cascade has no weights of its own. "
+            "Give a folder of weights, or 'random' to try the machinery"
+        )
+    if source == "random":
+        return None
+    folder = shipped_folder(cascade.name) if source == "shipped" else epath.Path(source)
+    if source == "shipped" and not folder.exists():
+        raise InputError(
+            f"{field}='shipped', but no weights ship for the {cascade.name} cascade; "
+            "give a folder of weights, or 'random'"
+        )
+    return folder
+
+
+def find(cascade: Cascade, name: str, source: str) -> Found | None:
+    """A part's weights where ``source`` says, told by what lies there.
+
+    A folder is one of ours (it has ``manifest.json``) or in diffusers' layout; a
+    text encoder can also be in any form that ``t5.find`` reads.
+
+    Returns:
+        None for random weights.
+
+    Raises:
+        InputError: nothing of the kind there, or a damaged file.
+    """
+    place = locate(cascade, name, source)
+    if place is None:
+        return None
+    # First, because it reads gs:// without further packages.
+    found = t5.find(place) if name == "text" else None
+    if found is None and (place / own.MANIFEST).exists():
+        found = own.find(place, name)
+    elif found is None and name != "text" and deepfloyd.network_folder(place):
+        found = deepfloyd.find(place, cascade.stage(name))
+    if found is None:
+        form = (
+            "model.safetensors of a T5 encoder, or a T5X checkpoint"
+            if name == "text"
+            else "a unet folder in diffusers' layout"
+        )
+        raise InputError(
+            f"config.weights.{name}={source} holds no weights of {name}; it should "
+            f"have {own.MANIFEST} beside {name}.safetensors, or {form}"
+        )
+    return found
+
+
+def resolve(cascade: Cascade, sources: Mapping[str, str]) -> Cascade:
+    """A cascade as its weights describe it; reads headers only.
+
+    Files that say what their network is have the last word on it, and each stage
+    takes the size that the stage below puts out. A cascade without a 1024 px stage
+    gets one if there are weights for it.
+
+    Args:
+        sources: of ``text`` and every stage, as ``load`` takes them.
+
+    Raises:
+        InputError: missing weights, or parts that do not go together.
+    """
+    names = ["text", *(stage.name for stage in cascade.stages)]
+    if TOP not in names and sources.get(TOP):
+        names.append(TOP)
+        below = cascade.stages[-1]
+        top = dataclasses.replace(
+            below, name=TOP, resolution=1024, low_resolution=below.resolution
+        )
+        cascade = cascade.having(top)
+    for name in names:
+        found = find(cascade, name, sources[name])
+        if found is not None and found.describes is not None:
+            cascade = cascade.having(found.describes)
+    for below, stage in itertools.pairwise(cascade.stages):
+        if stage.resolution % below.resolution:
+            raise InputError(
+                f"config.weights.{stage.name}={sources[stage.name]} draws "
+                f"{stage.resolution} px, no multiple of the {below.resolution} px of "
+                f"{below.name}"
+            )
+        cascade = cascade.having(
+            dataclasses.replace(
+                cascade.stage(stage.name), low_resolution=below.resolution
+            )
+        )
+    for stage in cascade.stages:
+        source = sources[stage.name]
+        width = cascade.text.encoder.width
+        if stage.model.text_width != width:
+            raise InputError(
+                f"config.weights.{stage.name}={source} reads text of width "
+                f"{stage.model.text_width}, but config.weights.text={sources['text']} "
+                f"gives {width}"
+            )
+        if cascade.text.masked and getattr(stage.model, "text_norm", "") == "group":
+            raise InputError(
+                f"config.weights.{stage.name}={source} is of the kind of DeepFloyd IF, "
+                f"which the {cascade.name} cascade's text does not suit; use if_m"
+            )
+    return cascade
+
+
+def origin(cascade: Cascade, name: str, source: str) -> dict[str, Any]:
+    """``Part.origin`` of a part, without its tensors."""
+    about = _about(cascade, name, find(cascade, name, source))
+    return _origin(name, source, *about)
 
 
 def load(
@@ -103,49 +250,62 @@ def load(
     """One part of a cascade with weights from ``source``.
 
     Args:
+        cascade: as ``resolve`` gave it, if the weights describe themselves.
         name: ``text`` or a stage's name.
-        source: ``shipped``, ``random`` (seeded by the part's name), or a folder.
+        source: ``shipped``, ``random`` (seeded by the part's name), or where weights
+            are, see ``find``.
 
     Raises:
         InputError: no such weights, or they do not fit the network.
     """
-    field = f"config.weights.{name}"
     init, apply = network(cascade, name, dtype)
+    found = find(cascade, name, source)
+    about = _about(cascade, name, found)
     abstract = jax.eval_shape(init, jax.random.key(0))
-    placement = sharding.tree_shardings(abstract, mesh)
-    if not source:
-        raise InputError(
-            f"{field} is empty: the {cascade.name} cascade has no weights of its own. "
-            "Give a folder of weights, or 'random' to try the machinery"
+    if found is None:
+        placement = sharding.tree_shardings(abstract, mesh)
+        params = jax.jit(init, out_shardings=placement)(jax.random.key(_seed(name)))
+        return Part(apply, params, name, source, *about)
+    weights = found.matched(plain_shapes(cascade, name))
+    if weights.keys() != flatten(abstract).keys():
+        stack = (
+            encoders.stack
+            if name == "text"
+            else functools.partial(chain.stack, like=abstract)
         )
-    if source == "random":
-        seed = int(hashlib.sha256(name.encode()).hexdigest()[:7], 16)
-        params = jax.jit(init, out_shardings=placement)(jax.random.key(seed))
-        fingerprint = hashlib.sha256(
-            f"random {seed} {cascade.text.encoder} {abstract}".encode()
-        ).hexdigest()
-        return Part(apply, params, name, source, fingerprint, "none", False)
-    folder = shipped_folder(cascade.name) if source == "shipped" else epath.Path(source)
-    if source == "shipped" and not folder.exists():
-        raise InputError(
-            f"{field}='shipped', but no weights ship for the {cascade.name} cascade; "
-            "give a folder of weights, or 'random'"
-        )
-    manifest = own.read_manifest(folder)
-    path = folder / f"{name}.safetensors"
-    tree = own.load(path)
-    own.check(tree, abstract, str(path))
-    params = jax.tree.map(
-        lambda leaf, where: jax.device_put(leaf.astype(np.float32), where),
-        tree,
-        placement,
-    )
-    return Part(
-        apply,
-        params,
-        name,
-        source,
-        own.sha256(path),
-        manifest.get("licence", "not stated"),
-        manifest.get("pretrained", True),
-    )
+        weights = tensors.restacked(weights, stack)
+    return Part(apply, tensors.place(weights, mesh), name, source, *about)
+
+
+def plain_shapes(cascade: Cascade, name: str) -> Params:
+    """Shapes of a part's parameters, each layer by itself."""
+    init, _ = network(cascade, name, jnp.float32, plain=True)
+    return jax.eval_shape(init, jax.random.key(0))
+
+
+def plain(params: Params) -> Params:
+    """A part's parameters with each layer by itself; arrays stay where they are."""
+    if "layers" in params:
+        return encoders.unstack(params)
+    return chain.unstack(params)
+
+
+def _seed(name: str) -> int:
+    return int(hashlib.sha256(name.encode()).hexdigest()[:7], 16)
+
+
+def _about(cascade: Cascade, name: str, found: Found | None) -> tuple:
+    """Fingerprint, licence, whether pretrained, and the network if it is described."""
+    if found is not None:
+        described = found.describes
+        network = None if described is None else dataclasses.asdict(described)
+        return found.fingerprint(), found.licence, found.pretrained, network
+    shapes = plain_shapes(cascade, name)
+    text = f"random {_seed(name)} {cascade.text.encoder} {shapes}"
+    return hashlib.sha256(text.encode()).hexdigest(), "none", False, None
+
+
+def place(tree: Params, mesh: jax.sharding.Mesh) -> Params:
+    """Host arrays as f32 on the mesh."""
+    held = {path: tensors.held(leaf) for path, leaf in flatten(tree).items()}
+    return tensors.place(held, mesh)

@@ -1,22 +1,32 @@
 """Our own weight files: one safetensors file per part, a manifest beside them.
 
 A folder of weights holds ``text.safetensors``, ``base.safetensors``, ... and
-``manifest.json``.  Tensor names are the paths of the parameter tree, so a file is
-readable without this package.
+``manifest.json``. Tensor names are the paths of the parameter tree with each layer by
+itself, so a file is readable without this package, and by networks with and without
+``scan``. Where a network is not of a size known by name, the manifest describes it.
 """
 
+import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 from etils import epath
-from safetensors import SafetensorError
 
+from imagen_booth import settings
 from imagen_booth.data.pictures import write_atomic
+from imagen_booth.diffusion.schedule import (
+    CosineSchedule,
+    LinearSchedule,
+    TableSchedule,
+)
 from imagen_booth.errors import InputError
-from imagen_booth.state import Params, flatten, unflatten
+from imagen_booth.models.t5 import T5Config
+from imagen_booth.stage import Stage
+from imagen_booth.weights import tensors
+from imagen_booth.weights.tensors import Found, Tensor
 
 MANIFEST = "manifest.json"
 
@@ -28,35 +38,6 @@ def sha256(path: epath.Path) -> str:
         while block := file.read(2**22):
             digest.update(block)
     return digest.hexdigest()
-
-
-def save(path: epath.Path, params: Params, dtype: Any = None) -> None:
-    """Writes a tree of arrays, cast to ``dtype`` if given; replaces atomically.
-
-    Raises:
-        StorageError: it cannot be written.
-    """
-    flat = {
-        name: np.ascontiguousarray(np.asarray(leaf, dtype))
-        for name, leaf in flatten(params).items()
-    }
-    write_atomic(path, safetensors.numpy.save(flat))
-
-
-def load(path: epath.Path) -> Params:
-    """Reads a tree of numpy arrays, in the file's dtypes.
-
-    Raises:
-        InputError: no such file, or not a whole safetensors file.
-    """
-    try:
-        return unflatten(safetensors.numpy.load(path.read_bytes()))
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist; it should hold weights") from error
-    except SafetensorError as error:
-        raise InputError(
-            f"{path} is not a whole safetensors file ({error}); copy it again"
-        ) from error
 
 
 def read_manifest(folder: epath.Path) -> dict[str, Any]:
@@ -76,23 +57,86 @@ def read_manifest(folder: epath.Path) -> dict[str, Any]:
         raise InputError(f"{path} is not JSON: {error}") from error
 
 
-def check(params: Params, abstract: Params, source: str) -> None:
-    """Compares a loaded tree with the shapes a network wants.
+def find(folder: epath.Path, name: str) -> Found:
+    """A part's weights in a folder of ours.
+
+    Args:
+        name: ``text`` or a stage's name.
 
     Raises:
-        InputError: listing missing, surplus and wrong-shaped tensors together.
+        InputError: no such part, a damaged file, or a description that is not known.
     """
-    have, want = flatten(params), flatten(abstract)
-    missing = [f"{name} is missing" for name in want if name not in have]
-    surplus = [f"{name} is not expected" for name in have if name not in want]
-    shapes = [
-        f"{name} has shape {have[name].shape}, expected {want[name].shape}"
-        for name in want
-        if name in have and have[name].shape != want[name].shape
-    ]
-    wrong = missing + surplus + shapes
-    if wrong:
-        more = f"; and {len(wrong) - 8} more" if len(wrong) > 8 else ""
-        raise InputError(
-            f"{source} does not fit this network: {'; '.join(wrong[:8])}{more}"
-        )
+    manifest = read_manifest(folder)
+    path = folder / f"{name}.safetensors"
+    entry = manifest.get("parts", {}).get(name, {})
+    described = None
+    if "network" in entry:
+        described = read_network(entry["network"], f"{folder / MANIFEST}: {name}")
+    return Found(
+        tensors.open_file(path),
+        lambda path, ndim: (path, tuple(range(ndim))),
+        described,
+        str(path),
+        entry.get("licence") or manifest.get("licence", "not stated"),
+        manifest.get("pretrained", True),
+    )
+
+
+def read_network(entry: dict[str, Any], where: str) -> Stage | T5Config:
+    """What ``dataclasses.asdict`` of a stage or an encoder described.
+
+    Raises:
+        InputError: a field that is not known, naming ``where``.
+    """
+    if "schedule" not in entry:
+        return settings.build(T5Config, entry, where)
+    # The field is declared as any schedule; which, only its own fields tell.
+    kinds = CosineSchedule | LinearSchedule | TableSchedule
+    schedule = settings.build(kinds, entry["schedule"], f"{where}.schedule")
+    return settings.build(Stage, entry | {"schedule": schedule}, where)
+
+
+def write(
+    folder: epath.Path,
+    name: str,
+    weights: Mapping[str, Tensor],
+    network: Stage | T5Config | None,
+    entry: Mapping[str, Any],
+    dtype: np.dtype | None = None,
+) -> epath.Path:
+    """Writes a part into a folder; what it holds of other parts stays.
+
+    Args:
+        weights: by path, each layer by itself.
+        network: what it is, unless its cascade's name says so.
+        entry: what else the manifest says of the part.
+        dtype: of the tensors; None for each its own.
+
+    Returns:
+        Path of the file of tensors.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    path = folder / f"{name}.safetensors"
+    tensors.save(path, weights, dtype)
+    about = {
+        "sha256": sha256(path),
+        "dtype": str(np.dtype(dtype)) if dtype else "as imported",
+        "parameters": sum(int(np.prod(each.shape)) for each in weights.values()),
+        **entry,
+    }
+    if network is not None:
+        about["network"] = dataclasses.asdict(network)
+    record(folder, parts={name: about})
+    return path
+
+
+def record(folder: epath.Path, **entries: Any) -> None:
+    """Adds entries to a folder's manifest; those of ``parts`` are merged."""
+    manifest: dict[str, Any] = {}
+    if (folder / MANIFEST).exists():
+        manifest = read_manifest(folder)
+    parts = manifest.get("parts", {}) | entries.pop("parts", {})
+    manifest |= {**entries, "parts": parts}
+    write_atomic(folder / MANIFEST, json.dumps(manifest, indent=1).encode())

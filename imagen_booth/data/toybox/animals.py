@@ -1,7 +1,5 @@
 """The living classes: dogs, cats, ducks and rabbits."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from imagen_booth.data.toybox.bodies import (
@@ -104,8 +102,9 @@ def dog(rng: np.random.Generator, name: str, pose: Pose) -> Body:
     nose = Material(colour=nose_colour, gloss=0.8)
     head.ball((0.0, -0.035, tip + 0.03), (0.072, 0.055, 0.05), nose)
     add_mouth(head, (0.0, -0.19, tip - 0.05), 0.085, pose.expression)
-    eyes = {"spread": 0.42, "height": 0.24, "size": 0.062}
-    add_eyes(head, half, expression=pose.expression, lid=face, **eyes)
+    place = (0.42, 0.24)
+    lids = _lids(plain, pale, patch_side if eye_patch else 0.0)
+    add_eyes(head, half, place, 0.062, expression=pose.expression, lids=lids)
     for s in _SIDES:
         ear = pale if marked_ears or (ears_differ and s == patch_side) else plain
         if ears == "floppy":
@@ -150,6 +149,12 @@ def _add_pointed_ear(
     head.tube(base, top, radius, skin, taper=0.07, flat=0.45)
     start, end = add(base, (0.0, 0.02, 0.047)), add(top, (0.0, -0.08, 0.02))
     head.tube(start, end, inner, _PINK, taper=0.1, flat=0.4)
+
+
+def _lids(plain: Material, pale: Material, patch: float) -> tuple[Material, Material]:
+    """Skin round the two eyes when the side `patch`, if not 0, lies in a patch."""
+    left, right = (pale if s == patch else plain for s in _SIDES)
+    return left, right
 
 
 def _fit(
@@ -266,8 +271,9 @@ def cat(rng: np.random.Generator, name: str, pose: Pose) -> Body:
     nose = _PINK.but(gloss=0.5)
     head.ball((0.0, -0.065, half[2] + 0.04), (0.042, 0.032, 0.03), nose)
     add_mouth(head, (0.0, -0.17, half[2] * 0.98), 0.06, pose.expression)
-    eyes = {"spread": 0.45, "height": 0.16, "size": 0.075}
-    add_eyes(head, half, expression=pose.expression, lid=face, iris=iris, **eyes)
+    place = (0.45, 0.16)
+    lids = _lids(plain, pale, patch_side if eye_patch else 0.0)
+    add_eyes(head, half, place, 0.075, expression=pose.expression, lids=lids, iris=iris)
 
     centre = add(neck, rise)
     throat, nape = add(neck, (0.0, -0.14, -0.04)), add(centre, (0.0, -0.06, -0.03))
@@ -320,8 +326,8 @@ def duck(rng: np.random.Generator, name: str, pose: Pose) -> Body:
     gape = 0.045 if pose.expression in ("happy", "surprised") else 0.0
     jaw = (0.0, -0.125 - gape, r + 0.04 * long_)
     head.ball(jaw, (0.14, 0.04, 0.13 * long_), bill)
-    eyes = {"spread": 0.50, "height": 0.26, "size": 0.062}
-    add_eyes(head, half, expression=pose.expression, lid=plain, **eyes)
+    place = (0.50, 0.26)
+    add_eyes(head, half, place, 0.062, expression=pose.expression, lids=(plain, plain))
     if crest:
         head.ball((0.0, r * 1.0, -0.08), (0.05, 0.13, 0.09), wing, pitch=-35.0)
         head.ball((0.0, r * 0.93, -0.17), (0.045, 0.10, 0.08), wing, pitch=-60.0)
@@ -407,8 +413,9 @@ def rabbit(rng: np.random.Generator, name: str, pose: Pose) -> Body:
     nose = _PINK.but(gloss=0.5)
     head.ball((0.0, -0.045, half[2] + 0.05), (0.045, 0.034, 0.03), nose)
     add_mouth(head, (0.0, -0.22, half[2] * 0.92), 0.06, pose.expression)
-    eyes = {"spread": 0.50, "height": 0.20, "size": 0.066}
-    add_eyes(head, half, expression=pose.expression, lid=face, **eyes)
+    place = (0.50, 0.20)
+    lids = _lids(plain, pale, lop_side if eye_patch else 0.0)
+    add_eyes(head, half, place, 0.066, expression=pose.expression, lids=lids)
     centre = add(neck, rise)
     body.tube(add(neck, (0.0, -0.16, -0.04)), centre, 0.17, plain)
     body += moved(head, pose.head, centre)

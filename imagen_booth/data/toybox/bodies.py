@@ -6,8 +6,6 @@ looks at the pose, so the marks of an individual are the same in every picture.
 Bodies stand on y = 0 around x = z = 0 and face z.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 
@@ -141,12 +139,11 @@ def pick(rng: np.random.Generator, *choices):
 def add_eyes(
     head: Build,
     half: Vec,
-    *,
-    spread: float,
-    height: float,
+    place: tuple[float, float],
     size: float,
+    *,
     expression: str,
-    lid: Material,
+    lids: tuple[Material, Material],
     iris: Vec | None = None,
 ):
     """Adds two eyes to an ellipsoidal head around the origin that looks along z.
@@ -154,14 +151,15 @@ def add_eyes(
     Args:
       head: the shapes of the head.
       half: half extents of the head.
-      spread, height: place of an eye, as fractions of the head's half extents.
+      place: x and y of an eye, as fractions of the head's half extents.
       size: radius of an eye in toy units.
       expression: closes, widens or frowns them.
-      lid: material of the skin around.
+      lids: material of the skin around the left and the right one.
       iris: its colour, with a slit pupil; None is an all dark eye.
     """
+    spread, height = place
     depth = max(0.05, 1.0 - spread**2 - height**2) ** 0.5
-    for side in (-1.0, 1.0):
+    for side, lid in zip((-1.0, 1.0), lids, strict=True):
         at = (side * spread * half[0], height * half[1], depth * half[2])
         yaw = side * 22.0
         turn = rotation(yaw=yaw)
@@ -171,10 +169,10 @@ def add_eyes(
 
         if expression in ("sleeping", "happy"):
             # A closed eye is a dark ring of which the lid hides one half.
-            lift = -0.42 if expression == "happy" else 0.42
-            head.ball(at, (1.15 * size, size, 0.35 * size), EYE, yaw=yaw)
-            cover = (1.3 * size, size, 0.38 * size)
-            head.ball(off(0.0, lift, 0.12), cover, lid, yaw=yaw)
+            lift = -0.55 if expression == "happy" else 0.55
+            head.ball(at, (1.5 * size, 1.25 * size, 0.4 * size), EYE, yaw=yaw)
+            cover = (1.6 * size, 1.2 * size, 0.5 * size)
+            head.ball(off(0.0, lift, 0.1), cover, lid, yaw=yaw)
             continue
         wide = 1.3 if expression == "surprised" else 1.0
         if iris is None:

@@ -1,7 +1,5 @@
 """Captions in plain English, and back from a prompt to what it asks for."""
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import re
@@ -90,8 +88,8 @@ def parse(prompt: str, *, identifier: str = "[V]") -> Attributes:
       InputError: a word is not in the grammar; the nearest one that is gets named.
     """
     text = prompt.lower().replace(identifier.lower(), " ")
-    words = [w for w in re.findall(r"[a-z']+", text) if w not in ("a", "an", "the")]
-    words = [_SAME.get(w, w) for w in words]
+    said: list[str] = re.findall(r"[a-z']+", text)
+    words = [_SAME.get(w, w) for w in said if w not in ("a", "an", "the")]
     found: dict[str, str] = {}
 
     def take(field: str, known: Iterable[str]) -> None:

@@ -1,7 +1,5 @@
 """The words of the toybox, what each tier teaches, and how words become a scene."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import zlib
@@ -9,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from imagen_booth.data.toybox import animals, objects
+from imagen_booth.data.toybox import animals, objects, tableware
 from imagen_booth.data.toybox import scene as sc
-from imagen_booth.data.toybox.bodies import COLOURS, Pose
+from imagen_booth.data.toybox.bodies import COLOURS, Pose, pick
 from imagen_booth.data.toybox.places import PLACES, light_for, studio
 from imagen_booth.data.toybox.wear import WEAR
 
@@ -21,13 +19,13 @@ BODIES = {
     "duck": animals.duck,
     "rabbit": animals.rabbit,
     "car": objects.car,
-    "teapot": objects.teapot,
+    "teapot": tableware.teapot,
     "backpack": objects.backpack,
     "clock": objects.clock,
-    "vase": objects.vase,
+    "vase": tableware.vase,
     "robot": objects.robot,
-    "candle": objects.candle,
-    "mug": objects.mug,
+    "candle": tableware.candle,
+    "mug": tableware.mug,
 }
 NOUNS = tuple(BODIES)
 LIVING = ("dog", "cat", "duck", "rabbit")
@@ -139,29 +137,29 @@ def draw_colour(rng: np.random.Generator, noun: str, colours: Sequence[str]) -> 
     """A colour as individuals of the class have it: animals mostly natural ones."""
     natural = [c for c in colours if c in _NATURAL]
     if noun in LIVING and natural and rng.random() < 0.6:
-        return natural[rng.integers(len(natural))]
-    return colours[rng.integers(len(colours))]
+        return pick(rng, *natural)
+    return pick(rng, *colours)
 
 
 def draw_attributes(rng: np.random.Generator, tier: Tier) -> Attributes:
     """What one training picture shows, never a held-out combination."""
-    noun = tier.nouns[rng.integers(len(tier.nouns))]
+    noun = pick(rng, *tier.nouns)
     while True:
         colour = draw_colour(rng, noun, tier.colours)
         context = None
         if rng.random() < 0.85:
-            context = tier.contexts[rng.integers(len(tier.contexts))]
+            context = pick(rng, *tier.contexts)
         if not held_out(noun, colour, context):
             break
 
     def rarely(chance: float, usual: str, others: tuple[str, ...]) -> str:
         rest = [o for o in others if o != usual]
         hit = rng.random() < chance and rest
-        return rest[rng.integers(len(rest))] if hit else usual
+        return pick(rng, *rest) if hit else usual
 
     accessory = None
     if rng.random() < 0.25:
-        accessory = tier.accessories[rng.integers(len(tier.accessories))]
+        accessory = pick(rng, *tier.accessories)
     return Attributes(
         noun=noun,
         colour=colour,
@@ -177,7 +175,7 @@ def draw_attributes(rng: np.random.Generator, tier: Tier) -> Attributes:
 def draw_pose(rng: np.random.Generator, attributes: Attributes) -> Pose:
     """A stance and a turn of the head that suit the attributes."""
     asleep = attributes.expression == "sleeping"
-    stance = "lie" if asleep else ("stand", "sit", "sit", "lie")[rng.integers(4)]
+    stance = "lie" if asleep else pick(rng, "stand", "sit", "sit", "lie")
     return Pose(
         stance=stance,
         head_yaw=float(rng.uniform(-18.0, 18.0)),
@@ -212,12 +210,8 @@ def compose(
     shapes = sc.moved(shapes, turn, sink)
     if attributes.style == "statue":
         shapes = _carved(rng, shapes)
-    rise = float(
-        rng.uniform(58.0, 68.0)
-        if attributes.view == "above"
-        else rng.uniform(5.0, 11.0)
-    )
-    camera = _framed(rng, shapes, rise, float(rng.uniform(0.74, 0.86)))
+    rise = (58.0, 68.0) if attributes.view == "above" else (5.0, 11.0)
+    camera = _framed(rng, shapes, float(rng.uniform(*rise)))
     return sc.Scene(
         shapes=(*shapes, *place.shapes),
         camera=camera,
@@ -252,35 +246,32 @@ def _carved(rng: np.random.Generator, shapes: list[sc.Shape]) -> list[sc.Shape]:
     return block
 
 
-def _framed(
-    rng: np.random.Generator, shapes: list[sc.Shape], rise: float, fill: float
-) -> sc.Camera:
-    """A camera `rise` degrees up that lets the shapes fill that part of the frame."""
+def _framed(rng: np.random.Generator, shapes: list[sc.Shape], rise: float) -> sc.Camera:
+    """A camera `rise` degrees up for which the shapes fill about 65 % of the frame."""
     fov = 30.0
+    fill = float(rng.uniform(0.74, 0.86))
+    turned = sc.rotation(pitch=-rise)
+    axes = [sc.apply(turned, axis) for axis in sc.UPRIGHT]
+    target, extents = sc.ORIGIN, []
+    for axis in axes:
+        low, high = _extent(shapes, axis)
+        target = sc.add(target, sc.scaled(axis, (low + high) / 2))
+        extents.append(high - low)
+    wide, tall, deep = extents
+    # What is nearer than the middle looks larger; a quarter of the depth makes up.
     tangent = math.tan(math.radians(fov / 2))
-    back = sc.apply(sc.rotation(pitch=-rise), (0.0, 0.0, 1.0))
-    right = (1.0, 0.0, 0.0)
-    up = sc.apply(sc.rotation(pitch=-rise), (0.0, 1.0, 0.0))
-    boxes = []
-    for axis in (right, up, back):
-        low, high = math.inf, -math.inf
-        for shape in shapes:
-            reach = math.sqrt(
-                sum(
-                    (h * sc.dot(row, axis)) ** 2
-                    for h, row in zip(shape.half, shape.turn, strict=True)
-                )
-            )
-            middle = sc.dot(shape.centre, axis)
-            low, high = min(low, middle - reach), max(high, middle + reach)
-        boxes.append((low, high))
-    (x0, x1), (y0, y1), (z0, z1) = boxes
-    size = max(x1 - x0, y1 - y0)
-    distance = size / (2 * tangent * fill) + 0.25 * (z1 - z0)
-    target = (0.0, 0.0, 0.0)
-    middles = ((x0 + x1) / 2, (y0 + y1) / 2, (z0 + z1) / 2)
-    for axis, m in zip((right, up, back), middles, strict=True):
-        target = sc.add(target, (axis[0] * m, axis[1] * m, axis[2] * m))
-    eye = sc.add(target, (back[0] * distance, back[1] * distance, back[2] * distance))
+    distance = max(wide, tall) / (2 * tangent * fill) + 0.25 * deep
+    eye = sc.add(target, sc.scaled(axes[2], distance))
     shift = (float(rng.uniform(-0.06, 0.06)), float(rng.uniform(-0.06, 0.02)))
     return sc.Camera(eye=eye, target=target, fov=fov, shift=shift)
+
+
+def _extent(shapes: list[sc.Shape], axis: sc.Vec) -> tuple[float, float]:
+    """The least and the greatest reach of the shapes, as ellipsoids, along an axis."""
+    low, high = math.inf, -math.inf
+    for shape in shapes:
+        along = [sc.dot(row, axis) for row in shape.turn]
+        reach = math.hypot(*(h * a for h, a in zip(shape.half, along, strict=True)))
+        middle = sc.dot(shape.centre, axis)
+        low, high = min(low, middle - reach), max(high, middle + reach)
+    return low, high

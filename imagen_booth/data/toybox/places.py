@@ -3,8 +3,6 @@
 Places are laid out for a viewer who looks along -z at a subject in the origin.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 

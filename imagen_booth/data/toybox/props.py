@@ -1,7 +1,5 @@
 """Scenery: things that stand around in places, each built around the origin."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 
@@ -51,9 +49,8 @@ def _ring(shapes: Sequence[Shape], count: int, at: Vec = ORIGIN) -> list[Shape]:
 
 def palm(rng: np.random.Generator) -> list[Shape]:
     """A leaning palm with six fronds and two coconuts, about two units tall."""
-    bark = Material(
-        colour=(0.62, 0.45, 0.28), second=(0.50, 0.35, 0.21), texture="stripes", scale=4.0
-    )  # fmt: skip
+    bark = Material(colour=(0.62, 0.45, 0.28), second=(0.50, 0.35, 0.21))
+    bark = bark.but(texture="stripes", scale=4.0)
     leaf = Material(colour=shade(rng, (0.24, 0.58, 0.22)), gloss=0.2)
     nut = Material(colour=(0.36, 0.22, 0.12))
     lean = float(rng.uniform(-0.35, 0.35))
@@ -228,9 +225,8 @@ def house(rng: np.random.Generator) -> list[Shape]:
     tall = float(rng.uniform(0.72, 1.0))
     paint, pane = shade(rng, wall, 0.04), (0.30, 0.40, 0.52)
     shift = float(rng.uniform(0.0, 1.0))
-    front = Material(
-        colour=paint, second=pane, texture="windows", scale=1.55, offset=shift, gloss=0.1
-    )  # fmt: skip
+    front = Material(colour=paint, second=pane, gloss=0.1)
+    front = front.but(texture="windows", scale=1.55, offset=shift)
     roof = Material(colour=tile)
     made = Build()
     made.box((0.0, tall, 0.0), (0.85, tall, 0.6), front)

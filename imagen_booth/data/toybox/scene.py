@@ -271,8 +271,8 @@ class Build(list[Shape]):
 
     def ball(self, centre: Vec, half: Vec | float, material: Material, **options):
         """Adds an ellipsoid."""
-        half = (half, half, half) if isinstance(half, float) else half
-        self._add("ball", centre, half, material, options)
+        size = half if isinstance(half, tuple) else (half, half, half)
+        self._add("ball", centre, size, material, options)
 
     def box(self, centre: Vec, half: Vec, material: Material, **options):
         """Adds a box with corners rounded by `round`."""

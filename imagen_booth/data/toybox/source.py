@@ -1,7 +1,5 @@
 """The toybox without end: any index of any seed is a picture and its caption."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from typing import Any, SupportsIndex
@@ -16,7 +14,7 @@ from imagen_booth.data.toybox.scene import Scene
 from imagen_booth.errors import InputError
 
 # Separates the individuals of pretraining from the subjects of the same seed.
-_SPACE = 0
+SPACE = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,7 +28,7 @@ class Example:
 
 def example(seed: int, index: int, tier: Tier) -> Example:
     """The example at an index: the same for the same seed, index and tier."""
-    rng = np.random.default_rng((_SPACE, seed, index))
+    rng = np.random.default_rng((SPACE, seed, index))
     attributes = grammar.draw_attributes(rng, tier)
     text = training_caption(rng, attributes)
     scene = scene_of(attributes, (seed, index))
@@ -44,11 +42,9 @@ def scene_of(
 
     Where the attributes leave the colour open it is drawn from the tier's.
     """
-    rng = np.random.default_rng((_SPACE, *seed, 1))
+    rng = np.random.default_rng((SPACE, *seed, 1))
     colour = grammar.draw_colour(rng, attributes.noun, tier.colours)
-    individual = Individual(
-        noun=attributes.noun, colour=colour, seed=(_SPACE, *seed, 2)
-    )
+    individual = Individual(noun=attributes.noun, colour=colour, seed=(SPACE, *seed, 2))
     return grammar.compose(individual, attributes, rng)
 
 

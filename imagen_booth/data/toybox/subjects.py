@@ -1,7 +1,5 @@
 """Subjects: one particular dog, its photos, and how it truly looks for any prompt."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np
@@ -17,14 +15,18 @@ from imagen_booth.errors import InputError
 # Subjects never share a generator with the individuals of pretraining.
 _SPACE = 1
 _MAX_PHOTOS = 6
+_CANDIDATES = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
     """An individual of a class, fixed by its seed.
 
-    Of the individuals that the seed gives in turn, the subject is the first with
-    marks to know it by. Raises InputError for an unknown noun.
+    Of the few individuals that the seed gives, it is the one with the most marks to
+    know it by.
+
+    Raises:
+      InputError: the noun is unknown.
     """
 
     noun: str
@@ -39,25 +41,22 @@ class Subject:
     @property
     def individual(self) -> Individual:
         """The individual: colour and the seed of all its traits."""
-        attempt = 0
-        while True:
+        candidates = []
+        for attempt in range(_CANDIDATES):
             seed = (_SPACE, self.seed, attempt)
             rng = np.random.default_rng((*seed, 1))
             colour = grammar.draw_colour(rng, self.noun, grammar.TIER_A.colours)
             made = Individual(noun=self.noun, colour=colour, seed=(*seed, 2))
-            if _marks(made) >= 2:
-                return made
-            attempt += 1
+            candidates.append(made)
+        return max(candidates, key=_marks)
 
 
 def _marks(individual: Individual) -> int:
-    """How many of its materials set an individual apart."""
+    """How many materials an individual is made of, textured ones counted twice."""
     rng = np.random.default_rng(individual.seed)
     body = grammar.BODIES[individual.noun](rng, individual.colour, Pose())
     materials = {s.material for s in body.shapes}
-    textured = sum(m.texture != "plain" for m in materials)
-    colours = len({m.colour for m in materials if m.texture == "plain"})
-    return textured + max(0, colours - 4)
+    return len(materials) + sum(m.texture != "plain" for m in materials)
 
 
 def photo_attributes(count: int = 5) -> list[Attributes]:

@@ -1,7 +1,5 @@
 """Things to wear, made to measure for any body that says where it wears them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

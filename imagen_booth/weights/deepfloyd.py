@@ -1,0 +1,404 @@
+"""DeepFloyd IF in and out: folders as diffusers lays them out.
+
+A pipeline's folder has ``unet/config.json``, ``unet/*.safetensors`` and
+``scheduler/scheduler_config.json``; a super-resolution pipeline adds
+``image_noising_scheduler/``. What the network is, is read from those files. Every
+field that our network does not follow has to have the one value it computes.
+
+Names map by rule (see models/unet.py); PyTorch keeps convolutions as (out, in,
+height, width) and linear maps as (out, in), we as (height, width, in, out) and
+(in, out).
+"""
+
+import dataclasses
+import json
+import re
+from typing import Any
+
+from etils import epath
+
+from imagen_booth.diffusion.sampler import SamplerConfig
+from imagen_booth.diffusion.schedule import TableSchedule
+from imagen_booth.errors import InputError
+from imagen_booth.models import UNetConfig
+from imagen_booth.stage import Stage
+from imagen_booth.weights import tensors
+
+LICENCE = "DeepFloyd IF License Agreement (non-commercial research only)"
+NETWORK = "UNet2DConditionModel"
+STEM = "diffusion_pytorch_model"
+
+# What our network always computes, and what diffusers takes if a field is left out.
+FIXED: dict[str, tuple[Any, Any]] = {
+    "addition_embed_type": ("text", None),
+    "addition_time_embed_dim": (None, None),
+    "attention_type": ("default", "default"),
+    "center_input_sample": (False, False),
+    "class_embeddings_concat": (False, False),
+    "conv_in_kernel": (3, 3),
+    "conv_out_kernel": (3, 3),
+    "dropout": (0.0, 0.0),
+    "dual_cross_attention": (False, False),
+    "flip_sin_to_cos": (True, True),
+    "freq_shift": (0, 0),
+    "mid_block_type": ("UNetMidBlock2DSimpleCrossAttn", "UNetMidBlock2DCrossAttn"),
+    "norm_eps": (1e-5, 1e-5),
+    "num_attention_heads": (None, None),
+    "num_class_embeds": (None, None),
+    "projection_class_embeddings_input_dim": (None, None),
+    "resnet_time_scale_shift": ("scale_shift", "default"),
+    "reverse_transformer_layers_per_block": (None, None),
+    "time_cond_proj_dim": (None, None),
+    "time_embedding_type": ("positional", "positional"),
+    "timestep_post_act": (None, None),
+}
+# Of no effect in these blocks, or with float32 attention.
+WITHOUT_EFFECT = {
+    "downsample_padding": 1,
+    "transformer_layers_per_block": 1,
+    "upcast_attention": False,
+    "use_linear_projection": False,
+}
+DOWN = {False: "ResnetDownsampleBlock2D", True: "SimpleCrossAttnDownBlock2D"}
+UP = {False: "ResnetUpsampleBlock2D", True: "SimpleCrossAttnUpBlock2D"}
+ACTIVATIONS = {"gelu": "gelu", "silu": "swish", "swish": "swish"}
+TEXT_NORMS = {"group_norm": "group", "layer_norm": "layer"}
+PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+
+
+class _Fields:
+    """A JSON object whose fields are ticked off; errors name file, field and value."""
+
+    def __init__(self, path: epath.Path):
+        self.path = path
+        try:
+            self._values = json.loads(path.read_text())
+        except FileNotFoundError as error:
+            raise InputError(
+                f"{path} does not exist; a folder in diffusers' layout has it"
+            ) from error
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path} is not JSON: {error}") from error
+        if not isinstance(self._values, dict):
+            raise InputError(f"{path} should hold one JSON object")
+        self._seen: set[str] = set()
+
+    def get(self, name: str, absent: Any = None) -> Any:
+        """The value of a field; lists as tuples."""
+        self._seen.add(name)
+        value = self._values.get(name, absent)
+        return tuple(value) if isinstance(value, list) else value
+
+    def choose(self, name: str, absent: Any, choices: dict[Any, Any]) -> Any:
+        """What a value stands for."""
+        value = self.get(name, absent)
+        if value not in choices:
+            raise self.refuse(name, f"use {' or '.join(map(repr, choices))}")
+        return choices[value]
+
+    def require(self, name: str, value: Any, absent: Any) -> None:
+        """Refuses any other value."""
+        if self.get(name, absent) != value:
+            raise self.refuse(name, f"only {value!r} is supported")
+
+    def number(self, name: str, absent: Any = None) -> int:
+        """A whole number, or the one that all of a list are."""
+        value = self.get(name, absent)
+        if isinstance(value, tuple) and len(set(value)) == 1:
+            value = value[0]
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise self.refuse(name, "one whole number is supported")
+        return value
+
+    def each(self, name: str, count: int, absent: Any) -> tuple[int, ...]:
+        """A whole number per level."""
+        value = self.get(name, absent)
+        value = (value,) * count if isinstance(value, int) else value
+        if not isinstance(value, tuple) or len(value) != count:
+            raise self.refuse(name, f"a number, or {count} of them, is supported")
+        return value
+
+    def refuse(self, name: str, mend: str) -> InputError:
+        value = self._values.get(name, "not given")
+        return InputError(f"{self.path}: {name} is {value!r}; {mend}")
+
+    def finish(self) -> None:
+        """Refuses fields that nobody asked for and that say something."""
+        for name, value in self._values.items():
+            known = name in self._seen or name.startswith("_")
+            if not known and value not in (None, False):
+                raise self.refuse(name, "this field is not known, leave it out")
+
+
+def read_network(path: epath.Path) -> tuple[UNetConfig, int]:
+    """The network that a ``config.json`` describes, and its resolution in pixels.
+
+    Raises:
+        InputError: no such file, or a value that our network does not compute.
+    """
+    fields = _Fields(path)
+    fields.require("_class_name", NETWORK, NETWORK)
+    for name, (value, absent) in FIXED.items():
+        fields.require(name, value, absent)
+    for name in WITHOUT_EFFECT:
+        fields.get(name)
+    fields.choose("encoder_hid_dim_type", None, {"text_proj": True, None: True})
+    widths = fields.get("block_out_channels", (320, 640, 1280, 1280))
+    down = fields.get("down_block_types")
+    if not down or any(kind not in DOWN.values() for kind in down):
+        raise fields.refuse("down_block_types", f"use {' and '.join(DOWN.values())}")
+    attention = tuple(kind == DOWN[True] for kind in down)
+    if len(widths) != len(down):
+        raise fields.refuse("block_out_channels", f"give {len(down)}, one per level")
+    up = tuple(UP[attends] for attends in reversed(attention))
+    fields.require("up_block_types", up, None)
+    activation = fields.choose("act_fn", "silu", ACTIVATIONS)
+    # Activated once on the sum, or in every block: the same function, but not both.
+    once = fields.get("resnet_skip_time_act", False)
+    early = fields.get("time_embedding_act_fn")
+    if once != (early is not None) or early not in (None, fields.get("act_fn", "silu")):
+        raise fields.refuse(
+            "time_embedding_act_fn",
+            "it goes with resnet_skip_time_act and equals act_fn, or is null",
+        )
+    only_text = fields.get("only_cross_attention", False)
+    if isinstance(only_text, tuple):
+        middle = False
+        only_text = only_text[0] if len(set(only_text)) == 1 else None
+    else:
+        middle = only_text
+    given = fields.get("mid_block_only_cross_attention")
+    if only_text is None or (middle if given is None else given) != only_text:
+        raise fields.refuse(
+            "only_cross_attention",
+            "it has to be the same for all levels and the middle",
+        )
+    residual = fields.get("resnet_out_scale_factor", 1.0)
+    fields.require("mid_block_scale_factor", residual, 1.0)
+    config = UNetConfig(
+        widths=widths,
+        blocks=fields.each("layers_per_block", len(widths), 2),
+        attention=attention,
+        in_channels=fields.number("in_channels", 4),
+        out_channels=fields.number("out_channels", 4),
+        level_input=fields.choose(
+            "class_embed_type", None, {None: False, "timestep": True}
+        ),
+        text_width=fields.number("encoder_hid_dim"),
+        cross_width=fields.number("cross_attention_dim", 1280),
+        time_width=fields.get("time_embedding_dim") or 4 * widths[0],
+        head_width=fields.number("attention_head_dim", 8),
+        pool_heads=fields.number("addition_embed_type_num_heads", 64),
+        text_norm=fields.choose("cross_attention_norm", None, TEXT_NORMS),
+        self_attention=not only_text,
+        activation=activation,
+        residual_scale=float(residual),
+        norm_groups=fields.number("norm_num_groups", 32),
+    )
+    size = fields.number("sample_size")
+    fields.finish()
+    if config.in_channels != (6 if config.level_input else 3):
+        raise fields.refuse(
+            "in_channels", "it is 3, or 6 with class_embed_type 'timestep'"
+        )
+    if config.out_channels not in (3, 6):
+        raise fields.refuse("out_channels", "it is 3, or 6 with a learned variance")
+    return config, size
+
+
+def write_network(config: UNetConfig, size: int) -> dict[str, Any]:
+    """``config.json`` of a network of ``size`` pixels; inverse of ``read_network``."""
+    assert config.patch == 1, "diffusers folds no pixels into channels"
+    activation = "gelu" if config.activation == "gelu" else "silu"
+    fixed = {name: value for name, (value, _) in FIXED.items()}
+    return {"_class_name": NETWORK} | dict(
+        sorted(
+            (
+                fixed
+                | WITHOUT_EFFECT
+                | {
+                    "act_fn": activation,
+                    "addition_embed_type_num_heads": config.pool_heads,
+                    "attention_head_dim": config.head_width,
+                    "block_out_channels": list(config.widths),
+                    "class_embed_type": "timestep" if config.level_input else None,
+                    "cross_attention_dim": config.cross_width,
+                    "cross_attention_norm": {"group": "group_norm"}.get(
+                        config.text_norm, "layer_norm"
+                    ),
+                    "down_block_types": [DOWN[each] for each in config.attention],
+                    "encoder_hid_dim": config.text_width,
+                    "encoder_hid_dim_type": "text_proj",
+                    "in_channels": config.in_channels,
+                    "layers_per_block": list(config.blocks),
+                    "mid_block_only_cross_attention": not config.self_attention,
+                    "mid_block_scale_factor": config.residual_scale,
+                    "norm_num_groups": config.norm_groups,
+                    "only_cross_attention": not config.self_attention,
+                    "out_channels": config.out_channels,
+                    "resnet_out_scale_factor": config.residual_scale,
+                    "resnet_skip_time_act": config.level_input,
+                    "sample_size": size,
+                    "time_embedding_act_fn": (
+                        activation if config.level_input else None
+                    ),
+                    "time_embedding_dim": config.time_width,
+                    "up_block_types": [UP[each] for each in config.attention[::-1]],
+                }
+            ).items()
+        )
+    )
+
+
+def read_scheduler(path: epath.Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a ``scheduler_config.json`` says.
+
+    Returns:
+        Fields of a Stage (schedule, prediction, whether the variance that the
+        network puts out is out of date), and of a SamplerConfig.
+
+    Raises:
+        InputError: no such file, or a noise law that is not IF's.
+    """
+    fields = _Fields(path)
+    fields.require("beta_schedule", "squaredcos_cap_v2", "linear")
+    fields.require("trained_betas", None, None)
+    fields.require("rescale_betas_zero_snr", False, False)
+    stale = fields.choose(
+        "variance_type",
+        "fixed_small",
+        {"learned_range": False, None: False, "fixed_small": True},
+    )
+    stage = {
+        "schedule": TableSchedule(fields.number("num_train_timesteps", 1000)),
+        "prediction": fields.choose("prediction_type", "epsilon", PREDICTIONS),
+        "stale_variance": stale,
+    }
+    sampler = {"spacing": fields.get("timestep_spacing", "leading")}
+    if fields.get("thresholding", False):
+        sampler |= {
+            "threshold": "dynamic",
+            "ratio": fields.get("dynamic_thresholding_ratio", 0.995),
+            "cap": fields.get("sample_max_value", 1.0),
+        }
+    else:
+        clipped = fields.get("clip_sample", True)
+        sampler |= {"threshold": "static" if clipped else "none"}
+    return stage, sampler
+
+
+def write_scheduler(
+    stage: Stage, sampler: SamplerConfig | None, learned: bool
+) -> dict[str, Any]:
+    """``scheduler_config.json`` of a stage.
+
+    Args:
+        sampler: the thresholds and the spacing to note down; None for IF's own.
+        learned: the variance that the network puts out is up to date.
+    """
+    assert isinstance(stage.schedule, TableSchedule)
+    kinds = {ours: theirs for theirs, ours in PREDICTIONS.items()}
+    base = stage.low_resolution is None
+    own = sampler or SamplerConfig(
+        spacing="leading", ratio=0.95, cap=1.5 if base else 1.0
+    )
+    return {
+        "_class_name": "DDPMScheduler",
+        "beta_schedule": "squaredcos_cap_v2",
+        "clip_sample": own.threshold == "static",
+        "dynamic_thresholding_ratio": own.ratio,
+        "num_train_timesteps": stage.schedule.size,
+        "prediction_type": kinds[stage.prediction],
+        # Unbounded is written as a bound that no picture meets.
+        "sample_max_value": 1e6 if own.cap is None else own.cap,
+        "thresholding": own.threshold == "dynamic",
+        "timestep_spacing": own.spacing,
+        "variance_type": "learned_range" if learned else "fixed_small",
+    }
+
+
+def write_noising(stage: Stage) -> dict[str, Any]:
+    """``image_noising_scheduler``'s config: the law behind IF's noise levels."""
+    assert stage.low_resolution is not None
+    return {
+        "_class_name": "DDPMScheduler",
+        "beta_schedule": "squaredcos_cap_v2",
+        "num_train_timesteps": TableSchedule().size,
+    }
+
+
+def spell(path: str, ndim: int) -> tuple[str, tuple[int, ...]]:
+    """The name and the axes in diffusers of a parameter of ours.
+
+    ``down_blocks_0/resnets_1/conv1/kernel`` is ``down_blocks.0.resnets.1.conv1.weight``
+    with its axes in the order (2, 3, 1, 0).
+    """
+    *parts, leaf = path.split("/")
+    numbered = r"^(\w+blocks|resnets|attentions|\w+samplers)_(\d+)$"
+    parts = [re.sub(numbered, r"\1.\2", part) for part in parts]
+    if parts[-1] == "to_out":
+        parts.append("0")
+    name = {"kernel": "weight", "scale": "weight"}.get(leaf, leaf)
+    axes = tuple(range(ndim))
+    if leaf == "kernel":
+        axes = {2: (1, 0), 4: (2, 3, 1, 0)}[ndim]
+    return ".".join([*parts, name]), axes
+
+
+def network_folder(folder: epath.Path) -> epath.Path | None:
+    """The folder of the U-Net, here or in ``unet``; None if there is none."""
+    for place in (folder / "unet", folder):
+        file = place / "config.json"
+        if file.exists() and NETWORK in file.read_text():
+            return place
+    return None
+
+
+def find(folder: epath.Path, stage: Stage) -> tensors.Found:
+    """A stage's weights in a folder in diffusers' layout.
+
+    Args:
+        folder: of a pipeline, or of its ``unet`` alone.
+        stage: what the stage is where the files are silent.
+
+    Raises:
+        InputError: no weights in it, a damaged file, another stage's network, or a
+            value that is not supported.
+    """
+    place = network_folder(folder)
+    assert place is not None
+    config, size = read_network(place / "config.json")
+    if config.level_input != (stage.low_resolution is not None):
+        other = "a super-resolution" if config.level_input else "a base"
+        raise InputError(
+            f"config.weights.{stage.name}={folder}: {place / 'config.json'} describes "
+            f"{other} network (in_channels={config.in_channels}); give it to that stage"
+        )
+    opened = tensors.open_stem(place, STEM)
+    if opened is None:
+        raise InputError(
+            f"{place} has no {STEM}.safetensors; pickled weights (.bin) are not read, "
+            "fetch the safetensors files"
+        )
+    found, where = opened
+    root = place.parent if place.name == "unet" else place
+    scheduler, noising = (
+        root / name / "scheduler_config.json"
+        for name in ("scheduler", "image_noising_scheduler")
+    )
+    told = read_scheduler(scheduler)[0] if scheduler.exists() else {}
+    if noising.exists():
+        fields = _Fields(noising)
+        fields.require("beta_schedule", "squaredcos_cap_v2", "linear")
+        fields.require("num_train_timesteps", TableSchedule().size, 1000)
+    described = dataclasses.replace(
+        stage,
+        model=config,
+        resolution=size,
+        learned_variance=config.out_channels == 6,
+        level_map="if_index",
+        aligned=True,
+        crop=None,
+        **{"schedule": TableSchedule(), "prediction": "eps"} | told,
+    )
+    return tensors.Found(found, spell, described, where, LICENCE)

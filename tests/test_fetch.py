@@ -1,0 +1,271 @@
+"""Fetching, against a local server that speaks the hub's file interface."""
+
+import hashlib
+import http.server
+import json
+import threading
+
+import pytest
+
+from imagen_booth.errors import InputError, StorageError
+from imagen_booth.weights import fetch
+
+pytest.importorskip("huggingface_hub")
+
+WEIGHTS = bytes(range(256)) * 4000
+SMALL = b'{"sample_size": 64}'
+REPO = "someone/model"
+ENTRY = {
+    "what": "a model",
+    "repo": REPO,
+    "where": f"https://huggingface.co/{REPO}",
+    "size": None,
+    "sha256": {},
+    "licence": "theirs",
+    "gated": True,
+    "loads": "config.weights.base",
+    "files": ["unet/config.json"],
+    "weights": ["unet/w.safetensors", "unet/w.safetensors.index.json"],
+}
+
+
+class Hub:
+    """What the server has, and how it behaves."""
+
+    def __init__(self):
+        self.files = {"unet/config.json": SMALL, "unet/w.safetensors": WEIGHTS}
+        self.refusal = None  # (status, error code)
+        self.cut_after = None  # bytes of an answer, then the connection closes
+        self.cuts = 0
+        self.ranges = True
+        self.false_content = False
+        self.asked = []  # (file, Range)
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    hub: Hub
+
+    def refuse(self, status, code):
+        self.send_response(status)
+        self.send_header("X-Error-Code", code)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def find(self):
+        prefix = f"/{REPO}/resolve/main/"
+        name = self.path.removeprefix(prefix)
+        if self.hub.refusal:
+            self.refuse(*self.hub.refusal)
+        elif not self.path.startswith(prefix) or name not in self.hub.files:
+            self.refuse(404, "EntryNotFound")
+        else:
+            return name, self.hub.files[name]
+        return None
+
+    def do_HEAD(self):
+        if found := self.find():
+            name, data = found
+            digest = (
+                hashlib.sha256(data)
+                if name.endswith(".safetensors")
+                else hashlib.sha1(f"blob {len(data)}\0".encode() + data)
+            )
+            self.send_response(200)
+            self.send_header("ETag", f'"{digest.hexdigest()}"')
+            self.send_header("X-Repo-Commit", "0" * 40)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+
+    def do_GET(self):
+        if not (found := self.find()):
+            return
+        name, data = found
+        wanted = self.headers.get("Range")
+        self.hub.asked.append((name, wanted))
+        if self.hub.false_content:
+            data = data[::-1]
+        start = 0
+        if wanted and self.hub.ranges:
+            start = int(wanted.removeprefix("bytes=").rstrip("-"))
+            self.send_response(206)
+            self.send_header(
+                "Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}"
+            )
+        else:
+            self.send_response(200)
+        self.send_header("Content-Length", str(len(data) - start))
+        self.end_headers()
+        body = data[start:]
+        if self.hub.cut_after is not None and self.hub.cuts and len(body) > 1000:
+            self.hub.cuts -= 1
+            self.wfile.write(body[: self.hub.cut_after])
+            self.wfile.flush()
+            self.close_connection = True
+            return
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    hub = Hub()
+    handler = type("OfThisTest", (Handler,), {"hub": hub})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(fetch, "known", lambda: {"model": ENTRY})
+    monkeypatch.setattr(fetch.time, "sleep", lambda _: None)
+    yield hub
+    server.shutdown()
+    server.server_close()
+
+
+def content(folder):
+    return (folder / "unet/w.safetensors").read_bytes()
+
+
+def names(folder):
+    return sorted(
+        str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()
+    )
+
+
+def test_only_what_is_needed(hub, tmp_path):
+    hub.files["unet/other.bin"] = b"x" * 10
+    folder = fetch.fetch("model", str(tmp_path / "to"))
+    assert folder == tmp_path / "to/model"
+    assert names(folder) == ["unet/config.json", "unet/w.safetensors"]
+    assert content(folder) == WEIGHTS
+    assert (folder / "unet/config.json").read_bytes() == SMALL
+
+
+def test_again_takes_nothing(hub, tmp_path):
+    fetch.fetch("model", str(tmp_path))
+    hub.asked.clear()
+    fetch.fetch("model", str(tmp_path))
+    assert hub.asked == []
+
+
+def test_damage_on_the_disk_is_mended(hub, tmp_path):
+    folder = fetch.fetch("model", str(tmp_path))
+    (folder / "unet/w.safetensors").write_bytes(WEIGHTS[:-1] + b"?")
+    fetch.fetch("model", str(tmp_path))
+    assert content(folder) == WEIGHTS
+
+
+def test_a_cut_connection_goes_on_where_it_was(hub, tmp_path):
+    hub.cut_after, hub.cuts = 300_000, 2
+    assert content(fetch.fetch("model", str(tmp_path))) == WEIGHTS
+    ranges = [wanted for name, wanted in hub.asked if name.endswith(".safetensors")]
+    assert ranges == [None, "bytes=300000-", "bytes=600000-"]
+
+
+def test_another_command_goes_on_where_the_first_was(hub, tmp_path):
+    hub.cut_after, hub.cuts = 300_000, 1
+    hub.ranges = True
+
+    def die(_):
+        hub.refusal = None
+        raise KeyboardInterrupt
+
+    fetch.time.sleep = die  # undone with the fixture's patch
+    with pytest.raises(KeyboardInterrupt):
+        fetch.fetch("model", str(tmp_path))
+    hub.asked.clear()
+    assert content(fetch.fetch("model", str(tmp_path))) == WEIGHTS
+    assert hub.asked == [("unet/w.safetensors", "bytes=300000-")]
+    assert names(tmp_path / "model") == ["unet/config.json", "unet/w.safetensors"]
+
+
+def test_a_server_without_ranges(hub, tmp_path):
+    hub.cut_after, hub.cuts, hub.ranges = 300_000, 1, False
+    assert content(fetch.fetch("model", str(tmp_path))) == WEIGHTS
+
+
+def test_a_connection_that_stays_dead(hub, tmp_path):
+    hub.cut_after, hub.cuts = 0, 100
+    with pytest.raises(StorageError, match=r"broke at 0 of 1024000 bytes .*goes on"):
+        fetch.fetch("model", str(tmp_path))
+
+
+def test_a_wrong_checksum(hub, tmp_path):
+    hub.false_content = True
+    with pytest.raises(StorageError, match=r"config.json .* came damaged"):
+        fetch.fetch("model", str(tmp_path))
+    assert names(tmp_path) == []
+
+
+def test_our_own_checksum_goes_first(hub, tmp_path, monkeypatch):
+    entry = ENTRY | {"sha256": {"unet/w.safetensors": "0" * 64}}
+    monkeypatch.setattr(fetch, "known", lambda: {"model": entry})
+    with pytest.raises(StorageError, match=f"w.safetensors .*not {'0' * 64}"):
+        fetch.fetch("model", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [(401, "GatedRepo"), (403, "GatedRepo"), (401, "RepoNotFound"), (403, "")],
+)
+def test_a_gated_repository(hub, tmp_path, refusal):
+    hub.refusal = refusal
+    with pytest.raises(InputError) as error:
+        fetch.fetch("model", str(tmp_path))
+    assert "https://huggingface.co/someone/model is given only to" in str(error.value)
+    assert "accept it on that page" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_the_form_that_is_there(hub, tmp_path):
+    hub.files.pop("unet/w.safetensors")
+    shards = {f"w-{i}.safetensors": WEIGHTS[i:] for i in (1, 2)}
+    hub.files |= {f"unet/{name}": data for name, data in shards.items()}
+    index = {"weight_map": dict(zip("ab", shards, strict=True))}
+    hub.files["unet/w.safetensors.index.json"] = json.dumps(index).encode()
+    folder = fetch.fetch("model", str(tmp_path))
+    assert names(folder) == [
+        "unet/config.json",
+        *(f"unet/{name}" for name in shards),
+        "unet/w.safetensors.index.json",
+    ]
+
+
+def test_no_form_is_there(hub, tmp_path):
+    hub.files.pop("unet/w.safetensors")
+    with pytest.raises(InputError, match="has none of unet/w.safetensors"):
+        fetch.fetch("model", str(tmp_path))
+    hub.files.pop("unet/config.json")
+    hub.files["unet/w.safetensors"] = WEIGHTS
+    with pytest.raises(InputError, match="has no unet/config.json"):
+        fetch.fetch("model", str(tmp_path))
+
+
+def test_nobody_answers(hub, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(StorageError, match="http://127.0.0.1:9 does not answer"):
+        fetch.fetch("model", str(tmp_path))
+
+
+def test_the_manifest():
+    artefacts = fetch.known()
+    assert {"if_i_m", "if_i_l", "if_i_xl", "if_ii_m", "if_ii_l"} <= artefacts.keys()
+    for name, entry in artefacts.items():
+        assert entry["licence"], name
+        assert entry["where"].startswith(("https://", "gs://")), name
+        assert set(entry["sha256"]) <= set(entry.get("files", ())), name
+        if "repo" in entry:
+            assert entry["files"] or entry["weights"], name
+            assert entry["where"].endswith(entry["repo"]), name
+        assert entry["what"] in fetch.listing()
+    assert len(artefacts["t5_vocabulary"]["sha256"]["spiece.model"]) == 64
+
+
+def test_names_that_cannot_be_fetched(tmp_path):
+    with pytest.raises(InputError, match="did you mean if_ii_m"):
+        fetch.fetch("if_2_m", str(tmp_path))
+    with pytest.raises(InputError, match="gs://t5-data"):
+        fetch.fetch("t5_xxl_t5x", str(tmp_path))
