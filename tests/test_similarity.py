@@ -34,6 +34,7 @@ RED, BLUE = (220, 10, 10), (10, 10, 220)
         # a bin is 42 to 43 levels wide: 0..42 is the first
         (plain((0, 0, 0)), plain((42, 42, 42)), 1.0),
         (plain((0, 0, 0)), plain((0, 0, 43)), 0.0),
+        (plain((255, 255, 255)), plain((214, 214, 214)), 1.0),
     ],
 )
 def test_colour_is_the_share_in_common(image, photo, share):

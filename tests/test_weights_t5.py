@@ -212,7 +212,7 @@ def t5x_tree(told):
             "encoder_norm": {"scale": told["encoder.final_layer_norm.weight"]},
             **layers,
         },
-        "decoder": {"decoder_norm": {"scale": np.ones(16, np.float32)}},
+        "decoder": {"decoder_norm": {"scale": told["encoder.final_layer_norm.weight"]}},
     }
 
 

@@ -91,7 +91,10 @@ class _Repository:
 
     def __init__(self, entry: Mapping[str, Any]):
         try:
-            import huggingface_hub  # an extra, and slow
+            # An extra, and slow.
+            import huggingface_hub
+            import huggingface_hub.errors
+            import huggingface_hub.utils
         except ImportError as error:
             raise InputError(
                 "fetching needs huggingface_hub: pip install 'imagen_booth[hub]'"
