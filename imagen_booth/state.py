@@ -5,6 +5,7 @@ is a choice of paths; the optimizer and the moving average hold only those.
 """
 
 import dataclasses
+import math
 import re
 from typing import Any
 
@@ -109,6 +110,8 @@ def ema_params(state: TrainState, decay: float) -> Params:
     """
     if state.ema is None:
         return merge(state.trainable, state.frozen)
-    correction = 1.0 - decay ** state.step.astype(jnp.float32)
+    # expm1, because 1 - decay^step loses digits where decay is near 1.
+    steps = state.step.astype(jnp.float32)
+    correction = -jnp.expm1(steps * math.log(decay))
     mean = jax.tree.map(lambda leaf: (leaf / correction).astype(leaf.dtype), state.ema)
     return merge(mean, state.frozen)

@@ -86,8 +86,8 @@ def batch_loss(
         key: randomness of this batch: noise, times, null text, levels.
 
     Returns:
-        Loss [] and {"loss", "loss_subject", "loss_class"} []; a group without rows
-        reports NaN.
+        Loss [], and sums over the rows: {"loss", "sum_subject", "rows_subject",
+        "sum_class", "rows_class"} [], unweighted but for the first.
     """
     x0 = batch["image"]
     rows = x0.shape[0]
@@ -135,16 +135,13 @@ def batch_loss(
             stage.schedule, t, x0, eps, out.eps, out.frac
         )
 
-    def mean_over(group: int) -> Array:
-        chosen = (batch["group"] == group).astype(jnp.float32)
-        return jnp.sum(rows_loss * chosen) / jnp.sum(chosen)
-
     total = loss.weighted_sum(rows_loss, batch["weight"])
-    return total, {
-        "loss": total,
-        "loss_subject": mean_over(SUBJECT),
-        "loss_class": mean_over(CLASS),
-    }
+    metrics = {"loss": total}
+    for name, group in (("subject", SUBJECT), ("class", CLASS)):
+        chosen = (batch["group"] == group).astype(jnp.float32)
+        metrics[f"sum_{name}"] = jnp.sum(rows_loss * chosen)
+        metrics[f"rows_{name}"] = jnp.sum(chosen)
+    return total, metrics
 
 
 def make_step(
@@ -162,9 +159,12 @@ def make_step(
     ``metrics["finite"]``: the caller stops with the last good state in hand.
 
     Args:
-        loss_fn: ``(params, batch, key) -> (loss, metrics)``.
-        accumulate: micro-batches per step; the rows of a batch are divided among
-            them in order.  Exact: weights were normalised over the whole batch.
+        loss_fn: ``(params, batch, key) -> (loss, sums)`` as ``batch_loss``.
+        accumulate: micro-batches per step.  Exact: weights were normalised over the
+            whole batch.
+
+    The metrics are {"loss", "loss_subject", "loss_class", "grad_norm", "finite"} [];
+    a group without rows reports NaN.
     """
 
     def step(state, batch):
@@ -175,11 +175,12 @@ def make_step(
 
         gradient = jax.value_and_grad(loss_of, has_aux=True)
         if accumulate == 1:
-            (_, metrics), grads = gradient(state.trainable, batch, key)
+            (_, sums), grads = gradient(state.trainable, batch, key)
         else:
-            metrics, grads = _accumulated(
+            sums, grads = _accumulated(
                 gradient, state.trainable, batch, key, accumulate
             )
+        metrics = _means(sums)
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
         with jax.numpy_dtype_promotion("standard"):  # optax counts steps in int32
@@ -190,7 +191,7 @@ def make_step(
         average = state.ema
         if average is not None:
             average = jax.tree.map(
-                lambda old, new: ema * old + (1.0 - ema) * new, average, trainable
+                lambda old, new: old + (1.0 - ema) * (new - old), average, trainable
             )
         new = dataclasses.replace(
             state,
@@ -205,25 +206,33 @@ def make_step(
     return step
 
 
+def _means(sums: dict[str, Array]) -> dict[str, Array]:
+    """``sum_NAME`` over ``rows_NAME`` as ``loss_NAME``; the rest as it is."""
+    groups = [name.removeprefix("rows_") for name in sums if name.startswith("rows_")]
+    used = {f"{kind}_{group}" for kind in ("rows", "sum") for group in groups}
+    means = {f"loss_{one}": sums[f"sum_{one}"] / sums[f"rows_{one}"] for one in groups}
+    return means | {name: value for name, value in sums.items() if name not in used}
+
+
 def _accumulated(gradient, trainable, batch, key, count):
-    """Sums gradients and losses over ``count`` micro-batches in a scan."""
+    """Sums gradients and sums of losses over ``count`` micro-batches in a scan."""
     shared = {name: batch[name] for name in SHARED if name in batch}
     rows = {name: leaf for name, leaf in batch.items() if name not in shared}
+    # Every count-th row, so that each micro-batch lies on all devices.
     parts = jax.tree.map(
-        lambda leaf: leaf.reshape(count, leaf.shape[0] // count, *leaf.shape[1:]), rows
+        lambda leaf: leaf.reshape(-1, count, *leaf.shape[1:]).swapaxes(0, 1), rows
     )
 
     def one(total, part):
         index, rows = part
-        (_, metrics), grads = gradient(
+        (_, sums), grads = gradient(
             trainable, rows | shared, jax.random.fold_in(key, index)
         )
-        return jax.tree.map(jnp.add, total, grads), metrics
+        return jax.tree.map(jnp.add, total, grads), sums
 
     zeros = jax.tree.map(jnp.zeros_like, trainable)
-    grads, metrics = jax.lax.scan(one, zeros, (jnp.arange(count), parts))
-    means = {name: jnp.nanmean(values) for name, values in metrics.items()}
-    return means | {"loss": jnp.sum(metrics["loss"])}, grads
+    grads, sums = jax.lax.scan(one, zeros, (jnp.arange(count), parts))
+    return {name: jnp.sum(values) for name, values in sums.items()}, grads
 
 
 def not_finite(

@@ -89,7 +89,7 @@ def test_average_of_constant_parameters_is_themselves(decay):
     for count in (1, 3):
         averaged = state.ema_params(run(count, slope=0.0, decay=decay), decay)
         jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3), averaged, PARAMS
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), averaged, PARAMS
         )
 
 

@@ -77,10 +77,10 @@ def test_weights_make_equation_two(subject, klass, padding, prior_weight, key):
 
     assert loss == pytest.approx(equation(row_loss), rel=1e-4)
     assert metrics["loss"] == loss
-    assert metrics["loss_subject"] == pytest.approx(
-        row_loss[kinds == 0].mean(), rel=1e-4
-    )
-    assert metrics["loss_class"] == pytest.approx(row_loss[kinds == 1].mean(), rel=1e-4)
+    for name, kind in (("subject", 0), ("class", 1)):
+        assert float(metrics[f"rows_{name}"]) == (kinds == kind).sum()
+        mean = metrics[f"sum_{name}"] / metrics[f"rows_{name}"]
+        assert mean == pytest.approx(row_loss[kinds == kind].mean(), rel=1e-4)
     slope = jax.jit(jax.grad(lambda p: batch_loss(Network(), batch, key, p)[0]))
     grads = slope(PARAMS)
     assert grads["unet"]["w"] == pytest.approx(equation(row_slope), rel=1e-4)
@@ -116,10 +116,25 @@ def test_padding_rows_change_nothing(key):
     assert evaluate(other)[0][0] != one[0][0]
 
 
-def test_a_group_without_rows_reports_nan(key):
-    _, metrics = batch_loss(Network(), draw_batch([0, 0]), key)
-    assert np.isfinite(metrics["loss_subject"])
-    assert np.isnan(metrics["loss_class"])
+def test_group_losses_are_means_over_rows_however_a_batch_is_divided():
+    def loss(params, batch, key):
+        value = jnp.sum(batch["a"]) * params["unet"]["w"][0]
+        sums = {"loss": value}
+        for name, kind in (("subject", 0), ("class", 1), ("other", 2)):
+            chosen = (batch["group"] == kind).astype(jnp.float32)
+            sums |= {f"sum_{name}": batch["a"] @ chosen, f"rows_{name}": chosen.sum()}
+        return value, sums
+
+    batch = {
+        "a": jnp.asarray([1.0, 2.0, 6.0, 5.0]),
+        "group": jnp.asarray([0, 0, 0, 1], jnp.int32),
+    }
+    for count in (1, 2, 4):
+        step = steps.make_step(loss, optax.sgd(0.1), seed=0, accumulate=count)
+        _, metrics = step(start(optax.sgd(0.1)), batch)
+        assert metrics["loss_subject"] == 3.0
+        assert metrics["loss_class"] == 5.0
+        assert np.isnan(metrics["loss_other"])
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
