@@ -129,7 +129,8 @@ def run(job: Job, workdir: epath.Path, overwrite: frozenset[str]) -> epath.Path:
 def cache_folder(job: Job, workdir: epath.Path) -> epath.Path:
     """Where runs share class images, embeddings and compiled programs."""
     cache = epath.Path(job.cache) if job.cache else workdir.parent / "cache"
-    jax.config.update("jax_compilation_cache_dir", str(cache / "xla"))
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(cache / "xla"))
     return cache
 
 

@@ -34,8 +34,9 @@ def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
         fsdp = devices // data
     if data < 1 or fsdp < 1 or data * fsdp != devices:
         raise InputError(
-            f"config.mesh=(data={data}, fsdp={fsdp}) does not make {devices} devices; "
-            "give two sizes whose product is that number, or -1 for one of them"
+            f"config.mesh=(data={data}, fsdp={fsdp}) does not use the {devices} "
+            "devices there are; give two sizes whose product is that number, or -1 "
+            "for one of them"
         )
     # Explicit axes, jax's default, refuse the U-Nets' convolutions.
     return jax.make_mesh((data, fsdp), AXES, axis_types=(AxisType.Auto,) * 2)

@@ -12,14 +12,14 @@ STAGE_1 = {
     "act_fn": "gelu",
     "addition_embed_type": "text",
     "addition_embed_type_num_heads": 2,
-    "attention_head_dim": 8,
-    "block_out_channels": [8, 16],
+    "attention_head_dim": 32,
+    "block_out_channels": [32, 64],
     "center_input_sample": False,
     "class_embed_type": None,
     "class_embeddings_concat": False,
     "conv_in_kernel": 3,
     "conv_out_kernel": 3,
-    "cross_attention_dim": 16,
+    "cross_attention_dim": 32,
     "cross_attention_norm": "group_norm",
     "down_block_types": ["ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"],
     "downsample_padding": 1,
@@ -33,7 +33,7 @@ STAGE_1 = {
     "mid_block_scale_factor": 1,
     "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
     "norm_eps": 1e-05,
-    "norm_num_groups": 4,
+    "norm_num_groups": 32,
     "num_class_embeds": None,
     "only_cross_attention": False,
     "out_channels": 6,
@@ -169,7 +169,7 @@ def write_stage(folder, config=STAGE_1, scheduler=SCHEDULER, weights=None, **kin
 
 def encoder_shapes(vocab=40, width=TEXT, heads=2, head=4, hidden=24, layers=2):
     """Hugging Face's names of a T5 v1.1 encoder."""
-    found = {"shared.weight": (vocab, width)}
+    found: dict[str, tuple[int, ...]] = {"shared.weight": (vocab, width)}
     for i in range(layers):
         at = f"encoder.block.{i}.layer"
         for each in "qkv":

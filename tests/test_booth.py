@@ -30,6 +30,12 @@ def photos(tmp_path_factory):
         small = rng.integers(0, 255, (6, 6, 3)).astype(np.uint8)
         image = Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)
         image.save(folder / f"{index}.png")
+    whole = (folder / "0.png").read_bytes()
+    (folder / "torn.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "empty.jpg").write_bytes(b"")
+    Image.new("RGB", (1, 1)).save(folder / "dot.png")
+    (folder / "Thumbs.db").write_bytes(b"x")
+    (folder / ".ipynb_checkpoints").mkdir()
     return folder
 
 
@@ -82,6 +88,18 @@ def test_a_finished_run_has_everything(finished):
     assert "random numbers" in page or "ntrained" in page
     folder = epath.Path(manifest["class_images"]["folder"])
     assert len(list(folder.glob("*.png"))) == 4
+
+
+def test_the_report_names_every_bad_file(finished):
+    page = (finished / "report.html").read_text()
+    subject = json.loads((finished / "manifest.json").read_text())["subject"]
+    assert [photo["name"] for photo in subject["photos"]] == ["0.png", "1.png"]
+    refused = {each["name"] for each in subject["refused"]}
+    skipped = {each["name"] for each in subject["skipped"]}
+    assert refused == {"torn.png", "empty.jpg", "dot.png"}
+    assert {name.rstrip("/") for name in skipped} == {"Thumbs.db", ".ipynb_checkpoints"}
+    for name in refused | skipped:
+        assert name in page
 
 
 def test_metrics_have_each_step_once_and_both_losses(finished):
@@ -217,7 +235,7 @@ def test_a_changed_setting_is_named_and_refused(job, finished):
 def test_a_diverging_run_names_step_stage_and_tensor(job, tmp_path):
     optim = dataclasses.replace(job.base.optim, lr=1e30, clip=0.0)
     wild = dataclasses.replace(job, base=dataclasses.replace(job.base, optim=optim))
-    with pytest.raises(NotFinite, match=r"base: step \d is not finite, in: .*conv_out"):
+    with pytest.raises(NotFinite, match=r"base: step \d is not finite, in: .*unet/"):
         booth.run(wild, epath.Path(tmp_path) / "run", frozenset())
 
 

@@ -17,6 +17,7 @@ from imagen_booth.cascade import by_name
 from imagen_booth.diffusion.schedule import TableSchedule
 from imagen_booth.errors import InputError
 from imagen_booth.models.t5 import T5Config
+from imagen_booth.stage import Stage
 from imagen_booth.state import flatten
 from imagen_booth.weights import deepfloyd, export, tensors
 from imagen_booth.weights.load import load, origin, resolve
@@ -47,12 +48,12 @@ def test_network_of_stage_1(folder):
     files.write_json(folder / "config.json", files.STAGE_1)
     config, size = deepfloyd.read_network(epath.Path(folder / "config.json"))
     assert size == 16
-    assert config.widths == (8, 16)
+    assert config.widths == (32, 64)
     assert config.blocks == (2, 2)
     assert config.attention == (False, True)
     assert (config.in_channels, config.out_channels) == (3, 6)
-    assert config.time_width == 32
-    assert config.head_width == 8
+    assert config.time_width == 128
+    assert config.head_width == 32
     assert config.text_norm == "group"
     assert config.activation == "gelu"
     assert config.self_attention
@@ -90,6 +91,7 @@ def test_network_of_stage_2(folder):
         ("mid_block_only_cross_attention", True),
         ("mid_block_scale_factor", 1.4),
         ("mid_block_type", "UNetMidBlock2D"),
+        ("norm_num_groups", 16),
         ("out_channels", 4),
         ("only_cross_attention", [True, False]),
         ("time_embedding_act_fn", "gelu"),
@@ -179,7 +181,7 @@ def test_the_folder_decides_the_stage(folder):
     files.write_stage(folder / "2", files.STAGE_2, fixed)
     base, top = cascade_of(folder / "1", folder / "2").stages
     assert (base.resolution, top.resolution, top.low_resolution) == (16, 32, 16)
-    assert base.model.widths == (8, 16)
+    assert base.model.widths == (32, 64)
     assert base.learned_variance
     assert not base.stale_variance
     assert top.stale_variance
@@ -228,7 +230,7 @@ def test_each_device_gets_its_slice(monkeypatch, folder):
     mesh = sharding.make_mesh(data=1, fsdp=4)
     params = load_base(folder, mesh).params
     kernel = params["mid_block"]["resnets_0"]["conv1"]["kernel"]
-    assert {shard.data.shape for shard in kernel.addressable_shards} == {(3, 3, 4, 16)}
+    assert {shard.data.shape for shard in kernel.addressable_shards} == {(3, 3, 16, 64)}
     np.testing.assert_array_equal(
         kernel, told["mid_block.resnets.0.conv1.weight"].transpose(2, 3, 1, 0)
     )
@@ -278,7 +280,7 @@ def test_misfits_are_listed_together(folder):
     assert "conv_im.weight is not expected (is conv_in.weight meant?)" in message
     assert "mid_block.attentions.0.to_q.bias is missing" in message
     assert "conv_out.bias has shape (3,), expected (6,)" in message
-    assert "encoder_hid_proj.weight has shape (16, 16, 1), expected (16, 16)" in message
+    assert "encoder_hid_proj.weight has shape (16, 16, 1), expected (32, 16)" in message
 
 
 def damage(name, data):
@@ -372,6 +374,7 @@ def test_an_imported_folder_describes_itself(folder):
 def test_variance_that_was_not_tuned_is_not_exported_as_learned(folder):
     files.write_stage(folder)
     (parcel,) = export.of_folder(epath.Path(folder), ())
+    assert isinstance(parcel.network, Stage)
     stale = dataclasses.replace(parcel, network=parcel.network.tuned(hybrid=False))
     export.write_diffusers(epath.Path(folder / "out"), [stale], None)
     path = folder / "out/base/scheduler/scheduler_config.json"

@@ -34,7 +34,7 @@ class Hub:
 
     def __init__(self):
         self.files = {"unet/config.json": SMALL, "unet/w.safetensors": WEIGHTS}
-        self.refusal = None  # (status, error code)
+        self.refusal: tuple[int, str] | None = None  # status and error code
         self.cut_after = None  # bytes of an answer, then the connection closes
         self.cuts = 0
         self.ranges = True
@@ -52,7 +52,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", "0")
         self.end_headers()
 
-    def find(self):
+    def find(self) -> tuple[str, bytes] | None:
         prefix = f"/{REPO}/resolve/main/"
         name = self.path.removeprefix(prefix)
         if self.hub.refusal:

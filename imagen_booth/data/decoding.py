@@ -133,7 +133,7 @@ def _flatten(
     image = image.convert(kind)
     if profile:
         image, note = _to_srgb(image, profile)
-        notes.append(note)
+        notes += [note] if note else []
     elif kind == "CMYK":
         notes.append("CMYK turned into RGB without a colour profile")
     pixels = np.array(image.convert("RGB"))
@@ -157,6 +157,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _to_srgb(image: Image.Image, profile: bytes) -> tuple[Image.Image, str]:
+    """The image in sRGB, and a note where that changed it or failed, else ''."""
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         converted = ImageCms.profileToProfile(
@@ -166,4 +167,6 @@ def _to_srgb(image: Image.Image, profile: bytes) -> tuple[Image.Image, str]:
         return image, f"colour profile not applied ({error}), taken as sRGB"
     assert converted is not None  # None is for conversions in place
     name = ImageCms.getProfileDescription(source).strip()
+    if name.startswith("sRGB"):
+        return converted, ""  # what nearly every photo says; nothing changed
     return converted, f"colour profile {name} turned into sRGB"

@@ -43,6 +43,7 @@ FIXED: dict[str, tuple[Any, Any]] = {
     "freq_shift": (0, 0),
     "mid_block_type": ("UNetMidBlock2DSimpleCrossAttn", "UNetMidBlock2DCrossAttn"),
     "norm_eps": (1e-5, 1e-5),
+    "norm_num_groups": (32, 32),  # which diffusers takes for the text in any case
     "num_attention_heads": (None, None),
     "num_class_embeds": (None, None),
     "projection_class_embeddings_input_dim": (None, None),
@@ -193,7 +194,6 @@ def read_network(path: epath.Path) -> tuple[UNetConfig, int]:
         self_attention=not only_text,
         activation=activation,
         residual_scale=float(residual),
-        norm_groups=fields.number("norm_num_groups", 32),
     )
     size = fields.number("sample_size")
     fields.finish()
@@ -233,7 +233,6 @@ def write_network(config: UNetConfig, size: int) -> dict[str, Any]:
                     "layers_per_block": list(config.blocks),
                     "mid_block_only_cross_attention": not config.self_attention,
                     "mid_block_scale_factor": config.residual_scale,
-                    "norm_num_groups": config.norm_groups,
                     "only_cross_attention": not config.self_attention,
                     "out_channels": config.out_channels,
                     "resnet_out_scale_factor": config.residual_scale,

@@ -90,7 +90,7 @@ def of_run(run: epath.Path, parts: Sequence[str]) -> list[Parcel]:
             tuning = config.get(name, {})
             if isinstance(network, Stage) and tuning:
                 network = network.tuned(tuning["hybrid"])
-            origin = origins.get(name, {})
+            origin = {k: v for k, v in origins.get(name, {}).items() if k != "network"}
             drawn = config.get("pictures", {}).get(name)
             parcels.append(
                 Parcel(
@@ -239,7 +239,7 @@ def write_diffusers(
         if (
             not isinstance(model, UNetConfig)
             or not isinstance(stage.schedule, TableSchedule)
-            or model.patch != 1
+            or (model.patch, model.norm_groups) != (1, 32)
         ):
             raise InputError(
                 f"{parcel.name} of the {parcel.cascade} cascade has no counterpart in "

@@ -266,14 +266,16 @@ def load(
         placement = sharding.tree_shardings(abstract, mesh)
         params = jax.jit(init, out_shardings=placement)(jax.random.key(_seed(name)))
         return Part(apply, params, name, source, *about)
-    weights = found.matched(plain_shapes(cascade, name))
-    if weights.keys() != flatten(abstract).keys():
-        stack = (
-            encoders.stack
-            if name == "text"
-            else functools.partial(chain.stack, like=abstract)
-        )
+    if name == "text":
+        looped, stack = cascade.text.encoder.scan, encoders.stack
+    else:
+        looped = cascade.stage(name).model.scan
+        stack = functools.partial(chain.stack, like=abstract)
+    if looped:
+        weights = found.matched(plain_shapes(cascade, name))
         weights = tensors.restacked(weights, stack)
+    else:
+        weights = found.matched(abstract)
     return Part(apply, tensors.place(weights, mesh), name, source, *about)
 
 

@@ -122,7 +122,9 @@ def write(
     tensors.save(path, weights, dtype)
     about = {
         "sha256": sha256(path),
-        "dtype": str(np.dtype(dtype)) if dtype else "as imported",
+        "dtype": ", ".join(
+            sorted({str(dtype or each.dtype) for each in weights.values()})
+        ),
         "parameters": sum(int(np.prod(each.shape)) for each in weights.values()),
         **entry,
     }

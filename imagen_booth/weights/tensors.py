@@ -26,6 +26,7 @@ from imagen_booth.state import Params, flatten, unflatten
 
 Index = tuple[slice, ...]
 SHOWN = 12  # names in an error; the rest are counted
+STRIP = 16  # elements
 
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -197,13 +198,24 @@ def restacked(
     }
 
 
+def copied(view: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """A C-ordered copy, also where the array would do: files can change below it."""
+    if view.flags.c_contiguous:
+        return view.astype(dtype)
+    # A transposed view is copied in strips that stay in the cache: several times
+    # faster than at once.
+    out = np.empty(view.shape, dtype)
+    for first in range(0, view.shape[-1], STRIP):
+        out[..., first : first + STRIP] = view[..., first : first + STRIP]
+    return out
+
+
 def place(tensors: Mapping[str, Tensor], mesh: Mesh) -> Params:
     """Reads tensors by path onto the mesh as f32, one after the other."""
 
     def put(tensor: Tensor) -> jax.Array:
         def part(index: Any) -> np.ndarray:
-            # A copy even where the file would do: arrays must not change with it.
-            return np.array(tensor.read(index), np.float32, order="C")
+            return copied(tensor.read(index), np.dtype(np.float32))
 
         where = NamedSharding(mesh, sharding.spec_of(tensor.shape, mesh))
         return jax.make_array_from_callback(tensor.shape, where, part)
@@ -345,7 +357,7 @@ def save(
             file.write(len(text).to_bytes(8, "little") + text)
             for tensor in tensors.values():
                 kind = np.dtype(dtype or tensor.dtype)
-                data = np.ascontiguousarray(tensor.whole(), kind)
+                data = copied(tensor.whole(), kind)
                 file.write(data.reshape(-1).view(np.uint8))
         beside.replace(path)
     except OSError as error:
