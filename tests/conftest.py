@@ -3,17 +3,21 @@
 import os
 import tempfile
 
-os.environ["JAX_PLATFORMS"] = "cpu"
-# Programs are compiled once per session; the commands that tests start share them.
-_programs = tempfile.TemporaryDirectory()
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs.name
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
-
 import jax
 import pytest
 from absl import flags
 
-jax.config.update("jax_num_cpu_devices", 4)
+# Programs are compiled once per session; the commands that tests start share them.
+_programs = tempfile.TemporaryDirectory()
+_settings = {
+    "jax_platforms": "cpu",
+    "jax_num_cpu_devices": 4,
+    "jax_compilation_cache_dir": _programs.name,
+    "jax_persistent_cache_min_compile_time_secs": 0.3,
+}
+for _name, _value in _settings.items():
+    jax.config.update(_name, _value)
+    os.environ[_name.upper()] = str(_value)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

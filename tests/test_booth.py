@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import random
 import signal
 import subprocess
@@ -178,7 +177,6 @@ def start_run(work: epath.Path, job: Job) -> subprocess.Popen:
             "--config.subject.class_noun=dog",
             f"--workdir={work}",
         ],
-        env=os.environ | {"JAX_NUM_CPU_DEVICES": "4"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import pickle
+import subprocess
+import sys
 
 import deepfloyd_files as files
 import jax
@@ -419,3 +421,67 @@ def test_if_networks_read_every_position(folder):
     changed = text.at[0, 70].add(1.0)
     other = jax.jit(part.apply)(part.params, x, time, changed, masks[0], None)
     assert np.abs(other - seen[0]).max() > 1e-6
+
+
+MEASURE = """
+import dataclasses, os, sys, threading
+import jax, jax.numpy as jnp
+from imagen_booth import sharding
+from imagen_booth.cascade import by_name
+from imagen_booth.weights.load import load, resolve
+
+def resident():
+    status = open("/proc/self/status").read()
+    return 1024 * int(status.split("VmRSS:")[1].split()[0])
+
+folder = sys.argv[1]
+stages = by_name("if_m").stages[:1]
+cascade = dataclasses.replace(by_name("if_m"), stages=stages)
+cascade = resolve(cascade, {"text": "random", "base": folder})
+mesh = sharding.make_mesh()
+jnp.zeros(3).block_until_ready()
+before, peak, done = resident(), 0, threading.Event()
+
+def watch():
+    global peak
+    while not done.wait(0.002):
+        peak = max(peak, resident())
+
+watcher = threading.Thread(target=watch)
+watcher.start()
+jax.block_until_ready(load(cascade, "base", folder, mesh, jnp.float32).params)
+done.set()
+watcher.join()
+size = os.path.getsize(folder + "/unet/diffusion_pytorch_model.safetensors")
+print((peak - before) / size)
+"""
+
+
+@pytest.mark.slow
+def test_memory_while_loading(folder):
+    """The host holds the model, and little more at any time."""
+    config = files.STAGE_1 | {
+        "addition_embed_type_num_heads": 64,
+        "block_out_channels": [96, 192, 288, 384],
+        "cross_attention_dim": 384,
+        "down_block_types": [
+            "ResnetDownsampleBlock2D",
+            *["SimpleCrossAttnDownBlock2D"] * 3,
+        ],
+        "encoder_hid_dim": 4096,
+        "layers_per_block": 3,
+        "sample_size": 64,
+        "up_block_types": [
+            *["SimpleCrossAttnUpBlock2D"] * 3,
+            "ResnetUpsampleBlock2D",
+        ],
+    }
+    files.write_stage(folder, config)
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(folder)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    print(f"peak of host memory: {float(done.stdout):.2f} x the file")
+    assert float(done.stdout) < 1.25

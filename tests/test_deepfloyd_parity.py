@@ -38,6 +38,8 @@ def save(folder, config, size, top):
     """A random network and IF's schedulers, written by diffusers."""
     diffusers = pytest.importorskip("diffusers")
     unet = reference(config)
+    # A random network is chaotic: sampling would make much of the last digits.
+    unet.conv_out.weight.data *= 0.2
     unet.register_to_config(sample_size=size)
     unet.save_pretrained(folder / "unet")
     common = {"beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 1000}

@@ -40,6 +40,8 @@ def calm(config, seed):
         else:
             value *= 0.1
             value += name.endswith("weight")
+    # A random network is chaotic: sampling would turn rounding into grey levels.
+    weights["conv_out.weight"] *= 0.05
     return weights
 
 
@@ -70,7 +72,7 @@ def run(tmp_path, monkeypatch):
     config.class_images.sampler.steps = 2
     for name in ("base", "sr256"):
         stage = config[name]
-        stage.steps, stage.optim.lr = 2, 1e-3
+        stage.steps, stage.optim.lr = 2, 1e-4
         config.pictures[name].steps = STEPS
     config.pictures.prompts = ("a [V] [N]",)
     booth.run(to_job(config), epath.Path(tmp_path / "run"), frozenset())
@@ -160,7 +162,7 @@ def test_both_sides_draw_the_same(run, monkeypatch):
         difference = np.abs(np.clip(theirs, 0, 255) - ours).max()
         print(f"{stage.name}: at most {difference:.2f} grey levels apart")
         assert ours.std() > 10
-        print(np.sort(np.abs(np.clip(theirs, 0, 255) - ours).ravel())[-20:])
+        assert difference <= 0.75  # half a level is rounding
 
 
 def _at_level(level):
