@@ -129,7 +129,7 @@ def run(job: Job, workdir: epath.Path, overwrite: frozenset[str]) -> epath.Path:
 def cache_folder(job: Job, workdir: epath.Path) -> epath.Path:
     """Where runs share class images, embeddings and compiled programs."""
     cache = epath.Path(job.cache) if job.cache else workdir.parent / "cache"
-    if not jax.config.jax_compilation_cache_dir:
+    if not jax.config.read("jax_compilation_cache_dir"):
         jax.config.update("jax_compilation_cache_dir", str(cache / "xla"))
     return cache
 
@@ -272,7 +272,7 @@ def _class_pairs(
     below = [
         each for each in booth.cascade.stages if each.resolution < stage.resolution
     ]
-    lows: Sequence[np.ndarray | None] = [None] * job.class_images.count
+    lows: list[np.ndarray] | None = None
     made_from = words.encoder["sha256"]
     for each in (*below, stage):
         network = (
@@ -307,7 +307,7 @@ def _class_pairs(
             network,
             words.found[words.klass],
             words.found[""],
-            lows=None if lows[0] is None else lows,
+            lows=lows,
             cache=booth.cache,
             mesh=booth.mesh,
             check_stop=booth.stop.check,
@@ -320,6 +320,8 @@ def _class_pairs(
         booth.work.record(class_images={"folder": str(folder), "count": len(images)})
         sheet = pictures.contact_sheet(images[:40], columns=10, cell=128)
         pictures.save_png(booth.work.path / "samples" / "class_images.png", sheet)
+    if lows is None:
+        return [tune.Pair(image, None) for image in images]
     return [tune.Pair(*pair) for pair in zip(images, lows, strict=True)]
 
 

@@ -38,8 +38,8 @@ PROMPTS = (
 )
 
 
-def booth(arg: str | None) -> ml_collections.ConfigDict:
-    """Locked defaults for a cascade.
+def booth(arg: str | None) -> Any:
+    """Defaults for a cascade, as a locked ConfigDict.
 
     Args:
         arg: what follows the colon of ``--config``: a cascade, and ``:paper`` after
@@ -198,8 +198,8 @@ def _paper(job: Job) -> Job:
     )
 
 
-def pretraining(arg: str) -> ml_collections.ConfigDict:
-    """Locked defaults for pretraining a stage.
+def pretraining(arg: str) -> Any:
+    """Defaults for pretraining a stage, as a locked ConfigDict.
 
     Args:
         arg: ``toybox_base``, ``toybox_sr256``, ``toybox_sr1024``, or the same with

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import deepfloyd_files as files
 import numpy as np
@@ -61,7 +62,7 @@ def run(tmp_path, monkeypatch):
     }
     (tmp_path / "text").mkdir()
     save_file(encoder, tmp_path / "text/model.safetensors")
-    config = defaults("if_m")
+    config: Any = defaults("if_m")
     config.subject.photos = "toybox:dog/7"
     config.subject.class_noun = "dog"
     config.weights.base = str(tmp_path / "1")
