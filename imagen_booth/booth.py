@@ -129,7 +129,7 @@ def run(job: Job, workdir: epath.Path, overwrite: frozenset[str]) -> epath.Path:
 def cache_folder(job: Job, workdir: epath.Path) -> epath.Path:
     """Where runs share class images, embeddings and compiled programs."""
     cache = epath.Path(job.cache) if job.cache else workdir.parent / "cache"
-    if not jax.config.read("jax_compilation_cache_dir"):
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(cache / "xla"))
     return cache
 
