@@ -13,10 +13,13 @@ import pytest
 from etils import epath
 from PIL import Image
 
-from imagen_booth import booth, checkpoint, config, state
+from imagen_booth import booth, checkpoint, config, gallery, sharding, state
+from imagen_booth.cascade import by_name
 from imagen_booth.data import pictures
 from imagen_booth.errors import InputError, NotFinite, Stopped
 from imagen_booth.job import Job
+from imagen_booth.weights import export
+from imagen_booth.weights.load import load
 
 STAGES = ("base", "sr256", "sr1024")
 
@@ -119,10 +122,6 @@ def test_metrics_have_each_step_once_and_both_losses(finished):
 
 def test_every_parameter_of_a_tuned_stage_moved(job, finished):
     tuned_base = checkpoint.read_params(finished / "base")[0]["unet"]
-    from imagen_booth import sharding
-    from imagen_booth.cascade import by_name
-    from imagen_booth.weights.load import load
-
     mesh = sharding.make_mesh()
     start = load(by_name("tiny"), "base", "random", mesh, np.dtype("float32")).params
     same = [
@@ -138,6 +137,28 @@ def test_running_again_changes_nothing(job, finished):
     before = (finished / "metrics.jsonl").read_bytes()
     booth.run(job, finished, frozenset())
     assert (finished / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_finished_run_draws_the_same_picture_again(finished):
+    folder = gallery.draw(finished, ["a [V] [N]"], "again", seeds=[0, 1])
+    for size in (64, 256, 1024):
+        first = pictures.load_png(folder / str(size) / "0000_0.png")
+        path = finished / "samples" / "final" / str(size) / "00_0.png"
+        np.testing.assert_array_equal(first, pictures.load_png(path))
+    other = pictures.load_png(folder / "64" / "0000_1.png")
+    assert not np.array_equal(other, pictures.load_png(folder / "64" / "0000_0.png"))
+
+
+def test_an_exported_run_is_read_back_as_weights(finished, tmp_path):
+    to = epath.Path(tmp_path)
+    export.write_own(to, export.of_run(finished, []), None)
+    mesh = sharding.make_mesh()
+    for stage in STAGES:
+        part = load(by_name("tiny"), stage, str(to), mesh, np.dtype("float32"))
+        assert part.pretrained
+        exported = state.flatten(checkpoint.read_params(finished / stage)[0]["unet"])
+        for name, leaf in state.flatten(part.params).items():
+            np.testing.assert_array_equal(leaf, exported[name], err_msg=name)
 
 
 def test_stopped_and_continued_is_bit_identical(job, finished, tmp_path, monkeypatch):
