@@ -77,12 +77,15 @@ def _with_placeholders(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def _toybox(name: str) -> Job:
-    ancestral = SamplerConfig("ancestral", 25, guidance=3.0, threshold="dynamic")
-    few = SamplerConfig("dpmpp_2m", 16, guidance=3.0, threshold="dynamic")
+    """Rates for weights that start random: no prior ships with the package yet.
 
-    def sr(steps: int) -> SamplerConfig:
-        return SamplerConfig("dpmpp_2m", steps, guidance=1.0, threshold="static")
-
+    Guidance is off for the same reason: nothing has taught the network what null
+    text means.
+    """
+    ancestral = SamplerConfig("ancestral", 25, guidance=1.0, threshold="static")
+    few = SamplerConfig("dpmpp_2m", 24, guidance=1.0, threshold="static")
+    sr_optim = OptimConfig(lr=2e-3, warmup=10)
+    sr = Tuning(steps=150, subject_rows=2, class_rows=0, optim=sr_optim)
     return Job(
         cascade=name,
         subject=Subject(),
@@ -91,11 +94,18 @@ def _toybox(name: str) -> Job:
             steps=300,
             subject_rows=4,
             class_rows=4,
-            optim=OptimConfig(lr=1e-4, warmup=10),
+            optim=OptimConfig(lr=4e-4, warmup=10),
         ),
-        sr256=Tuning(steps=100, subject_rows=2, class_rows=0, optim=OptimConfig()),
-        sr1024=Tuning(steps=60, subject_rows=2, class_rows=0, optim=OptimConfig()),
-        pictures=Pictures(PROMPTS, 1, 8, few, sr(12), sr(8)),
+        sr256=sr,
+        sr1024=sr,
+        pictures=Pictures(
+            PROMPTS,
+            seeds=1,
+            batch=8,
+            base=few,
+            sr256=dataclasses.replace(few, steps=16),
+            sr1024=dataclasses.replace(few, steps=10),
+        ),
         weights=Weights("random", "random", "random", "random", "shipped"),
     )
 
