@@ -22,7 +22,7 @@ class Checkpoints:
     """The checkpoints in one directory; a context manager that waits for saves."""
 
     def __init__(self, directory: epath.Path):
-        self.directory = epath.Path(directory)
+        self.directory = epath.Path(directory).resolve()  # orbax wants it absolute
         try:
             self._ocp = ocp.training.Checkpointer(
                 self.directory,
@@ -96,6 +96,7 @@ def read_params(directory: epath.Path) -> tuple[Any, int]:
     Raises:
         FileNotFoundError: no checkpoint in ``directory`` has them.
     """
+    directory = epath.Path(directory).resolve()
     with ocp.training.Checkpointer(directory) as reader:
         for known in reversed(reader.checkpoints):
             if (directory / str(known.step) / "params").exists():
