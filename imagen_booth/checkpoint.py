@@ -5,6 +5,7 @@ of the batch iterator) and, when a stage is finished, ``params`` (what sampling
 uses).  Orbax writes beside and renames, so a half-written one is never found.
 """
 
+import os
 from typing import Any
 
 import jax
@@ -22,7 +23,7 @@ class Checkpoints:
     """The checkpoints in one directory; a context manager that waits for saves."""
 
     def __init__(self, directory: epath.Path):
-        self.directory = epath.Path(directory).resolve()  # orbax wants it absolute
+        self.directory = _absolute(directory)
         try:
             self._ocp = ocp.training.Checkpointer(
                 self.directory,
@@ -96,7 +97,7 @@ def read_params(directory: epath.Path) -> tuple[Any, int]:
     Raises:
         FileNotFoundError: no checkpoint in ``directory`` has them.
     """
-    directory = epath.Path(directory).resolve()
+    directory = _absolute(directory)
     with ocp.training.Checkpointer(directory) as reader:
         for known in reversed(reader.checkpoints):
             if (directory / str(known.step) / "params").exists():
@@ -108,6 +109,12 @@ def _as_numpy(reader: Any, step: int) -> Any:
     metadata = reader.checkpointables_metadata(step).metadata["params"]
     abstract = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), metadata)
     return reader.load_checkpointables(step, {"params": abstract})["params"]
+
+
+def _absolute(directory: epath.PathLike) -> epath.Path:
+    """As orbax wants it; ``gs://`` paths are so already."""
+    path = os.fspath(directory)
+    return epath.Path(path if "://" in path else os.path.abspath(path))
 
 
 def _newest(count: int) -> Any:
