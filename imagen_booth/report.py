@@ -143,7 +143,8 @@ class _Report:
         took = f" in {_duration(spent)}" if spent else ""
         learnt = f"{_capital(learner)} was fine-tuned on {shown}{took}."
         prompt, noun = subject.get("instance_prompt"), subject.get("class_noun")
-        if not prompt:
+        trained = all(part.get("pretrained") for part in self.parts.values())
+        if not prompt or not trained:  # a prompt means nothing to random weights
             return learnt
         return f"{learnt} In a prompt, “{prompt}” now means this {noun or 'subject'}."
 
