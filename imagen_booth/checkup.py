@@ -31,7 +31,6 @@ from imagen_booth.weights import load
 from imagen_booth.workdir import Workdir
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
-TOY_PHOTOS = 5
 
 
 @dataclasses.dataclass(frozen=True)

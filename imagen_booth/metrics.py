@@ -7,6 +7,7 @@ from typing import Any
 
 from etils import epath
 
+from imagen_booth.data.pictures import write_atomic
 from imagen_booth.errors import InputError
 
 
@@ -50,9 +51,7 @@ class MetricWriter:
         rows = self._path.read_text().splitlines()
         kept = [row for row in rows if not _after(row, stage, step)]
         if len(kept) < len(rows):
-            beside = self._path.with_name("metrics.jsonl.new")
-            beside.write_text("".join(row + "\n" for row in kept))
-            beside.replace(self._path)
+            write_atomic(self._path, "".join(row + "\n" for row in kept).encode())
 
     def __enter__(self) -> "MetricWriter":
         return self

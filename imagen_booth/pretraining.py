@@ -11,8 +11,7 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from imagen_booth import hosts, loop, optim, sharding, steps, tune
-from imagen_booth.booth import activation_dtype
+from imagen_booth import booth, hosts, loop, optim, sharding, steps, tune
 from imagen_booth.cascade import Cascade, by_name
 from imagen_booth.checkpoint import Checkpoints
 from imagen_booth.data import pictures, pipeline
@@ -29,6 +28,9 @@ from imagen_booth.weights.load import Part, load
 from imagen_booth.workdir import Workdir, now, recipe_of
 
 log = logging.getLogger(__name__)
+
+# Settings that can change without making what is trained another one.
+FREE = ("steps", "records", "prompts", "sampler", "cache", "mesh") + booth.FREE
 
 HELD_OUT_SEED = 1  # records of this seed are for measuring, never for training
 
@@ -87,7 +89,7 @@ def run(job: Pretraining, workdir: epath.Path) -> None:
         )
     work = Workdir(workdir)
     mesh = sharding.make_mesh(job.mesh.data, job.mesh.fsdp)
-    dtype = activation_dtype(job.dtype)
+    dtype = booth.activation_dtype(job.dtype)
     with (
         jax.set_mesh(mesh),
         loop.StopRequest() as stop,
@@ -101,11 +103,7 @@ def run(job: Pretraining, workdir: epath.Path) -> None:
             cascade={"name": cascade.name, "licence": cascade.licence},
             pretraining=recipe_of(job, "prompts", "sampler", "mesh"),
         )
-        folder = work.claim(
-            stage.name,
-            recipe_of(job, "steps", "records", "prompts", "sampler", "cache", "mesh")
-            | {"log_every": 0, "save_every": 0, "preview_every": 0},
-        )
+        folder = work.claim(stage.name, recipe_of(job, *FREE))
         _fit(job, cascade, stage, unet, text, folder, work, mesh, metrics, stop)
 
 
@@ -169,9 +167,9 @@ def _fit(
     shown = captioned(HELD_OUT_SEED, 256)
 
     def preview(now: TrainState, step: int) -> None:
-        params = ema_params(now, job.optim.ema) if step else None
-        if params is None:
-            return
+        if step == 0:
+            return  # the average holds nothing yet, and noise shows nothing
+        params = ema_params(now, job.optim.ema)
         _show(job, stage, cascade, unet, text, params, pieces, null, shown, step, work)
 
     with Checkpoints(folder) as checkpoints:
