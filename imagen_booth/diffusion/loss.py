@@ -25,6 +25,10 @@ WEIGHTS: dict[str, Callable[[Array], Array]] = {
     "eps": lambda logsnr: jnp.ones_like(logsnr),
     "x0": lambda logsnr: jnp.exp(-logsnr),
     "v": lambda logsnr: 1.0 + jnp.exp(-logsnr),
+    # min(1 + SNR, 10) on x0: that of v, with a ceiling, for networks that predict x0
+    "v_max_10": lambda logsnr: jnp.minimum(
+        1.0 + jnp.exp(-logsnr), 10.0 * jnp.exp(-logsnr)
+    ),
     # max(SNR, 1) on x0: arXiv 2202.00512, section 4
     "snr_trunc": lambda logsnr: jnp.maximum(jnp.exp(-logsnr), 1.0),
     # min(SNR, 5) on x0: arXiv 2303.09556

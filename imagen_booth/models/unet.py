@@ -118,9 +118,9 @@ SIZES = {
     "if_ii_l": _if_stage_2((160, 320, 640, 960, 1280), (2, 2, 3, 5, 5)),
     # Ours: trained within hours, and sampled within seconds, on two CPU cores.
     "toybox_base": UNetConfig(
-        widths=(128, 192),
+        widths=(96, 160),
         blocks=(1, 2),
-        attention=(True, True),
+        attention=(False, True),
         text_width=128,
         cross_width=128,
         time_width=256,
