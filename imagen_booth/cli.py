@@ -69,6 +69,27 @@ def run(
     sys.exit(0)
 
 
+def define_hosts() -> None:
+    """Flags of commands that several hosts can run together."""
+    flags.DEFINE_string(
+        "coordinator", "", "HOST:PORT of process 0; found on TPU VM, GKE and Slurm"
+    )
+    flags.DEFINE_integer("processes", 0, "how many processes; goes with --coordinator")
+    flags.DEFINE_integer("process_id", -1, "which of them this is, from 0")
+
+
+def start_hosts() -> None:
+    """Joins the processes that the flags or the surroundings tell of.
+
+    Raises:
+        InputError: as ``hosts.start``.
+    """
+    from imagen_booth import hosts  # slow; --help does without
+
+    given = flags.FLAGS
+    hosts.start(given.coordinator, given.processes, given.process_id)
+
+
 def default_workdir(config: str) -> str:
     """``runs/dog`` for --config=configs/dog.py, ``runs/dog_tiny`` for ..dog.py:tiny."""
     path, _, arg = config.partition(":")

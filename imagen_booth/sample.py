@@ -22,6 +22,7 @@ _RESOLUTION = flags.DEFINE_integer("resolution", 0, "stop at this size; 0 for th
 _NAME = flags.DEFINE_string(
     "name", None, "folder name; default from the file, or 'prompts'"
 )
+cli.define_hosts()
 
 
 def main() -> None:
@@ -41,8 +42,10 @@ def main() -> None:
     prompts = [prompt for prompt in prompts if prompt]
     if not prompts:
         raise InputError("no prompts; give --prompt=TEXT or --prompts=FILE")
-    from imagen_booth import gallery
+    from imagen_booth import gallery, hosts
 
+    cli.start_hosts()
+    hosts.check_shared("--run", _RUN.value)
     folder = gallery.draw(
         epath.Path(_RUN.value),
         prompts,

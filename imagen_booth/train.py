@@ -23,6 +23,7 @@ _WORKDIR = flags.DEFINE_string(
 _OVERWRITE = flags.DEFINE_list(
     "overwrite", [], "parts to redo: base, sr256, sr1024, samples, all"
 )
+cli.define_hosts()
 
 
 def main() -> None:
@@ -31,15 +32,19 @@ def main() -> None:
     # Slow imports come after the flags, so that --help and bad flags answer at once.
     from etils import epath
 
-    from imagen_booth import booth
+    from imagen_booth import booth, hosts
     from imagen_booth.config import to_job
 
+    job = to_job(_CONFIG.value)
     workdir = _WORKDIR.value or cli.default_workdir(
         config_flags.get_config_filename(flags.FLAGS["config"])
     )
-    page = booth.run(
-        to_job(_CONFIG.value), epath.Path(workdir), frozenset(_OVERWRITE.value)
-    )
+    cli.start_hosts()
+    hosts.check_shared("--workdir", workdir)
+    if job.cache:
+        hosts.check_shared("config.cache", job.cache)
+    hosts.check_same_files("config.subject.photos", job.subject.photos)
+    page = booth.run(job, epath.Path(workdir), frozenset(_OVERWRITE.value))
     print(f"open {page}")
 
 
