@@ -161,7 +161,12 @@ def _begin(booth: Booth, intake: photos.Intake, words: Words) -> None:
     """Records what the run is, and says what is known to be wrong."""
     work, job = booth.work, booth.job
     work.write_json("config.json", dataclasses.asdict(job))
-    warnings = [*notices(booth.cascade), *words.warnings, *intake.warnings]
+    warnings = [
+        *notices(booth.cascade),
+        *prepare.sampler_warnings(job, booth.cascade),
+        *words.warnings,
+        *intake.warnings,
+    ]
     work.record(
         run=work.path.name,
         status="running",
@@ -223,7 +228,7 @@ def _tune_stage(
         {
             "cascade": job.cascade,
             "weights": part.fingerprint,
-            "text": words.encoder["sha256"],
+            "text": words.reading,
             "photos": {photo.name: photo.sha256 for photo in teachers},
             "subject": recipe_of(job.subject, "photos", "identifier", "tokens"),
             "instance_prompt": words.instance,
@@ -273,7 +278,7 @@ def _class_pairs(
         each for each in booth.cascade.stages if each.resolution < stage.resolution
     ]
     lows: list[np.ndarray] | None = None
-    made_from = words.encoder["sha256"]
+    made_from = words.reading
     for each in (*below, stage):
         network = (
             part
@@ -357,6 +362,7 @@ def _draw_pictures(booth: Booth, words: Words, ready: Sequence[Ready]) -> None:
     folder = work.claim("samples", {"pictures": recipe_of(job.pictures)})
     made = {
         "instance_prompt": words.instance,
+        "text": words.reading,
         "weights": {each.stage.name: each.part.fingerprint for each in ready},
         "steps": {each.stage.name: each.steps for each in ready},
     }

@@ -99,16 +99,18 @@ def read_params(directory: epath.Path) -> tuple[Any, int]:
     """
     directory = _absolute(directory)
     with ocp.training.Checkpointer(directory) as reader:
-        for known in reversed(reader.checkpoints):
-            if (directory / str(known.step) / "params").exists():
-                return _as_numpy(reader, known.step), known.step
+        steps = [known.step for known in reader.checkpoints]
+    for step in reversed(steps):
+        if (directory / str(step) / "params").exists():
+            return _as_numpy(directory / str(step)), step
     raise FileNotFoundError(str(directory))
 
 
-def _as_numpy(reader: Any, step: int) -> Any:
-    metadata = reader.checkpointables_metadata(step).metadata["params"]
+def _as_numpy(checkpoint: epath.Path) -> Any:
+    # Asked of this item alone: of ``data`` orbax has none to give, and says so.
+    metadata = ocp.metadata(checkpoint, "params").metadata
     abstract = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), metadata)
-    return reader.load_checkpointables(step, {"params": abstract})["params"]
+    return ocp.load(checkpoint, abstract, checkpointable_name="params")
 
 
 def _absolute(directory: epath.PathLike) -> epath.Path:

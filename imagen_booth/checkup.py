@@ -19,8 +19,9 @@ from imagen_booth.budget import StageCost
 from imagen_booth.cascade import Cascade, by_name
 from imagen_booth.checkpoint import KEEP
 from imagen_booth.data import photos
+from imagen_booth.data.toybox import knowledge
 from imagen_booth.diffusion import sampler
-from imagen_booth.embed import tokenizer
+from imagen_booth.embed import cleaning_of, tokenizer
 from imagen_booth.errors import BoothError, DoesNotFit, InputError, StorageError
 from imagen_booth.job import Job
 from imagen_booth.stage import Stage
@@ -86,6 +87,8 @@ def check(job: Job, workdir: epath.Path) -> list[Finding]:
     with found.about("identifier"):
         prepare.check_noun(job.subject)
         _check_words(found, job, cascade)
+    with found.about("prior"):
+        _check_prior(found, job, cascade)
     mesh = None
     with found.about("devices"):
         mesh = sharding.make_mesh(job.mesh.data, job.mesh.fsdp)
@@ -155,12 +158,13 @@ def _check_words(found: _Findings, job: Job, cascade: Cascade) -> None:
     found.ok(f"{name!r}, {how}, {tokens}; the instance prompt is {instance!r}")
     for warning in warnings:
         found.warn(warning)
+    clean = prompts.cleaner(cleaning_of(cascade, job.cleaning)) or str
     with found.about("prompts"):
         before = len(found)
         for template in job.pictures.prompts:
             with found.about("prompts"):
-                prompt = prompts.fill(template, name, noun)
-                _check_prompt(found, cascade, pieces, prompt, set(name.lower().split()))
+                prompt = clean(prompts.fill(template, name, noun))
+                _check_prompt(found, cascade, pieces, prompt, set(clean(name).split()))
         if len(found) == before:
             count = len(job.pictures.prompts)
             found.ok(f"{count}, each within the vocabulary and {pieces.length} tokens")
@@ -169,9 +173,13 @@ def _check_words(found: _Findings, job: Job, cascade: Cascade) -> None:
 def _check_prompt(
     found: _Findings, cascade: Cascade, pieces: Tokenizer, prompt: str, known: set[str]
 ) -> None:
-    """Warns of words that the encoder cannot read, and of what is cut off."""
-    said = prompts.simple_clean(prompt) if cascade.text.lower else prompt
-    words = [word for word in said.split() if word not in known]
+    """Warns of words that the encoder cannot read, and of what is cut off.
+
+    Args:
+        prompt: cleaned.
+        known: words that are not looked at.
+    """
+    words = [word for word in prompt.split() if word not in known]
     lost = [word for word in words if UNKNOWN in pieces.pieces(word)]
     if lost:
         found.warn(
@@ -185,12 +193,28 @@ def _check_prompt(
         found.warn(
             f"{prompt!r}: the {cascade.name} cascade never read {', '.join(strange)}"
         )
-    count = len(pieces.pieces(said)) + 1
+    count = len(pieces.pieces(prompt)) + 1
     if count > pieces.length:
         found.warn(
             f"{prompt!r} is {count} tokens long; what follows the first "
             f"{pieces.length} is cut off"
         )
+
+
+def _check_prior(found: _Findings, job: Job, cascade: Cascade) -> None:
+    """Warns of words of the toybox that the shipped weights were not taught."""
+    missing = any(each.topic == "weights" and each.level == PROBLEM for each in found)
+    if job.weights.base != "shipped" or missing:
+        return
+    knows = load.taught(cascade)
+    asked = {"config.subject.class_noun": job.subject.class_noun}
+    asked |= {repr(template): template for template in job.pictures.prompts}
+    for where, text in asked.items():
+        if lacking := knowledge.beyond(text, knows):
+            found.warn(
+                f"{where}: the shipped weights were not taught the "
+                f"{' and the '.join(lacking)}; pictures of it will be a guess"
+            )
 
 
 def _check_weights(found: _Findings, job: Job, cascade: Cascade) -> Cascade:
@@ -213,8 +237,12 @@ def _check_weights(found: _Findings, job: Job, cascade: Cascade) -> Cascade:
             found.ok(f"{name}: {size}, {place.where}; licence: {place.licence}")
             if not place.pretrained:
                 found.warn(f"{name}: these weights are said to be untrained")
-    missing = any(each.level == PROBLEM for each in found[before:])
-    return cascade if missing else load.resolve(cascade, sources)
+    if any(each.level == PROBLEM for each in found[before:]):
+        return cascade
+    cascade = load.resolve(cascade, sources)
+    for warning in prepare.sampler_warnings(job, cascade):
+        found.warn(warning)
+    return cascade
 
 
 def _check_work(found: _Findings, job: Job, stage: Stage, cost: StageCost) -> None:

@@ -3,19 +3,22 @@
     python -m imagen_booth.convert fetch if_i_m [--to=DIR]
     python -m imagen_booth.convert import --from=DIR --to=DIR
     python -m imagen_booth.convert export --run=runs/dog --to=DIR [--layout=diffusers]
+    python -m imagen_booth.convert unpickle --from=DIR
 
 fetch downloads public weights, no more files of them than are needed; without a name
 it lists what there is. import rewrites weights as a folder of ours: DeepFloyd IF in
 diffusers' layout, T5 encoders as safetensors or T5X checkpoint. export writes the
 networks of a run (or, with --from, of a folder), fine-tuned ones as tuned, as a folder
 of ours that config.weights of another run can name, or as diffusers reads it.
+unpickle rewrites torch's .bin files as safetensors beside them, and needs torch.
 """
 
 from absl import flags
 
 from imagen_booth import cli
 
-VERBS = {"export": 0, "fetch": 1, "import": 0}  # and how many words may follow
+# And how many words may follow.
+VERBS = {"export": 0, "fetch": 1, "import": 0, "unpickle": 0}
 
 _RUN = flags.DEFINE_string("run", None, "export: work directory of a run")
 _FROM = flags.DEFINE_string("from", None, "weights to read: a folder, or a file")
@@ -33,13 +36,19 @@ def main(verb: str, name: str | None = None) -> None:
     from etils import epath
 
     from imagen_booth.errors import InputError
-    from imagen_booth.weights import export, fetch
+    from imagen_booth.weights import export, fetch, unpickle
 
     if verb == "fetch":
         if name is None:
             print(fetch.listing())
         else:
             print(f"{name} is in {fetch.fetch(name, _TO.value)}")
+        return
+    if verb == "unpickle":
+        if not _FROM.value:
+            raise InputError("--from is missing; give the folder of the .bin files")
+        files = unpickle.rewrite(epath.Path(_FROM.value))
+        print("\n".join(f"wrote {path}" for path in files))
         return
     if not _TO.value:
         raise InputError("--to is missing; give the folder to write")

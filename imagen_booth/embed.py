@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -36,10 +37,12 @@ def tokenizer(cascade: Cascade, vocabulary: str) -> Tokenizer:
     """The cascade's tokenizer.
 
     Args:
-        vocabulary: ``shipped``, or the path of a SentencePiece model.
+        vocabulary: ``shipped``, or the path of a SentencePiece model, or of a folder
+            with ``spiece.model`` in it or in ``tokenizer``.
 
     Raises:
-        InputError: the cascade has no vocabulary of its own and none is given.
+        InputError: the cascade has no vocabulary of its own and none is given, or it
+            cannot be read.
     """
     if cascade.text.vocabulary == "embedded":
         return Tokenizer(EMBEDDED, cascade.text.length)
@@ -48,7 +51,21 @@ def tokenizer(cascade: Cascade, vocabulary: str) -> Tokenizer:
             f"config.weights.vocabulary is {vocabulary!r}: the {cascade.name} cascade "
             "reads T5's vocabulary; give the path of its spiece.model"
         )
-    return Tokenizer(vocabulary, cascade.text.length)
+    path = pathlib.Path(vocabulary)
+    if path.is_dir():
+        places = [path / "spiece.model", path / "tokenizer" / "spiece.model"]
+        path = next((place for place in places if place.exists()), None)
+        if path is None:
+            raise InputError(
+                f"config.weights.vocabulary={vocabulary} is a folder without "
+                "spiece.model or tokenizer/spiece.model; give the path of that file"
+            )
+    return Tokenizer(path, cascade.text.length)
+
+
+def cleaning_of(cascade: Cascade, setting: str) -> str:
+    """Name of the cleaning that a job's ``cleaning`` means."""
+    return setting or ("simple" if cascade.text.lower else "none")
 
 
 def embed(
@@ -57,6 +74,7 @@ def embed(
     *,
     weights: str,
     vocabulary: str,
+    cleaning: str = "",
     cache: epath.Path,
     mesh: jax.sharding.Mesh,
     dtype: np.dtype,
@@ -69,16 +87,22 @@ def embed(
     Args:
         prompts: any prompts; "" always comes along as the null text.
         weights: source of the encoder's weights.
+        cleaning: as a job says it, see ``Job.cleaning``.
 
     Returns:
-        {prompt: embedding}, and the encoder's origin for the manifest.
+        {prompt: embedding}, and the encoder's origin for the manifest, with the name
+        of the cleaning.
+
+    Raises:
+        InputError: a vocabulary, weights or a cleaning that are not there.
     """
     text = cascade.text
     pieces = tokenizer(cascade, vocabulary)
     wanted = list(dict.fromkeys(["", *prompts]))
-    cleaned = [words.simple_clean(one) if text.lower else one for one in wanted]
-    tokens = pieces.encode(cleaned)
-    about = origin(cascade, "text", weights)
+    cleaning = cleaning_of(cascade, cleaning)
+    clean = words.cleaner(cleaning) or str
+    tokens = pieces.encode([clean(one) for one in wanted])
+    about = origin(cascade, "text", weights) | {"cleaning": cleaning}
     folder = cache / "text" / about["sha256"][:16]
     paths = [
         folder / f"{hashlib.sha256(row.tobytes()).hexdigest()[:24]}.npy"

@@ -79,6 +79,7 @@ def draw(
             [text for each in requests for text in (each.prompt, each.plain)],
             weights=job.weights.text,
             vocabulary=job.weights.vocabulary,
+            cleaning=job.cleaning,
             cache=cache_folder(job, run),
             mesh=mesh,
             dtype=dtype,

@@ -12,11 +12,12 @@ from imagen_booth import hosts, report
 from imagen_booth.cascade import Cascade
 from imagen_booth.data import photos, pictures
 from imagen_booth.data.toybox import subjects as toys
-from imagen_booth.embed import Embedding, embed, tokenizer
+from imagen_booth.embed import Embedding, cleaning_of, embed, tokenizer
 from imagen_booth.errors import InputError
 from imagen_booth.job import Job, Subject
 from imagen_booth.text import identifier, prompts
 from imagen_booth.text.tokenizer import Tokenizer
+from imagen_booth.weights.load import find
 from imagen_booth.workdir import Workdir, now
 
 TOY = "toybox:"
@@ -37,6 +38,8 @@ class Words:
         plain: the same without the identifier, for stages that do not know it.
         found: {prompt: embedding}; "" is the null text.
         encoder: origin of the text encoder.
+        reading: identifies what prompts mean to the networks, for recipes: the
+            encoder's fingerprint, and the cleaning unless it is the cascade's own.
         warnings: what is wrong with the user's identifier.
     """
 
@@ -48,6 +51,7 @@ class Words:
     plain: tuple[str, ...]
     found: dict[str, Embedding]
     encoder: dict[str, Any]
+    reading: str
     warnings: tuple[str, ...]
 
 
@@ -83,6 +87,32 @@ def check_photos(job: Job, cascade: Cascade, work: Workdir) -> photos.Intake:
         sheet = pictures.contact_sheet(crops, names)
         pictures.save_png(work.path / "photos" / "contact_sheet.png", sheet)
     return intake
+
+
+def sampler_warnings(job: Job, cascade: Cascade) -> list[str]:
+    """Where a job draws otherwise than the scheduler files of its weights say.
+
+    The job's settings count: the warnings name both.
+
+    Raises:
+        InputError: weights that cannot be read.
+    """
+    said = []
+    for stage in cascade.stages:
+        source = getattr(job.weights, stage.name)
+        found = find(cascade, stage.name, source)
+        told = {} if found is None else found.sampler
+        samplers = {f"pictures.{stage.name}": getattr(job.pictures, stage.name)}
+        if stage.low_resolution is None:
+            samplers["class_images.sampler"] = job.class_images.sampler
+        said += [
+            f"config.{where}.{field} is {getattr(sampler, field)!r}, but the scheduler "
+            f"of config.weights.{stage.name}={source} has {value!r}; the setting counts"
+            for where, sampler in samplers.items()
+            for field, value in told.items()
+            if getattr(sampler, field) != value
+        ]
+    return said
 
 
 def check_noun(subject: Subject) -> None:
@@ -202,11 +232,17 @@ def choose_words(
         [instance, klass, *filled, *plain],
         weights=job.weights.text,
         vocabulary=job.weights.vocabulary,
+        cleaning=job.cleaning,
         cache=cache,
         mesh=mesh,
         dtype=dtype,
     )
-    return Words(name, ids, instance, klass, filled, plain, found, origin, warnings)
+    reading = origin["sha256"]
+    if origin["cleaning"] != cleaning_of(cascade, ""):
+        reading += f" {origin['cleaning']}"
+    return Words(
+        name, ids, instance, klass, filled, plain, found, origin, reading, warnings
+    )
 
 
 def choose_identifier(
@@ -215,16 +251,20 @@ def choose_identifier(
     """The user's identifier, or a drawn one: its text, its tokens, and warnings.
 
     Raises:
-        InputError: none can be drawn.
+        InputError: none can be drawn, or the job's cleaning is not known.
     """
     text, noun = cascade.text, job.subject.class_noun
-    # IF's users meet its caption cleaner, so an identifier has to survive that too.
-    clean = prompts.clean_caption if text.lower else None
+    cleaning = cleaning_of(cascade, job.cleaning)
+    clean = prompts.cleaner(cleaning)
     if job.subject.identifier:
         name = job.subject.identifier
         warnings = identifier.check(name, pieces, text.rare, noun, clean)
-        return name, tuple(pieces.pieces(name)), tuple(warnings)
+        read = name if clean is None else clean(name)
+        return name, tuple(pieces.pieces(read)), tuple(warnings)
+    # diffusers' pipelines clean captions unless told not to, so what is drawn for
+    # weights that go there has to survive that as well.
+    strongest = None if cleaning == "none" else prompts.clean_caption
     drawn = identifier.draw(
-        pieces, text.rare, noun, job.subject.tokens, job.seed, clean
+        pieces, text.rare, noun, job.subject.tokens, job.seed, strongest
     )
     return drawn.text, tuple(drawn.ids), ()

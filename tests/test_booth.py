@@ -149,6 +149,22 @@ def test_a_finished_run_draws_the_same_picture_again(finished):
     assert not np.array_equal(other, pictures.load_png(folder / "64" / "0000_0.png"))
 
 
+def test_prompts_are_cleaned_as_in_the_run(finished, tmp_path, monkeypatch):
+    settings = json.loads((finished / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(settings | {"cleaning": "none"}))
+    (tmp_path / "manifest.json").write_text((finished / "manifest.json").read_text())
+
+    class Asked(Exception):
+        pass
+
+    def embed(*_, cleaning, **__):
+        raise Asked(cleaning)
+
+    monkeypatch.setattr(gallery, "embed", embed)
+    with pytest.raises(Asked, match="none"):
+        gallery.draw(epath.Path(tmp_path), ["a [V] [N]"], "more", seeds=[0])
+
+
 def test_an_exported_run_is_read_back_as_weights(finished, tmp_path):
     to = epath.Path(tmp_path)
     export.write_own(to, export.of_run(finished, []), None)
@@ -247,6 +263,8 @@ def test_a_changed_setting_is_named_and_refused(job, finished):
     )
     with pytest.raises(InputError, match=r"base.prior_weight: 1.0 -> 0.5.*--overwrite"):
         booth.run(other, finished, frozenset())
+    with pytest.raises(InputError, match=r"text: \w+ -> \w+ caption.*--overwrite=base"):
+        booth.run(dataclasses.replace(job, cleaning="caption"), finished, frozenset())
     longer = dataclasses.replace(job.base, log_every=2)
     booth.run(dataclasses.replace(job, base=longer), finished, frozenset())
 

@@ -53,6 +53,14 @@ def test_the_newest_two_are_kept_and_params_are_found(folder):
     np.testing.assert_array_equal(params["unet"]["w"], PARAMS["unet"]["w"])
 
 
+def test_reading_params_is_silent(folder, caplog):
+    with checkpoint.Checkpoints(folder) as checkpoints:
+        checkpoints.save(0, start(), numbers(), PARAMS, wait=True)
+    with caplog.at_level("WARNING"):
+        checkpoint.read_params(folder)
+    assert caplog.messages == []
+
+
 def test_without_params_there_is_nothing_to_draw_with(folder):
     with checkpoint.Checkpoints(folder) as checkpoints:
         checkpoints.save(0, start(), numbers(), wait=True)

@@ -14,8 +14,10 @@ import pytest
 from etils import epath
 from safetensors.numpy import load_file, save_file
 
-from imagen_booth import sharding
+from imagen_booth import prepare, sharding
 from imagen_booth.cascade import by_name
+from imagen_booth.config import booth as defaults
+from imagen_booth.config import to_job
 from imagen_booth.diffusion.schedule import TableSchedule
 from imagen_booth.errors import InputError
 from imagen_booth.models.t5 import T5Config
@@ -137,10 +139,79 @@ def test_scheduler(folder):
         ("variance_type", "fixed_large"),
         ("prediction_type", "flow"),
         ("rescale_betas_zero_snr", True),
+        ("steps_offset", 1),
     ):
         files.write_json(path, files.SCHEDULER | {field: value})
         with pytest.raises(InputError, match=f"{field} is {value!r}"):
             deepfloyd.read_scheduler(path)
+
+
+UNBOUNDED = {"sample_max_value": deepfloyd.UNBOUNDED}
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"thresholding": False}, {"threshold": "none"}),
+        ({"thresholding": False, "clip_sample": True}, {"threshold": "static"}),
+        (UNBOUNDED, {"threshold": "dynamic", "ratio": 0.95, "cap": None}),
+        (
+            {"dynamic_thresholding_ratio": 0.9, "timestep_spacing": "trailing"},
+            {"threshold": "dynamic", "ratio": 0.9, "cap": 1.5, "spacing": "trailing"},
+        ),
+    ],
+)
+def test_how_a_scheduler_draws(folder, fields, told):
+    path = epath.Path(folder / "scheduler_config.json")
+    files.write_json(path, files.SCHEDULER | fields)
+    assert deepfloyd.read_scheduler(path)[1] == {"spacing": "leading"} | told
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"timestep_spacing": "karras"}, "sampler.spacing is 'karras'"),
+        ({"dynamic_thresholding_ratio": 1.5}, "sampler.ratio is 1.5"),
+        ({"dynamic_thresholding_ratio": "x"}, "sampler.ratio='x'"),
+        ({"sample_max_value": 0.5}, "sampler.cap is 0.5"),
+        (
+            {"thresholding": False, "clip_sample": True, "clip_sample_range": 2.0},
+            "clip_sample_range is 2.0",
+        ),
+    ],
+)
+def test_schedulers_that_sampling_does_not_know(folder, fields, words):
+    path = epath.Path(folder / "scheduler_config.json")
+    files.write_json(path, files.SCHEDULER | fields)
+    with pytest.raises(InputError, match=f"{path}: .*{words}"):
+        deepfloyd.read_scheduler(path)
+
+
+def test_settings_that_differ_from_the_scheduler_are_named(folder):
+    """Also where the weights were imported; IF's own files differ in nothing."""
+    files.write_stage(folder / "1")
+    files.write_stage(folder / "2", files.STAGE_2)
+    files.write_stage(
+        folder / "like IF", files.STAGE_2, files.SCHEDULER | {"sample_max_value": 1.0}
+    )
+    files.write_stage(
+        folder / "other", scheduler=files.SCHEDULER | {"sample_max_value": 2.0}
+    )
+    own = epath.Path(folder / "own")
+    export.write_own(own, export.of_folder(epath.Path(folder / "other"), ()), None)
+
+    def said(base, sr256):
+        config = defaults("if_m")
+        config.weights.base, config.weights.sr256 = str(base), str(sr256)
+        return prepare.sampler_warnings(to_job(config), cascade_of(base, sr256))
+
+    assert said(folder / "1", folder / "like IF") == []
+    (told,) = said(folder / "1", folder / "2")
+    assert "config.pictures.sr256.cap is 1.0, but the scheduler of " in told
+    assert f"config.weights.sr256={folder / '2'} has 1.5; the setting counts" in told
+    for base in (folder / "other", own):
+        names = [each.split()[0] for each in said(base, folder / "like IF")]
+        assert names == ["config.pictures.base.cap", "config.class_images.sampler.cap"]
 
 
 def test_every_parameter_is_read(folder):
@@ -354,8 +425,11 @@ def test_import_then_export_is_the_same_bytes(folder, config, dtype):
         for each in (folder / "theirs", back / name)
     )
     assert theirs == mine
-    scheduler = epath.Path(back / name / "scheduler/scheduler_config.json")
-    assert deepfloyd.read_scheduler(scheduler)[0]["stale_variance"] is False
+    assert deepfloyd.read_scheduler(
+        back / name / "scheduler/scheduler_config.json"
+    ) == deepfloyd.read_scheduler(
+        epath.Path(folder / "theirs/scheduler/scheduler_config.json")
+    )
     page = (back / name / "README.md").read_text()
     assert deepfloyd.LICENCE in page
     assert (back / name / "image_noising_scheduler").exists() == (name == "sr256")

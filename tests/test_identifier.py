@@ -87,7 +87,8 @@ def test_what_does_not_survive_is_drawn_again(t5):
 
 def test_survival_is_asked_of_each_treatment(t5):
     ids = t5.pieces("Abs")
-    assert not identifier.survives("Abs", ids, t5, "dog", None)  # not lower-cased
+    assert identifier.survives("Abs", ids, t5, "dog", None)
+    assert not identifier.survives("Abs", ids, t5, "dog", simple_clean)
     ids = t5.pieces("a1b")
     assert identifier.survives("a1b", ids, t5, "dog", simple_clean)
     assert not identifier.survives("a1b", ids, t5, "dog", clean_caption)
@@ -133,6 +134,9 @@ def test_cleaning_is_checked_as_it_will_be_used(t5):
     assert "leaves 'a dog'" in said(clean_caption)
     assert "cleaner" not in said(simple_clean)
     assert "cleaner" not in said(None)
+    for clean, lowers in ((clean_caption, True), (simple_clean, True), (None, False)):
+        warnings = identifier.check("Abs", t5, T5_RARE, "dog", clean)
+        assert any("lower-cased" in each for each in warnings) == lowers
 
 
 def test_too_many_rare_pieces():

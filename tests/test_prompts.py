@@ -100,6 +100,22 @@ def test_cleaner_without_ftfy_leaves_broken_encodings(monkeypatch):
     assert prompts.clean_once("sch\u00c3\u00b6n") == "sch\u00e3\u00b6n"
 
 
+def test_cleanings_by_name():
+    caption = " A Dog.jpg  photo "
+    cleaned = {
+        name: caption if clean is None else clean(caption)
+        for name in prompts.CLEANERS
+        for clean in [prompts.cleaner(name)]
+    }
+    assert cleaned == {
+        "none": " A Dog.jpg  photo ",
+        "simple": "a dog.jpg  photo",
+        "caption": "a photo",
+    }
+    with pytest.raises(InputError, match="config.cleaning='html' .*none, simple, capt"):
+        prompts.cleaner("html")
+
+
 @pytest.mark.parametrize("prompt", ["a zuj dog", "a kgfil cat in the snow"])
 def test_cleaner_keeps_plain_prompts(prompt):
     assert prompts.clean_caption(prompt) == prompt

@@ -158,6 +158,15 @@ def test_missing_tensors_are_named(tmp_path, told):
         read(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["pytorch_model", "pytorch_model-00001-of-00002"])
+def test_pickled_weights_are_refused_with_the_mend(tmp_path, name):
+    (tmp_path / f"{name}.bin").write_bytes(b"PK")
+    with pytest.raises(InputError, match=f"convert unpickle --from={tmp_path}`"):
+        t5.find(tmp_path)
+    with pytest.raises(InputError, match="pickled weights .* are not read; fetch"):
+        export.of_folder(epath.Path(tmp_path), ())
+
+
 def test_layers_as_one_loop(tmp_path, told):
     save_file(told, tmp_path / "model.safetensors")
     cascade = by_name("if_m").having(SHAPE)

@@ -74,9 +74,9 @@ def survives(
 ) -> bool:
     """Whether 'a TEXT NOUN' holds exactly `ids` between the tokens of 'a' and noun.
 
-    Asked of the prompt as it is, lower-cased, and cleaned if there is a cleaner.
+    Asked of the prompt as it is and, if there is a cleaner, lower-cased and cleaned.
     """
-    treatments = [str, str.lower] if clean is None else [str, str.lower, clean]
+    treatments = [str] if clean is None else [str, str.lower, clean]
     return all(
         tokenizer.pieces(treat(f"a {text} {class_noun}"))
         == tokenizer.pieces("a") + ids + tokenizer.pieces(treat(class_noun))
@@ -169,7 +169,7 @@ def check(
         warnings.append(f"{name} is {len(ids)} tokens long; {MAX_TOKENS} are enough.")
 
     lower = text.lower()
-    if text != lower:
+    if clean is not None and text != lower:
         warnings.append(
             f"{name} is not lower case, but prompts are lower-cased before they become"
             f" tokens: {lower!r} is what the model will see."

@@ -206,3 +206,25 @@ def clean_once(text: str) -> str:
 def clean_caption(text: str) -> str:
     """A prompt as IF cleans it: twice, the second pass on what the first leaves."""
     return clean_once(clean_once(text))
+
+
+# What prompts may go through before they become tokens. IF takes the last where the
+# packages that its authors' cleaner needs are installed, else the second.
+CLEANERS: dict[str, Callable[[str], str] | None] = {
+    "none": None,
+    "simple": simple_clean,
+    "caption": clean_caption,
+}
+
+
+def cleaner(name: str) -> Callable[[str], str] | None:
+    """The cleaning called ``name``, None for none.
+
+    Raises:
+        InputError: no such cleaning.
+    """
+    if name not in CLEANERS:
+        raise InputError(
+            f"config.cleaning={name!r} is not known; use {', '.join(CLEANERS)}, or ''"
+        )
+    return CLEANERS[name]

@@ -15,7 +15,7 @@ def write(
 
     Args:
         licence: of the weights it was made from.
-        story: ``steps``, ``subject`` and ``made_from``, as far as known.
+        story: ``steps``, ``subject``, ``cleaning`` and ``made_from``, as far as known.
         learned_variance: the network's variance is up to date.
     """
     enlarging = stage.low_resolution is not None
@@ -41,6 +41,12 @@ def write(
         "out is out of date, and the scheduler passes it over "
         "(`variance_type: fixed_small`)."
     )
+    cleaning = {
+        "simple": "Prompts were lower-cased and not cleaned further when this was "
+        "tuned: call the pipeline with `clean_caption=False`.",
+        "caption": "Prompts were cleaned as captions when this was tuned: call the "
+        "pipeline with `clean_caption=True`, and install ftfy and beautifulsoup4.",
+    }.get(story.get("cleaning") or "", "")
     return f"""---
 license: other
 license_name: see-below
@@ -60,7 +66,7 @@ unet = UNet2DConditionModel.from_pretrained("THIS FOLDER", subfolder="unet")
 pipeline = {pipeline}.from_pretrained("YOUR COPY OF THE ORIGINAL", unet=unet)
 ```
 
-Take the scheduler from this folder too. {variance}
+Take the scheduler from this folder too. {variance} {cleaning}
 
 ## Licence
 

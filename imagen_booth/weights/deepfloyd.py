@@ -17,6 +17,7 @@ from typing import Any
 
 from etils import epath
 
+from imagen_booth import settings
 from imagen_booth.diffusion.sampler import SamplerConfig
 from imagen_booth.diffusion.schedule import TableSchedule
 from imagen_booth.errors import InputError
@@ -65,6 +66,7 @@ UP = {False: "ResnetUpsampleBlock2D", True: "SimpleCrossAttnUpBlock2D"}
 ACTIVATIONS = {"gelu": "gelu", "silu": "swish", "swish": "swish"}
 TEXT_NORMS = {"group_norm": "group", "layer_norm": "layer"}
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+UNBOUNDED = 1e6  # stands for no cap: a bound that no picture meets
 
 
 class _Fields:
@@ -252,12 +254,18 @@ def write_network(config: UNetConfig, size: int) -> dict[str, Any]:
 def read_scheduler(path: epath.Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """What a ``scheduler_config.json`` says.
 
+    What the network was trained for becomes part of the stage: the number of steps of
+    its table, what it predicts, whether its variance is up to date. A noise law other
+    than IF's is refused. How it was meant to be drawn, spacing and threshold, is a
+    matter of taste: a job's own settings count there, and `prepare.sampler_warnings`
+    says where they differ.
+
     Returns:
-        Fields of a Stage (schedule, prediction, whether the variance that the
-        network puts out is out of date), and of a SamplerConfig.
+        Fields of a Stage, and of a SamplerConfig.
 
     Raises:
-        InputError: no such file, or a noise law that is not IF's.
+        InputError: no such file, a noise law that is not IF's, or a value that
+            sampling does not know.
     """
     fields = _Fields(path)
     fields.require("beta_schedule", "squaredcos_cap_v2", "linear")
@@ -273,16 +281,24 @@ def read_scheduler(path: epath.Path) -> tuple[dict[str, Any], dict[str, Any]]:
         "prediction": fields.choose("prediction_type", "epsilon", PREDICTIONS),
         "stale_variance": stale,
     }
+    fields.require("steps_offset", 0, 0)
     sampler = {"spacing": fields.get("timestep_spacing", "leading")}
     if fields.get("thresholding", False):
+        cap = fields.get("sample_max_value", 1.0)
         sampler |= {
             "threshold": "dynamic",
             "ratio": fields.get("dynamic_thresholding_ratio", 0.995),
-            "cap": fields.get("sample_max_value", 1.0),
+            "cap": None if cap == UNBOUNDED else cap,
         }
+    elif fields.get("clip_sample", True):
+        fields.require("clip_sample_range", 1.0, 1.0)
+        sampler |= {"threshold": "static"}
     else:
-        clipped = fields.get("clip_sample", True)
-        sampler |= {"threshold": "static" if clipped else "none"}
+        sampler |= {"threshold": "none"}
+    try:
+        settings.build(SamplerConfig, sampler, "sampler")
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     return stage, sampler
 
 
@@ -308,8 +324,7 @@ def write_scheduler(
         "dynamic_thresholding_ratio": own.ratio,
         "num_train_timesteps": stage.schedule.size,
         "prediction_type": kinds[stage.prediction],
-        # Unbounded is written as a bound that no picture meets.
-        "sample_max_value": 1e6 if own.cap is None else own.cap,
+        "sample_max_value": UNBOUNDED if own.cap is None else own.cap,
         "thresholding": own.threshold == "dynamic",
         "timestep_spacing": own.spacing,
         "variance_type": "learned_range" if learned else "fixed_small",
@@ -376,8 +391,7 @@ def find(folder: epath.Path, stage: Stage) -> tensors.Found:
     opened = tensors.open_stem(place, STEM)
     if opened is None:
         raise InputError(
-            f"{place} has no {STEM}.safetensors; pickled weights (.bin) are not read, "
-            "fetch the safetensors files"
+            f"{place} has no {STEM}.safetensors; fetch it, or its shards and index"
         )
     found, where = opened
     root = place.parent if place.name == "unet" else place
@@ -385,7 +399,7 @@ def find(folder: epath.Path, stage: Stage) -> tensors.Found:
         root / name / "scheduler_config.json"
         for name in ("scheduler", "image_noising_scheduler")
     )
-    told = read_scheduler(scheduler)[0] if scheduler.exists() else {}
+    told, sampler = read_scheduler(scheduler) if scheduler.exists() else ({}, {})
     if noising.exists():
         fields = _Fields(noising)
         fields.require("beta_schedule", "squaredcos_cap_v2", "linear")
@@ -400,4 +414,4 @@ def find(folder: epath.Path, stage: Stage) -> tensors.Found:
         crop=None,
         **{"schedule": TableSchedule(), "prediction": "eps"} | told,
     )
-    return tensors.Found(found, spell, described, where, LICENCE)
+    return tensors.Found(found, spell, described, where, LICENCE, sampler=sampler)

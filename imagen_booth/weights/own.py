@@ -17,6 +17,7 @@ from etils import epath
 
 from imagen_booth import settings
 from imagen_booth.data.pictures import write_atomic
+from imagen_booth.diffusion.sampler import SamplerConfig
 from imagen_booth.diffusion.schedule import (
     CosineSchedule,
     LinearSchedule,
@@ -72,6 +73,8 @@ def find(folder: epath.Path, name: str) -> Found:
     described = None
     if "network" in entry:
         described = read_network(entry["network"], f"{folder / MANIFEST}: {name}")
+    sampler = entry.get("sampler", {})
+    settings.build(SamplerConfig, sampler, f"{folder / MANIFEST}: {name}.sampler")
     return Found(
         tensors.open_file(path),
         lambda path, ndim: (path, tuple(range(ndim))),
@@ -79,6 +82,7 @@ def find(folder: epath.Path, name: str) -> Found:
         str(path),
         entry.get("licence") or manifest.get("licence", "not stated"),
         manifest.get("pretrained", True),
+        sampler=sampler,
     )
 
 

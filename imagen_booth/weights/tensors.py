@@ -103,6 +103,7 @@ class Found:
         licence: of the weights.
         pretrained: False for random weights.
         rowwise: a row can be read without its whole tensor.
+        sampler: fields of a SamplerConfig that the files name; empty if none.
     """
 
     tensors: Mapping[str, Tensor]
@@ -112,6 +113,7 @@ class Found:
     licence: str
     pretrained: bool = True
     rowwise: bool = True
+    sampler: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def fingerprint(self) -> str:
         """Digest that tells weights apart without reading all of them.
@@ -313,6 +315,9 @@ def open_stem(folder: epath.Path, stem: str) -> tuple[dict[str, Tensor], str] | 
 
     Returns:
         The tensors and the file that names them, or None if there are none.
+
+    Raises:
+        InputError: a damaged file, or pickled weights alone.
     """
     for variant in ("", ".fp16"):
         path = folder / f"{stem}{variant}.safetensors"
@@ -324,6 +329,12 @@ def open_stem(folder: epath.Path, stem: str) -> tuple[dict[str, Tensor], str] | 
         ):
             if (folder / name).exists():
                 return open_shards(folder, folder / name), str(folder / name)
+    if any(folder.glob(f"*{stem}*.bin")):
+        raise InputError(
+            f"{folder} has no {stem}.safetensors, and pickled weights (.bin) are not "
+            "read; fetch the safetensors files, or rewrite these with "
+            f"`python -m imagen_booth.convert unpickle --from={folder}`"
+        )
     return None
 
 

@@ -1,0 +1,74 @@
+"""Weights that PyTorch pickled, rewritten as safetensors; needs torch.
+
+Nothing else here reads pickles, since they can hold programs. This asks torch for
+tensors alone: a file with anything else in it is refused.
+"""
+
+import json
+from typing import Any
+
+import jax.numpy as jnp
+from etils import epath
+
+from imagen_booth.data.pictures import write_atomic
+from imagen_booth.errors import InputError
+from imagen_booth.weights import tensors
+
+
+def rewrite(folder: epath.Path) -> list[epath.Path]:
+    """Writes each ``.bin`` of a folder, and its index, as safetensors beside it.
+
+    Returns:
+        Paths of the files of tensors.
+
+    Raises:
+        InputError: torch is not installed, no such file, or not one of tensors.
+        StorageError: they cannot be written.
+    """
+    try:
+        import torch  # an extra, and slow
+    except ImportError as error:
+        raise InputError(
+            "pickled weights need torch: pip install 'imagen_booth[parity]'"
+        ) from error
+    files = sorted(folder.glob("*model*.bin"))
+    if not files:
+        raise InputError(
+            f"--from={folder} has no pickled weights, such as pytorch_model.bin"
+        )
+    written = []
+    for file in files:
+        try:
+            found = torch.load(file, map_location="cpu", weights_only=True)
+            arrays = {name: _array(torch, value) for name, value in found.items()}
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:  # a damaged pickle can raise anything
+            raise InputError(
+                f"{file} is not a whole torch file of tensors ({error}); copy it "
+                "again, or fetch the safetensors files"
+            ) from error
+        written.append(folder / _name(file.name))
+        held = {name: tensors.held(array) for name, array in arrays.items()}
+        tensors.save(written[-1], held)
+    for index in folder.glob("*.bin.index.json"):
+        told = json.loads(index.read_text())
+        told["weight_map"] = {
+            name: _name(file) for name, file in told["weight_map"].items()
+        }
+        write_atomic(folder / _name(index.name), json.dumps(told).encode())
+    return written
+
+
+def _array(torch: Any, value: Any) -> Any:
+    value = value.detach().contiguous()
+    if value.dtype == torch.bfloat16:  # which numpy has from elsewhere
+        return value.view(torch.uint16).numpy().view(jnp.bfloat16)
+    return value.numpy()
+
+
+def _name(file: str) -> str:
+    """``pytorch_model-1-of-2.bin`` is ``model-1-of-2.safetensors``."""
+    if file.startswith("pytorch_model"):
+        file = file.removeprefix("pytorch_")
+    return file.replace(".bin", ".safetensors")

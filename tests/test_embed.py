@@ -1,0 +1,115 @@
+"""Prompts to embeddings: the vocabulary's place, and what prompts go through."""
+
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+from etils import epath
+
+from imagen_booth import config, prepare
+from imagen_booth.cascade import by_name
+from imagen_booth.embed import embed, tokenizer
+from imagen_booth.errors import InputError
+from imagen_booth.sharding import make_mesh
+from imagen_booth.text.tokenizer import EMBEDDED
+
+TINY, IF_M = by_name("tiny"), by_name("if_m")
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Embeddings of prompts by the tiny encoder."""
+
+    def run(prompts, cleaning):
+        return embed(
+            TINY,
+            prompts,
+            weights="random",
+            vocabulary="shipped",
+            cleaning=cleaning,
+            cache=epath.Path(tmp_path),
+            mesh=make_mesh(),
+            dtype=np.dtype(np.float32),
+        )
+
+    return run
+
+
+@pytest.mark.parametrize("place", ["spiece.model", "tokenizer/spiece.model", "x.model"])
+def test_the_vocabulary_may_be_a_folder(tmp_path, place):
+    (tmp_path / "tokenizer").mkdir()
+    shutil.copy(EMBEDDED, tmp_path / place)
+    given = tmp_path / place if place == "x.model" else tmp_path
+    assert tokenizer(IF_M, str(given)).pieces("a dog")
+
+
+def test_a_folder_without_a_vocabulary(tmp_path):
+    with pytest.raises(InputError, match="config.weights.vocabulary=.* is a folder wi"):
+        tokenizer(IF_M, str(tmp_path))
+    with pytest.raises(InputError, match="config.weights.vocabulary is ''"):
+        tokenizer(IF_M, "")
+
+
+@pytest.mark.parametrize(
+    ("cleaning", "same_as"),
+    [("", "a dog #12 (red)"), ("simple", "a dog #12 (red)"), ("caption", "a dog red")],
+)
+def test_prompts_are_cleaned_as_the_job_says(read, cleaning, same_as):
+    prompt = " A Dog #12 (red) "
+    found, about = read([prompt], cleaning)
+    plain, _ = read([prompt, same_as], "none")
+    np.testing.assert_array_equal(found[prompt].text, plain[same_as].text)
+    assert plain[prompt].mask.sum() != plain[same_as].mask.sum()
+    assert about["cleaning"] == (cleaning or "simple")
+
+
+def test_an_unknown_cleaning(read):
+    with pytest.raises(InputError, match="config.cleaning='hard'"):
+        read([], "hard")
+
+
+def job_with(identifier, cleaning):
+    job = config.to_job(config.booth("tiny"))
+    subject = dataclasses.replace(job.subject, class_noun="dog", identifier=identifier)
+    return dataclasses.replace(job, subject=subject, cleaning=cleaning)
+
+
+@pytest.mark.parametrize(
+    ("cleaning", "lowered", "destroyed"),
+    [("none", False, False), ("simple", True, False), ("caption", True, True)],
+)
+def test_identifiers_are_checked_as_prompts_are_cleaned(cleaning, lowered, destroyed):
+    pieces = tokenizer(TINY, "shipped")
+    job = job_with("Xy12z", cleaning)
+    _, ids, warnings = prepare.choose_identifier(job, TINY, pieces)
+    told = " ".join(warnings)
+    assert ("is not lower case" in told) == lowered
+    assert ("destroyed by the caption cleaner" in told) == destroyed
+    read = {"none": "Xy12z", "simple": "xy12z", "caption": ""}[cleaning]
+    assert list(ids) == pieces.pieces(read)
+
+
+@pytest.mark.parametrize("cleaning", ["", "none", "simple", "caption"])
+def test_drawn_identifiers_have_nothing_wrong(cleaning):
+    pieces = tokenizer(TINY, "shipped")
+    name, ids, _ = prepare.choose_identifier(job_with("", cleaning), TINY, pieces)
+    assert prepare.choose_identifier(job_with(name, cleaning), TINY, pieces) == (
+        name,
+        ids,
+        (),
+    )
+
+
+@pytest.mark.parametrize("cleaning", ["", "simple", "caption"])
+def test_recipes_name_a_cleaning_that_is_not_the_cascades(tmp_path, cleaning):
+    words = prepare.choose_words(
+        job_with("", cleaning),
+        TINY,
+        epath.Path(tmp_path),
+        make_mesh(),
+        np.dtype(np.float32),
+    )
+    own = words.encoder["sha256"]
+    assert words.reading == (f"{own} caption" if cleaning == "caption" else own)
+    assert words.encoder["cleaning"] == (cleaning or "simple")
