@@ -6,6 +6,8 @@ else sees a ConfigDict.
 """
 
 import dataclasses
+import types
+import typing
 from typing import Any
 
 import ml_collections
@@ -60,20 +62,26 @@ def booth(arg: str | None) -> Any:
     )
     if variant == "paper":
         job = _paper(job)
-    config = ml_collections.ConfigDict(_with_placeholders(dataclasses.asdict(job)))
+    config = ml_collections.ConfigDict(_with_placeholders(job))
     return config.lock()
 
 
-def _with_placeholders(tree: dict[str, Any]) -> dict[str, Any]:
-    """Optional numbers, None by default, made settable by flag."""
-    return {
-        name: _with_placeholders(value)
-        if isinstance(value, dict)
-        else config_dict.placeholder(float)
-        if value is None
-        else value
-        for name, value in tree.items()
-    }
+def _with_placeholders(part: Any) -> dict[str, Any]:
+    """A dataclass as nested dicts, in which a flag can set fields of several types.
+
+    A ConfigDict holds each field to the type of its default. A field declared as a
+    union is left open here, and a flag's value read as a literal, or else as text.
+    """
+    kinds = typing.get_type_hints(type(part))
+    tree: dict[str, Any] = {}
+    for field in dataclasses.fields(part):
+        value = getattr(part, field.name)
+        if dataclasses.is_dataclass(value):
+            value = _with_placeholders(value)
+        elif typing.get_origin(kinds[field.name]) is types.UnionType:
+            value = config_dict.FieldReference(value, field_type=object)
+        tree[field.name] = value
+    return tree
 
 
 def _toybox(name: str) -> Job:
@@ -85,7 +93,13 @@ def _toybox(name: str) -> Job:
     ancestral = SamplerConfig("ancestral", 25, guidance=1.0, threshold="static")
     few = SamplerConfig("dpmpp_2m", 24, guidance=1.0, threshold="static")
     sr_optim = OptimConfig(lr=2e-3, warmup=10)
-    sr = Tuning(steps=150, subject_rows=2, class_rows=0, optim=sr_optim)
+    sr = Tuning(
+        steps=150,
+        subject_rows=2,
+        class_rows=0,
+        optim=sr_optim,
+        weighting="v_max_10",
+    )
     return Job(
         cascade=name,
         subject=Subject(),
@@ -95,6 +109,7 @@ def _toybox(name: str) -> Job:
             subject_rows=4,
             class_rows=4,
             optim=OptimConfig(lr=4e-4, warmup=10),
+            weighting="v_max_10",
         ),
         sr256=sr,
         sr1024=sr,
@@ -119,6 +134,7 @@ def _tiny(name: str) -> Job:
         subject_rows=2,
         class_rows=2,
         optim=optim,
+        weighting="v_max_10",
         log_every=1,
         save_every=2,
         preview_every=2,
@@ -213,20 +229,27 @@ def pretraining(arg: str) -> Any:
 
     Args:
         arg: ``toybox_base``, ``toybox_sr256``, ``toybox_sr1024``, or the same with
-            ``tiny``.
+            ``tiny``; ``sr1024_div2k`` for that stage on the photographs of DIV2K;
+            ``toybox_judge`` for the network that scores pictures.
 
     Raises:
         InputError: unknown stage.
     """
+    if arg == "toybox_judge":
+        return _judge()
     name, _, stage = arg.partition("_")
     makers = {"base": _pretrain_base, "sr256": _pretrain_sr, "sr1024": _pretrain_sr}
-    if name not in ("toybox", "tiny") or stage not in makers:
+    if arg == "sr1024_div2k":
+        job = _pretrain_div2k()
+    elif name not in ("toybox", "tiny") or stage not in makers:
         raise InputError(
             f"nothing to pretrain is called {arg!r}; use one of "
-            f"{', '.join(f'toybox_{each}' for each in makers)}"
+            f"{', '.join(f'toybox_{each}' for each in (*makers, 'judge'))}, "
+            "sr1024_div2k"
         )
-    job = makers[stage](name, stage)
-    config = ml_collections.ConfigDict(_with_placeholders(dataclasses.asdict(job)))
+    else:
+        job = makers[stage](name, stage)
+    config = ml_collections.ConfigDict(_with_placeholders(job))
     return config.lock()
 
 
@@ -257,8 +280,8 @@ def _pretrain_base(name: str, stage: str) -> Pretraining:
         tier="A",
         records=40960,
         steps=10000,
-        batch=32,
-        optim=OptimConfig(lr=4e-4, warmup=200, ema=0.9985),
+        batch=16,
+        optim=OptimConfig(lr=6e-4, warmup=200, b2=0.99, ema=0.998),
         prompts=CAPTIONS,
         sampler=SamplerConfig("dpmpp_2m", 20, guidance=3.0, threshold="dynamic"),
     )
@@ -273,6 +296,25 @@ def _pretrain_sr(name: str, stage: str) -> Pretraining:
         crop=128 if stage == "sr256" else 256,
         prompts=CAPTIONS[:4],
         sampler=SamplerConfig("dpmpp_2m", 10, threshold="static"),
+    )
+
+
+def _judge() -> Any:
+    # Here, because it brings the training loop along.
+    from imagen_booth.judging import Judging
+
+    return ml_collections.ConfigDict(dataclasses.asdict(Judging())).lock()
+
+
+def _pretrain_div2k() -> Pretraining:
+    """Photographs of 2K without captions: no text is read, and no encoder needed."""
+    return dataclasses.replace(
+        _pretrain_sr("toybox", "sr1024"),
+        source="div2k/bicubic_x4",
+        image_feature="hr",
+        caption_feature="",
+        prompts=("",) * 4,
+        steps=100_000,
     )
 
 

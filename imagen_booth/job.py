@@ -6,6 +6,8 @@ from imagen_booth.diffusion.sampler import SamplerConfig
 from imagen_booth.errors import InputError
 from imagen_booth.optim import OptimConfig
 
+TOYBOX = "toybox"  # the source of records that is rendered
+
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
@@ -132,7 +134,7 @@ class Weights:
     """Where each part's weights come from.
 
     Each is ``shipped``, ``random``, or a folder of weights; ``vocabulary`` is
-    ``shipped`` or the path of a ``spiece.model``.
+    ``shipped``, or the path of a ``spiece.model`` or of a folder that has it.
     """
 
     text: str
@@ -161,6 +163,8 @@ class Job:
             for ``cache`` beside the work directory.
         dtype: activations, ``float32`` or ``bfloat16``; empty for bfloat16 on an
             accelerator and float32 on a CPU.
+        cleaning: what prompts go through before they become tokens, a name of
+            ``text.prompts.CLEANERS``; empty for what the cascade was trained with.
         tensorboard: also write tensorboard files.
     """
 
@@ -176,6 +180,7 @@ class Job:
     seed: int = 0
     cache: str = ""
     dtype: str = ""
+    cleaning: str = ""
     tensorboard: bool = False
 
     def tuning(self, stage: str) -> Tuning:
@@ -191,13 +196,21 @@ class Pretraining:
         cascade, stage: what is trained.
         tier: part of the toybox grammar, ``A`` or ``B``.
         records: distinct rendered scenes.
+        source: ``toybox``, to render it; or a TFDS set, ``SET`` or ``SET/CONFIG``.
+        data_dir: folder of prepared TFDS sets; empty for TFDS's own.
+        split, held_out: splits of a TFDS set to train on and to measure on; parts of
+            them such as ``train[:90%]`` will do.
+        image_feature, caption_feature: where a TFDS set has its pictures and texts,
+            ``/`` between levels; no caption feature, no text.
+        vocabulary: path of a ``spiece.model``, where the cascade reads T5's.
         steps, batch, accumulate: length and rows per step.
         crop: side in pixels of the training crops; 0 for whole images.
         level: (low, high) augmentation level of super-resolution rows.
         null_text: share of rows that train without text.
         text: weights of a text encoder that stays as it is; empty to train one
             along with the base stage, from ``init`` on.
-        init: start from these weights; ``random`` for none.
+        init: start from these weights; ``random`` for none, ``shipped`` for those of
+            the package.
         prompts: of the preview grid.
         sampler: of the preview grid.
         cache: folder that keeps rendered scenes.
@@ -215,7 +228,7 @@ class Pretraining:
     accumulate: int = 1
     crop: int = 0
     level: tuple[float, float] = (1e-4, 1e-2)
-    weighting: str = "v"
+    weighting: str = "v_max_10"
     null_text: float = 0.1
     text: str = ""
     init: str = "random"
@@ -224,5 +237,12 @@ class Pretraining:
     save_every: int = 200
     preview_every: int = 400
     cache: str = ""
+    source: str = TOYBOX
+    data_dir: str = ""
+    split: str = "train"
+    held_out: str = "validation"
+    image_feature: str = "image"
+    caption_feature: str = "caption"
+    vocabulary: str = "shipped"
     dtype: str = ""
     mesh: Mesh = Mesh()

@@ -2,9 +2,17 @@
 
     python -m imagen_booth.pretrain --config=configs/pretrain.py:toybox_base
     python -m imagen_booth.pretrain --config=configs/pretrain.py:toybox_sr256
+    python -m imagen_booth.pretrain --config=configs/pretrain.py:toybox_judge
 
-The base stage trains its text encoder along; the others read it from --text.  The
-same command goes on with a run that was stopped.
+The base stage trains its text encoder along; the others read it from --config.text,
+a folder of weights or shipped. A run becomes a folder of weights, each stage beside
+those that are there already, by
+
+    python -m imagen_booth.convert export --run=RUN --to=DIR --dtype=bfloat16
+
+and DIR is imagen_booth/weights/shipped/toybox for the weights that ship.  The
+judge is the network that scores toybox pictures.  The same command goes on with a run
+that was stopped.
 """
 
 import dataclasses
@@ -22,6 +30,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "where the run lives, local or g
 _INIT = flags.DEFINE_string(
     "init", "", "start from these weights: a folder, or shipped; default random"
 )
+cli.define_hosts()
 
 
 def main() -> None:
@@ -32,14 +41,21 @@ def main() -> None:
     # Slow imports come after the flags, so that --help and bad flags answer at once.
     from etils import epath
 
-    from imagen_booth import pretraining
+    from imagen_booth import hosts, judging, pretraining
     from imagen_booth.config import from_config
     from imagen_booth.job import Pretraining
 
+    cli.start_hosts()
+    hosts.check_shared("--workdir", _WORKDIR.value)
+    if "pairs" in _CONFIG.value:
+        if _INIT.value:
+            raise InputError(f"--init={_INIT.value} is for stages; leave it out")
+        job = from_config(judging.Judging, _CONFIG.value)
+        return judging.run(job, epath.Path(_WORKDIR.value))
     job = from_config(Pretraining, _CONFIG.value)
     if _INIT.value:
         job = dataclasses.replace(job, init=_INIT.value)
-    pretraining.run(job, epath.Path(_WORKDIR.value))
+    return pretraining.run(job, epath.Path(_WORKDIR.value))
 
 
 if __name__ == "__main__":

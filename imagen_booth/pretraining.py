@@ -3,64 +3,118 @@
 import dataclasses
 import json
 import logging
+import os
+import pathlib
+import platform
+import shutil
+import subprocess
 from collections.abc import Callable
+from importlib import metadata
 from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
-from PIL import Image
 
 from imagen_booth import booth, hosts, loop, optim, sharding, steps, tune
 from imagen_booth.cascade import Cascade, by_name
 from imagen_booth.checkpoint import Checkpoints
 from imagen_booth.data import pictures, pipeline
+from imagen_booth.data.captioned import Captioned
+from imagen_booth.data.tfds_source import ImageCaptions
 from imagen_booth.data.toybox.grammar import TIERS
-from imagen_booth.data.toybox.rendered import Rendered
+from imagen_booth.data.toybox.rendered import BLOCK, Rendered
 from imagen_booth.embed import Embedding, tokenizer
 from imagen_booth.errors import InputError
 from imagen_booth.generate import draw_stage, grid
-from imagen_booth.job import Pretraining
+from imagen_booth.job import TOYBOX, Pretraining
 from imagen_booth.metrics import MetricWriter
 from imagen_booth.stage import Stage
-from imagen_booth.state import TrainState, ema_params
+from imagen_booth.state import Params, TrainState, ema_params
+from imagen_booth.text.prompts import simple_clean
+from imagen_booth.text.tokenizer import Tokenizer
 from imagen_booth.weights.load import Part, load
 from imagen_booth.workdir import Workdir, now, recipe_of
 
 log = logging.getLogger(__name__)
 
 # Settings that can change without making what is trained another one.
-FREE = ("steps", "records", "prompts", "sampler", "cache", "mesh") + booth.FREE
+FREE = (
+    "steps",
+    "records",
+    "prompts",
+    "sampler",
+    "cache",
+    "data_dir",
+    "held_out",
+    "vocabulary",
+    "mesh",
+) + booth.FREE
+# Settings that say something of a TFDS set alone, and of the toybox alone.
+OF_SETS = ("source", "split", "held_out", "image_feature", "caption_feature")
+OF_TOYBOX = ("tier", "records")
+# Settings that are of the run alone, or places on this machine.
+OF_RUN = ("prompts", "sampler", "cache", "data_dir", "text", "init")
+OF_RUN += ("vocabulary", "mesh", *booth.FREE)
 
 HELD_OUT_SEED = 1  # records of this seed are for measuring, never for training
+HELD_OUT_RECORDS = 128
 
 
-class Captioned:
-    """Records as rows of a batch: the image, its low-res version, its tokens.
+@dataclasses.dataclass(frozen=True)
+class _Course:
+    """What all of a pretraining needs.
 
-    Args:
-        records: ``image`` uint8 [S, S, 3] and ``caption``.
-        encode: caption to tokens [L].
-        low: side in pixels of the low-res version, None for none.
+    Attributes:
+        stage: cropped as the job says.
+        unet: the stage's network.
+        text: the text encoder; None where no record has a caption.
+        train, held_out: records to train on and to measure on.
+        null: the null text.
     """
 
-    def __init__(
-        self, records: Any, encode: Callable[[str], np.ndarray], low: int | None
-    ):
-        self._records, self._encode, self._low = records, encode, low
+    job: Pretraining
+    stage: Stage
+    unet: Part
+    text: Part | None
+    pieces: Tokenizer | None
+    train: Captioned
+    held_out: Captioned
+    null: Embedding
+    work: Workdir
+    mesh: jax.sharding.Mesh
+    metrics: MetricWriter
 
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, index: int) -> pipeline.Example:
-        record = self._records[index]
-        row = {"image": record["image"], "tokens": self._encode(record["caption"])}
-        if self._low is None:
-            return row
-        small = Image.fromarray(record["image"]).resize(
-            (self._low, self._low), Image.Resampling.LANCZOS
+    def loss(self, null_text: float) -> Callable[..., Any]:
+        """``(params, batch, key) -> (loss, sums)``."""
+        encode = None if self.text is None else self.text.apply
+        config = steps.LossConfig(
+            weighting=self.job.weighting, null_text=null_text, level=self.job.level
         )
-        return row | {"low": np.asarray(small)}
+
+        def loss_fn(params: Params, batch: steps.Batch, key: jax.Array) -> Any:
+            return steps.batch_loss(
+                self.stage, self.unet.apply, encode, config, params, batch, key
+            )
+
+        return loss_fn
+
+    def batches(
+        self, records: Captioned, rows: int, seed: int, **shared: np.ndarray
+    ) -> Any:
+        """Batches of this many rows, cropped where the stage is."""
+        stage = self.stage
+        return pipeline.batches(
+            [pipeline.Group(records, rows, 1.0, steps.SUBJECT)],
+            seed=seed,
+            host=hosts.index(),
+            hosts=hosts.count(),
+            multiple=self.mesh.size * self.job.accumulate,
+            prepare=(
+                pipeline.random_crop(stage.crop, stage.scale) if stage.crop else None
+            ),
+            shared=shared,
+        )
 
 
 def run(job: Pretraining, workdir: epath.Path) -> None:
@@ -81,13 +135,29 @@ def run(job: Pretraining, workdir: epath.Path) -> None:
         raise InputError(f"config.tier={job.tier!r} is not one of {', '.join(TIERS)}")
     if job.stage not in [stage.name for stage in cascade.stages]:
         raise InputError(f"config.stage={job.stage!r} is not a stage of {job.cascade}")
+    if job.source == TOYBOX and job.records % BLOCK:
+        raise InputError(
+            f"config.records={job.records} is not a multiple of {BLOCK}, the number "
+            "that is rendered together"
+        )
     stage = dataclasses.replace(cascade.stage(job.stage), crop=job.crop or None)
-    if stage.low_resolution is not None and not job.text:
+    worded = job.source == TOYBOX or bool(job.caption_feature)
+    if stage.low_resolution is not None and worded and not job.text:
         raise InputError(
             "config.text is empty; give the folder of weights with the text encoder "
-            "that the base stage was trained with"
+            "that the base stage was trained with, or 'shipped'"
         )
     work = Workdir(workdir)
+    pieces = tokenizer(cascade, job.vocabulary) if worded else None
+    null = _null(cascade)
+    train, held_out = (
+        Captioned(
+            _records(job, stage.resolution, work, held_out=held_out),
+            _entries(cascade, pieces, null),
+            stage.low_resolution,
+        )
+        for held_out in (False, True)
+    )
     mesh = sharding.make_mesh(job.mesh.data, job.mesh.fsdp)
     dtype = booth.activation_dtype(job.dtype)
     with (
@@ -96,84 +166,153 @@ def run(job: Pretraining, workdir: epath.Path) -> None:
         MetricWriter(work.path, active=hosts.is_first()) as metrics,
     ):
         unet = load(cascade, stage.name, job.init, mesh, dtype)
-        text = load(cascade, "text", job.text or job.init, mesh, dtype)
+        text = (
+            load(cascade, "text", job.text or job.init, mesh, dtype) if worded else None
+        )
+        course = _Course(
+            job,
+            stage,
+            unet,
+            text,
+            pieces,
+            train,
+            held_out,
+            null,
+            work,
+            mesh,
+            metrics,
+        )
         work.write_json("config.json", dataclasses.asdict(job))
         work.record(
             created=work.manifest.get("created", now()),
             cascade={"name": cascade.name, "licence": cascade.licence},
-            pretraining=recipe_of(job, "prompts", "sampler", "mesh"),
+            prior=_story(course),
+            versions=_versions(),
         )
-        folder = work.claim(stage.name, recipe_of(job, *FREE))
-        _fit(job, cascade, stage, unet, text, folder, work, mesh, metrics, stop)
+        recipe = recipe_of(job, *FREE, *_silent(job))
+        folder = work.claim(stage.name, recipe)
+        _fit(course, folder, stop)
 
 
-def _fit(
-    job: Pretraining,
-    cascade: Cascade,
-    stage: Stage,
-    unet: Part,
-    text: Part,
-    folder: epath.Path,
-    work: Workdir,
-    mesh: jax.sharding.Mesh,
-    metrics: MetricWriter,
-    stop: loop.StopRequest,
-) -> None:
-    pieces = tokenizer(cascade, "shipped")
-    cache = epath.Path(job.cache) if job.cache else work.path / "records"
+def _silent(job: Pretraining) -> tuple[str, ...]:
+    """Settings that say nothing of the source in use."""
+    return OF_SETS if job.source == TOYBOX else OF_TOYBOX
 
-    def captioned(seed: int, length: int) -> Captioned:
-        records = Rendered(
-            cache,
-            seed=seed,
-            length=length,
+
+def _records(job: Pretraining, size: int, work: Workdir, *, held_out: bool) -> Any:
+    """Records of the source, to train on or to measure on."""
+    if job.source == TOYBOX:
+        return Rendered(
+            epath.Path(job.cache) if job.cache else work.path / "records",
+            seed=HELD_OUT_SEED if held_out else 0,
+            length=BLOCK if held_out else job.records,
             tier=TIERS[job.tier],
-            size=stage.resolution,
+            size=size,
         )
-        return Captioned(
-            records, lambda caption: pieces.encode([caption])[0], stage.low_resolution
-        )
+    return ImageCaptions(
+        job.source,
+        job.held_out if held_out else job.split,
+        data_dir=job.data_dir,
+        image=job.image_feature,
+        caption=job.caption_feature,
+        size=size,
+    )
 
+
+def _null(cascade: Cascade) -> Embedding:
     length, width = cascade.text.length, cascade.text.encoder.width
-    first = np.arange(length) == 0
-    null = Embedding(np.zeros((length, width), np.float32), first)
-    data = pipeline.batches(
-        [pipeline.Group(captioned(0, job.records), job.batch, 1.0, steps.SUBJECT)],
-        seed=job.seed,
-        host=hosts.index(),
-        hosts=hosts.count(),
-        multiple=mesh.size * job.accumulate,
-        prepare=pipeline.random_crop(stage.crop, stage.scale) if stage.crop else None,
-        shared={"null": null.text, "null_mask": null.mask},
-    )
-    loss_config = steps.LossConfig(
-        weighting=job.weighting, null_text=job.null_text, level=job.level
-    )
+    return Embedding(np.zeros((length, width), np.float32), np.arange(length) == 0)
 
-    def loss_fn(params, batch, key):
-        return steps.batch_loss(
-            stage, unet.apply, text.apply, loss_config, params, batch, key
-        )
 
+def _entries(
+    cascade: Cascade, pieces: Tokenizer | None, null: Embedding
+) -> Callable[[str], pipeline.Example]:
+    """A caption as a row has it: its tokens, or the null text where there is none."""
+    if pieces is None:
+        return lambda caption: {"text": null.text, "text_mask": null.mask}
+
+    def entries(caption: str) -> pipeline.Example:
+        said = simple_clean(caption) if cascade.text.lower else caption
+        return {"tokens": pieces.encode([said])[0]}
+
+    return entries
+
+
+def _story(course: _Course) -> dict[str, Any]:
+    """What the manifest tells of the weights to come, wherever they will lie."""
+    job = course.job
+    parts = [part for part in (course.unet, course.text) if part is not None]
+    story: dict[str, Any] = {
+        "config": recipe_of(job, *OF_RUN, *_silent(job)),
+        "made_from": {part.name: part.fingerprint for part in parts if part.pretrained},
+    }
+    if job.source == TOYBOX:
+        story["knows"] = dataclasses.asdict(TIERS[job.tier])
+    return story
+
+
+def _versions() -> dict[str, str]:
+    """What made the weights: programs and the kind of machine."""
+    devices = jax.devices()
+    return {
+        "python": platform.python_version(),
+        "imagen_booth": metadata.version("imagen_booth"),
+        "commit": _commit(),
+        "jax": jax.__version__,
+        "device": f"{len(devices)} x {devices[0].device_kind}",
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+    }
+
+
+def _commit() -> str:
+    """The commit of the checkout that this package lies in; empty where it is none."""
+    root = pathlib.Path(__file__).parent.parent
+    if not (root / ".git").exists() or shutil.which("git") is None:
+        return ""
+    describe = "git describe --always --dirty --abbrev=40 --exclude=*"
+    said = subprocess.run(
+        describe.split(), cwd=root, capture_output=True, text=True, check=False
+    )
+    return said.stdout.strip()
+
+
+def _fit(course: _Course, folder: epath.Path, stop: loop.StopRequest) -> None:
+    job, stage, work = course.job, course.stage, course.work
+    null = {"null": course.null.text, "null_mask": course.null.mask}
+    data = course.batches(course.train, job.batch, job.seed, **null)
+    loss_fn = course.loss(job.null_text)
     optimizer = optim.build(job.optim, job.steps)
-    trainable = ("unet/.*",) if job.text else ("unet/.*", "text/.*")
+    params = {"unet": course.unet.params}
+    trained = ["unet"]
+    if course.text is not None:
+        params["text"] = course.text.params
+        trained += [] if job.text else ["text"]
     start = tune.start_state(
-        {"unet": unet.params, "text": text.params},
+        params,
         optimizer,
         job.optim.ema > 0,
-        mesh,
-        trainable,
+        course.mesh,
+        tuple(f"{name}/.*" for name in trained),
     )
-    shown = captioned(HELD_OUT_SEED, 256)
+    measure = _measure(course)
 
     def preview(now: TrainState, step: int) -> None:
         if step == 0:
             return  # the average holds nothing yet, and noise shows nothing
         params = ema_params(now, job.optim.ema)
-        _show(job, stage, cascade, unet, text, params, pieces, null, shown, step, work)
+        _show(course, params, step)
+        held_out = measure(params)
+        course.metrics.write(stage.name, step, {"loss/held_out": held_out["loss"]})
+        work.record(
+            prior={"steps": step, "images": step * job.batch, "held_out": held_out}
+        )
+
+    def inference(now: TrainState) -> Params:
+        params = ema_params(now, job.optim.ema)
+        return {name: params[name] for name in trained}
 
     with Checkpoints(folder) as checkpoints:
-        loop.fit(
+        final = loop.fit(
             stage.name,
             start,
             steps.make_step(
@@ -191,53 +330,64 @@ def _fit(
                 job.preview_every,
                 always_usable=True,
             ),
-            mesh=mesh,
+            mesh=course.mesh,
             checkpoints=checkpoints,
-            metrics=metrics,
+            metrics=course.metrics,
             learning_rate=optim.learning_rate(job.optim, job.steps),
             preview=preview,
-            inference=lambda now: ema_params(now, job.optim.ema),
+            inference=inference,
             diagnose=lambda now, batch: steps.not_finite(loss_fn, now, batch, job.seed),
             stop=stop,
         )
+    if work.manifest["prior"].get("steps") != int(final.step):
+        preview(final, int(final.step))  # it ended between a save and its preview
     log.info("pretrained %s for %d steps", stage.name, job.steps)
 
 
-def _show(
-    job: Pretraining,
-    stage: Stage,
-    cascade: Cascade,
-    unet: Part,
-    text: Part,
-    params: dict[str, Any],
-    pieces: Any,
-    null: Embedding,
-    shown: Captioned,
-    step: int,
-    work: Workdir,
-) -> None:
+def _measure(course: _Course) -> Callable[[Params], dict[str, float]]:
+    """The mean loss on held-out records, and how many they are.
+
+    Records, crops, noise and times are the same every time.
+    """
+    job = course.job
+    records = min(HELD_OUT_RECORDS, len(course.held_out))
+    rows = min(job.batch // job.accumulate, records)
+    batches = course.batches(course.held_out, rows, HELD_OUT_SEED)
+    loss_fn = course.loss(null_text=0.0)
+    program = jax.jit(lambda *inputs: loss_fn(*inputs)[1])
+
+    def measure(params: Params) -> dict[str, float]:
+        total, count = 0.0, 0.0
+        for index in range(records // rows):
+            batch = sharding.put_rows(batches[index], course.mesh)
+            key = jax.random.fold_in(jax.random.key(HELD_OUT_SEED), index)
+            sums = program(params, batch, key)
+            total += float(sums["sum_subject"])
+            count += float(sums["rows_subject"])
+        return {"loss": total / count, "records": int(count)}
+
+    return measure
+
+
+def _show(course: _Course, params: Params, step: int) -> None:
     """Draws the prompts; a super-resolution stage enlarges held-out records."""
-    mesh = jax.sharding.get_mesh()
+    job, stage, pieces = course.job, course.stage, course.pieces
     prompts, low, truths = list(job.prompts), None, []
     if stage.low_resolution is not None:
-        rows = [shown[index] for index in range(len(prompts))]
-        prompts = [pieces.decode(row["tokens"]) for row in rows]
+        count = min(len(prompts), len(course.held_out))
+        rows = [course.held_out[index] for index in range(count)]
+        prompts = [pieces.decode(row["tokens"]) if pieces else "" for row in rows]
         low = np.stack([row["low"] for row in rows])
         truths = [row["image"] for row in rows]
-    tokens = pieces.encode(prompts)
-    mask = tokens > 0
-    embedded = sharding.fetch(
-        jax.jit(text.apply)(params["text"], *sharding.put_copies((tokens, mask), mesh))
-    )
     images = draw_stage(
         stage,
-        unet,
+        course.unet,
         params["unet"],
         job.sampler,
-        [Embedding(*row) for row in zip(embedded, mask, strict=True)],
-        null,
+        _embedded(course, params, prompts),
+        course.null,
         range(len(prompts)),
-        mesh=mesh,
+        mesh=course.mesh,
         low=low,
         level=stage.normal_level,
     )
@@ -248,7 +398,20 @@ def _show(
         cells = [cell for row in rows for cell in row]
     if hosts.is_first():
         pictures.save_png(
-            work.path / "samples" / "previews" / stage.name / f"step_{step:06d}.png",
+            course.work.path
+            / "samples"
+            / "previews"
+            / stage.name
+            / f"step_{step:06d}.png",
             grid(cells, 3 if low is not None else 8),
             {"prompts": json.dumps(prompts), "step": str(step)},
         )
+
+
+def _embedded(course: _Course, params: Params, prompts: list[str]) -> list[Embedding]:
+    if course.text is None or course.pieces is None:
+        return [course.null] * len(prompts)
+    tokens = course.pieces.encode(prompts)
+    inputs = sharding.put_copies((tokens, tokens > 0), course.mesh)
+    embedded = sharding.fetch(jax.jit(course.text.apply)(params["text"], *inputs))
+    return [Embedding(*row) for row in zip(embedded, tokens > 0, strict=True)]

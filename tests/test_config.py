@@ -161,6 +161,13 @@ def test_pretraining_has_a_job_per_stage(stage):
     assert job.optim.ema > 0
 
 
+def test_pretraining_on_photographs_without_captions():
+    job = from_config(Pretraining, pretraining("sr1024_div2k"))
+    assert (job.cascade, job.stage) == ("toybox", "sr1024")
+    assert (job.source, job.image_feature) == ("div2k/bicubic_x4", "hr")
+    assert job.caption_feature == ""
+
+
 def test_unknown_pretraining_is_refused():
     with pytest.raises(InputError, match="'toybox_sr512'.*toybox_sr1024"):
         pretraining("toybox_sr512")
@@ -245,6 +252,34 @@ def test_ones_own_subject_with_overrides(run):
     )
     assert str(workdir) == "runs/elsewhere"
     assert overwrite == {"base", "samples"}
+
+
+@reads_config
+@pytest.mark.parametrize(
+    ("flag", "expected"),
+    [
+        ("base.steps=smart50", "smart50"),
+        ("base.steps=7", 7),
+        ("base.variance=0.5", 0.5),
+        ("base.variance=0", 0.0),
+        ("base.variance=learned", "learned"),
+        ("base.cap=2", 2.0),
+        ("base.cap=None", None),
+    ],
+)
+def test_flags_of_several_types(run, flag, expected):
+    job, _, _ = run(f"--config={SUBJECT}:if_m", f"--config.pictures.{flag}")
+    found = getattr(job.pictures.base, flag.partition("=")[0].partition(".")[2])
+    assert found == expected
+    assert type(found) is type(expected)
+
+
+@reads_config
+@pytest.mark.parametrize("flag", ["steps=2.5", "steps", "cap=much", "variance=[1]"])
+def test_flags_of_several_types_are_checked(run, flag):
+    name = flag.partition("=")[0]
+    with pytest.raises(InputError, match=f"config.pictures.base.{name}="):
+        run(f"--config={SUBJECT}:if_m", f"--config.pictures.base.{flag}")
 
 
 def test_no_config_is_refused(run):

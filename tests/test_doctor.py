@@ -1,5 +1,6 @@
 """The doctor: what it finds, that it finds all of it, and its exit codes."""
 
+import dataclasses
 import pathlib
 import shutil
 import subprocess
@@ -14,8 +15,9 @@ from PIL import Image
 from imagen_booth import budget, checkup, config
 from imagen_booth.cascade import by_name
 from imagen_booth.checkup import OK, PROBLEM, WARNING
+from imagen_booth.data.toybox import grammar
 from imagen_booth.state import flatten
-from imagen_booth.weights import own, tensors
+from imagen_booth.weights import load, own, tensors
 from imagen_booth.weights.load import plain_shapes
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -163,6 +165,39 @@ def test_weights_are_read_by_their_header(examine, tmp_path):
     path.write_bytes(path.read_bytes()[:-1])
     findings = examine(weights__sr256=str(folder))
     assert "not a whole safetensors file" in texts(findings, PROBLEM)[0]
+
+
+def test_words_beyond_the_shipped_prior_are_named(examine, tmp_path, monkeypatch):
+    knows = dataclasses.asdict(grammar.TIER_A)
+    folder = epath.Path(tmp_path / "shipped")
+    for part in ("text", "base"):
+        shapes = flatten(plain_shapes(by_name("tiny"), part))
+        zeros = {
+            name: tensors.held(np.zeros(leaf.shape, leaf.dtype))
+            for name, leaf in shapes.items()
+        }
+        own.write(folder, part, zeros, None, {"prior": {"knows": knows}})
+    monkeypatch.setattr(load, "shipped_folder", lambda cascade: folder)
+    prompts = ("a [V] [N] in the snow", "a pink [V] [N] in the desert seen from above")
+
+    def said(source, noun="dog"):
+        findings = examine(
+            pictures__prompts=prompts,
+            subject__class_noun=noun,
+            weights__text=source,
+            weights__base=source,
+        )
+        assert texts(findings, PROBLEM) == []
+        return texts(findings, WARNING, "prior")
+
+    (warning,) = said("shipped")
+    assert prompts[1] in warning
+    assert "the colour pink and the context desert and the view above" in warning
+    first, second = said("shipped", "clock")
+    assert "config.subject.class_noun" in first
+    assert "the noun clock" in first
+    assert second == warning
+    assert said("random", "clock") == said(str(folder), "clock") == []
 
 
 def test_what_does_not_fit_in_memory(examine, monkeypatch):

@@ -16,8 +16,8 @@ ROOT = pathlib.Path(imagen_booth.__path__[0])
 # Imports go down, or stay on a floor without going round in a circle.
 FLOORS = {
     "commands": "cli config convert doctor pretrain sample train",
-    "work": "booth checkup gallery generate loop prepare pretraining prior report "
-    "report_page tune",
+    "work": "booth checkup gallery generate judging loop prepare pretraining prior "
+    "report report_page tune",
     "parts": "budget cascade checkpoint embed evaluation hosts job metrics optim "
     "settings sharding stage state steps weights workdir",
     "ground": "data diffusion models text",
@@ -28,7 +28,14 @@ FLOORS = {
 GROUND = {
     "diffusion": {"jax", "jaxtyping", "numpy"},
     "models": {"flax", "jax", "jaxtyping", "numpy"},
-    "data": {"PIL", "etils", "grain", "numpy", "pillow_heif"},
+    "data": {
+        "PIL",
+        "etils",
+        "grain",
+        "numpy",
+        "pillow_heif",
+        "tensorflow_datasets",
+    },
     "text": {"ftfy", "numpy", "sentencepiece"},
 }
 # The toybox renderer alone draws with jax, outside the data workers.
@@ -41,6 +48,7 @@ KEEPERS = {
     "orbax": {"checkpoint"},
     "sentencepiece": {"text"},
     "tensorboardX": {"metrics"},
+    "tensorflow_datasets": {"data"},
 }
 COMMANDS = set(FLOORS["commands"].split()) - {"cli", "config"}
 
@@ -164,6 +172,17 @@ def test_libraries_have_keepers(library):
     }
     assert users, "a keeper of nothing; the rule can go"
     assert {room(module) for module in users} <= KEEPERS[library]
+
+
+def test_tfds_is_imported_only_when_it_is_asked_for():
+    """It is slow to import, and TensorFlow is never needed."""
+    builder = "data.toybox.tfds_builder"
+    for module, tree in MODULES.items():
+        assert "tensorflow" not in {name.split(".")[0] for name in outer(tree)}, module
+        assert builder not in inner(tree), module
+        top = [n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)]
+        names = {name.split(".")[0] for node in top for name in imported(node)}
+        assert ("tensorflow_datasets" in names) == (module == builder), module
 
 
 def test_only_hosts_asks_which_process_this_is():

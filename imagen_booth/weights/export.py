@@ -35,7 +35,7 @@ class Parcel:
         pretrained: False for random weights.
         story: what the manifest says besides.
         steps: it was tuned for; 0 for weights as they came.
-        sampler: that it was drawn with, if known.
+        sampler: whose spacing and threshold it was drawn with, if known.
     """
 
     name: str
@@ -105,9 +105,11 @@ def of_run(run: epath.Path, parts: Sequence[str]) -> list[Parcel]:
                     True,
                     {
                         "steps": steps,
+                        "cleaning": origins.get("text", {}).get("cleaning"),
                         "made_from": origin,
                         "subject": story.get("subject", {}).get("instance_prompt"),
                         "made_by": story.get("versions", {}),
+                        **{key: story[key] for key in ("prior",) if key in story},
                     },
                     steps,
                     settings.build(SamplerConfig, drawn, "pictures") if drawn else None,
@@ -178,6 +180,7 @@ def _parcel(name: str, found: Found, cascade: Cascade | None) -> Parcel:
         found.licence,
         found.pretrained,
         {"made_from": {"source": found.where, "licence": found.licence}},
+        sampler=SamplerConfig(**found.sampler) if found.sampler else None,
     )
 
 
@@ -204,6 +207,10 @@ def write_own(
             named = known.stage(parcel.name) if parcel.name in names else None
         network = None if parcel.network == named else parcel.network
         entry = {**parcel.story, "licence": parcel.licence}
+        if parcel.sampler is not None:
+            dynamic = parcel.sampler.threshold == "dynamic"
+            fields = ("spacing", "threshold", *(("ratio", "cap") if dynamic else ()))
+            entry["sampler"] = {name: getattr(parcel.sampler, name) for name in fields}
         path = own.write(to, parcel.name, parcel.weights, network, entry, dtype)
         own.record(
             to,

@@ -82,6 +82,18 @@ def shipped_folder(cascade: str) -> epath.Path:
     )
 
 
+def taught(cascade: Cascade) -> dict[str, list[str]]:
+    """Words of the toybox that the shipped base stage knows, by field of ``Tier``.
+
+    Empty where nothing ships, or where its manifest does not say.
+    """
+    folder = shipped_folder(cascade.name)
+    if not (folder / own.MANIFEST).exists():
+        return {}
+    base = own.read_manifest(folder).get("parts", {}).get("base", {})
+    return base.get("prior", {}).get("knows", {})
+
+
 def network(
     cascade: Cascade, name: str, dtype: Any, plain: bool = False
 ) -> tuple[Any, Callable[..., Any]]:
@@ -165,6 +177,8 @@ def find(cascade: Cascade, name: str, source: str) -> Found | None:
     place = locate(cascade, name, source)
     if place is None:
         return None
+    if source == "shipped":
+        _check_shipped(place, name)
     # First, because it reads gs:// without further packages.
     found = t5.find(place) if name == "text" else None
     if found is None and (place / own.MANIFEST).exists():
@@ -182,6 +196,20 @@ def find(cascade: Cascade, name: str, source: str) -> Found | None:
             f"have {own.MANIFEST} beside {name}.safetensors, or {form}"
         )
     return found
+
+
+def _check_shipped(folder: epath.Path, name: str) -> None:
+    """Raises InputError unless a part lies in the package as it was made."""
+    parts = own.read_manifest(folder).get("parts", {})
+    if name not in parts:
+        raise InputError(
+            f"config.weights.{name}='shipped', but of this cascade there ship only "
+            f"{', '.join(parts) or 'no parts'}; give a folder of weights, or 'random'"
+        )
+    path = folder / f"{name}.safetensors"
+    if not path.exists() or own.sha256(path) != parts[name].get("sha256"):
+        wrong = "damaged" if path.exists() else "missing"
+        raise InputError(f"{path} is {wrong}; install imagen_booth again")
 
 
 def resolve(cascade: Cascade, sources: Mapping[str, str]) -> Cascade:

@@ -28,7 +28,7 @@ _VIEW = {
     "above": "seen from above",
 }
 _PLURAL = ("glasses",)
-_SAME = {"top": "above", "behind": "back", "gray": "grey", "sleepy": "sleeping"}
+SAME = {"top": "above", "behind": "back", "gray": "grey", "sleepy": "sleeping"}
 
 
 def caption(attributes: Attributes, *, photo: bool = False, name: str = "") -> str:
@@ -89,7 +89,7 @@ def parse(prompt: str, *, identifier: str = "[V]") -> Attributes:
     """
     text = prompt.lower().replace(identifier.lower(), " ")
     said: list[str] = re.findall(r"[a-z']+", text)
-    words = [_SAME.get(w, w) for w in said if w not in ("a", "an", "the")]
+    words = [SAME.get(w, w) for w in said if w not in ("a", "an", "the")]
     found: dict[str, str] = {}
 
     def take(field: str, known: Iterable[str]) -> None:
