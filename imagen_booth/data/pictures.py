@@ -2,6 +2,7 @@
 
 import io
 import os
+import threading
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -25,7 +26,7 @@ def write_atomic(path: epath.PathLike, data: bytes) -> None:
         StorageError: where the bytes cannot be written, naming the path.
     """
     path = epath.Path(path)
-    beside = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    beside = path.parent / f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside.write_bytes(data)

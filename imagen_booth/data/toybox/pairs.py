@@ -18,9 +18,8 @@ from imagen_booth.data.toybox import grammar
 from imagen_booth.data.toybox.bodies import pick
 from imagen_booth.data.toybox.grammar import Attributes, Individual, Tier
 from imagen_booth.data.toybox.render import render
-from imagen_booth.data.toybox.rendered import BLOCK
+from imagen_booth.data.toybox.rendered import BLOCK, open_block
 from imagen_booth.data.toybox.scene import Scene
-from imagen_booth.errors import InputError
 
 # Neither pretraining (0) nor subjects (1) draw from generators of this space.
 _SPACE = 2
@@ -114,9 +113,4 @@ class Pairs:
             data = io.BytesIO()
             np.save(data, pixels)
             write_atomic(path, data.getvalue())
-        try:
-            return np.load(path, mmap_mode="r")
-        except (ValueError, EOFError) as error:
-            raise InputError(
-                f"{path} is damaged ({error}); delete it, and it is rendered again"
-            ) from error
+        return open_block(path)

@@ -14,6 +14,7 @@ from etils import epath
 from imagen_booth.data.pictures import write_atomic
 from imagen_booth.data.toybox import source
 from imagen_booth.data.toybox.grammar import Tier
+from imagen_booth.errors import InputError
 
 BLOCK = 256  # records
 
@@ -54,7 +55,7 @@ class Rendered:
         seed, tier, size = self._args
         images = self._folder / f"{number:05d}.npy"
         captions = self._folder / f"{number:05d}.json"
-        if not captions.exists():
+        if not (captions.exists() and images.exists()):
             indices = range(number * BLOCK, (number + 1) * BLOCK)
             pixels, texts, _ = source.render_examples(
                 seed, indices, tier=tier, size=size
@@ -64,4 +65,27 @@ class Rendered:
             write_atomic(images, data.getvalue())
             # Last, so that a block with captions is whole.
             write_atomic(captions, json.dumps(texts).encode())
-        return np.load(images, mmap_mode="r"), json.loads(captions.read_text())
+        try:
+            texts = json.loads(captions.read_text())
+        except ValueError as error:
+            raise damaged(captions, error) from error
+        return open_block(images), texts
+
+
+def open_block(path: epath.Path) -> np.ndarray:
+    """The array of a block, mapped.
+
+    Raises:
+        InputError: a damaged file.
+    """
+    try:
+        return np.load(path, mmap_mode="r")
+    except (ValueError, EOFError) as error:
+        raise damaged(path, error) from error
+
+
+def damaged(path: epath.Path, error: Exception) -> InputError:
+    """For a file of the cache that cannot be read."""
+    return InputError(
+        f"{path} is damaged ({error}); delete it, and it is rendered again"
+    )

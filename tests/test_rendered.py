@@ -1,0 +1,42 @@
+"""Rendered records on disk: drawn once, the same as drawn anew, damage named."""
+
+import numpy as np
+import pytest
+from etils import epath
+
+from imagen_booth.data.toybox import rendered, source
+from imagen_booth.data.toybox.grammar import TIER_A
+from imagen_booth.errors import InputError
+
+ARGS = {"seed": 0, "length": 8, "tier": TIER_A, "size": 64}
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(rendered, "BLOCK", 4)
+
+
+def test_a_record_is_what_the_source_draws(tmp_path):
+    record = rendered.Rendered(epath.Path(tmp_path), **ARGS)[5]
+    pixels, captions, _ = source.render_examples(0, [5], tier=TIER_A, size=64)
+    np.testing.assert_array_equal(record["image"], pixels[0])
+    assert record["caption"] == captions[0]
+
+
+def test_only_what_is_read_is_rendered_and_only_once(tmp_path, monkeypatch):
+    folder = epath.Path(tmp_path)
+    first = np.array(rendered.Rendered(folder, **ARGS)[5]["image"])
+    assert [path.name for path in tmp_path.rglob("*.npy")] == ["00001.npy"]
+    monkeypatch.setattr(source, "render_examples", None)
+    again = rendered.Rendered(folder, **ARGS)[5]["image"]
+    np.testing.assert_array_equal(again, first)
+
+
+@pytest.mark.parametrize("suffix", ["npy", "json"])
+def test_a_torn_block_is_named(suffix, tmp_path):
+    folder = epath.Path(tmp_path)
+    rendered.Rendered(folder, **ARGS)[0]
+    (file,) = tmp_path.rglob(f"*.{suffix}")
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(InputError, match=f"00000.{suffix} is damaged.*delete it"):
+        rendered.Rendered(folder, **ARGS)[0]
