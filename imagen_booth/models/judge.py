@@ -1,0 +1,83 @@
+"""The judge: a small network that says what a 64 px picture of the toybox shows."""
+
+import dataclasses
+import math
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from imagen_booth.models.layers import GroupNorm
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgeConfig:
+    """Shape of the network and the words it answers with.
+
+    Attributes:
+        words: of each attribute, in the order of its logits.
+        widths: channels of the levels; each halves height and width.
+        refined: how many of the last levels have a residual convolution.
+        hidden: width of the layer from which everything is read.
+        subject: width of the subject embedding.
+        groups: of the normalisations.
+        size: side of the pictures in pixels.
+    """
+
+    words: tuple[tuple[str, tuple[str, ...]], ...]
+    widths: tuple[int, ...] = (16, 32, 64, 96)
+    refined: int = 2
+    hidden: int = 128
+    subject: int = 64
+    groups: int = 8
+    size: int = 64
+
+
+class Judge(nn.Module):
+    """Convolutions by twos down to 4 x 4, one hidden layer, and what is read from it.
+
+    The first level is not normalised: how dark a picture is tells black from grey.
+    """
+
+    config: JudgeConfig
+
+    @nn.compact
+    def __call__(
+        self, image: Float[Array, "B H W 3"]
+    ) -> tuple[dict[str, Array], Float[Array, "B E"], Float[Array, "B D"]]:
+        """Reads pictures in [-1, 1].
+
+        Returns:
+            Logits [B, words] by attribute; unit-length embeddings of the subject,
+            near for pictures of one individual; and unit-length descriptions of the
+            whole picture.  Half the squared distance of two descriptions is one minus
+            the cosine of their features, averaged over places and then over the
+            levels after the first: the distance of LPIPS (arXiv 1801.03924) without
+            learned weights.
+        """
+        config = self.config
+        x, seen = image, []
+        plain = len(config.widths) - config.refined
+        for level, width in enumerate(config.widths):
+            x = nn.Conv(width, (3, 3), (2, 2), name=f"down_{level}")(x)
+            if level > 0:
+                x = GroupNorm(config.groups, name=f"norm_{level}")(x)
+            x = nn.swish(x)
+            if level >= plain:
+                h = nn.Conv(width, (3, 3), name=f"conv_{level}")(x)
+                x = x + nn.swish(GroupNorm(config.groups, name=f"refine_{level}")(h))
+            if level > 0:
+                share = x.shape[1] * x.shape[2] * (len(config.widths) - 1)
+                seen.append(unit(x).reshape(x.shape[0], -1) / math.sqrt(share))
+        x = nn.swish(nn.Dense(config.hidden, name="hidden")(x.reshape(x.shape[0], -1)))
+        logits = {
+            name: nn.Dense(len(words), name=name)(x) for name, words in config.words
+        }
+        subject = nn.Dense(config.subject, name="subject")(x)
+        return logits, unit(subject), jnp.concatenate(seen, axis=-1)
+
+
+def unit(x: Float[Array, "*B C"]) -> Float[Array, "*B C"]:
+    """Vectors of length 1, or of 0 where there is nothing."""
+    square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+    return x / jnp.sqrt(jnp.maximum(square, 1e-12))
