@@ -1,0 +1,152 @@
+"""Features of pictures and prompts, computed once and kept on disk.
+
+A cache holds one folder per network, preparation and weights, and in it one file per
+picture, named by its pixels. Pictures are taken one by one, so that a long list of
+large ones need not fit in memory.
+"""
+
+import hashlib
+import io
+from collections.abc import Callable, Iterable, Sequence
+
+import jax
+import numpy as np
+from etils import epath
+
+from imagen_booth import sharding
+from imagen_booth.data.pictures import write_atomic
+from imagen_booth.evaluation import clip_tokens, preprocess
+from imagen_booth.models.vit import CLIPConfig
+from imagen_booth.weights import vision
+from imagen_booth.weights.load import Part
+
+ROWS = 16  # pictures or prompts in a batch, or the next multiple of the devices
+
+
+def of_images(
+    network: Part,
+    pictures: Iterable[np.ndarray],
+    *,
+    cache: epath.Path,
+    mesh: jax.sharding.Mesh,
+) -> np.ndarray:
+    """Features of pictures, as the network gives them.
+
+    Args:
+        network: DINO or CLIP, of ``vision.load``.
+        pictures: uint8 [H, W, 3] in sRGB, of any sizes; at least one.
+
+    Returns:
+        f32 [N, F], in the order of the pictures.
+    """
+    recipe = preprocess.RECIPES[network.name]
+    inputs = (
+        (digest(picture), lambda picture=picture: preprocess.prepare(picture, recipe))
+        for picture in pictures
+    )
+    return _rows(network, inputs, _folder(cache, network), mesh)
+
+
+def of_prompts(
+    clip: Part,
+    prompts: Sequence[str],
+    *,
+    cache: epath.Path,
+    mesh: jax.sharding.Mesh,
+) -> np.ndarray:
+    """Features of prompts, f32 [N, F].
+
+    Args:
+        clip: of ``vision.load``, then ``vision.text_tower``.
+
+    Raises:
+        InputError: no tokenizer, see ``clip_tokens.encode``.
+    """
+    config = vision.SIZES[clip.name]
+    assert isinstance(config, CLIPConfig)
+    tokens = clip_tokens.encode(clip.source, prompts, config.text)
+    inputs = ((f"text_{digest(row)}", lambda row=row: row) for row in tokens)
+    return _rows(clip, inputs, _folder(cache, clip), mesh)
+
+
+def distances(
+    lpips: Part, pictures: Sequence[np.ndarray], *, cache: epath.Path
+) -> np.ndarray:
+    """LPIPS of all pairs of a group of pictures, f32 [N, N], zero on the diagonal.
+
+    Args:
+        lpips: of ``vision.load``.
+        pictures: uint8 [H, W, 3], such as one prompt's; the group is computed and kept
+            as a whole.
+    """
+    keys = "".join(digest(picture) for picture in pictures)
+    name = hashlib.sha256(keys.encode()).hexdigest()[:24]
+    path = _folder(cache, lpips) / f"{name}.npy"
+    if not path.exists():
+        recipe = preprocess.RECIPES[lpips.name]
+        pixels = np.stack([preprocess.prepare(each, recipe) for each in pictures])
+        _write(path, np.asarray(lpips.apply(lpips.params, pixels)))
+    return _read(path)
+
+
+def digest(array: np.ndarray) -> str:
+    """Names an array by its dtype, shape and content."""
+    hashed = hashlib.sha256(f"{array.dtype} {array.shape};".encode())
+    hashed.update(np.ascontiguousarray(array).tobytes())
+    return hashed.hexdigest()[:24]
+
+
+def _rows(
+    network: Part,
+    inputs: Iterable[tuple[str, Callable[[], np.ndarray]]],
+    folder: epath.Path,
+    mesh: jax.sharding.Mesh,
+) -> np.ndarray:
+    """Features by key: known ones from disk, the others computed in full batches."""
+    rows = -(-ROWS // mesh.size) * mesh.size
+    order: list[str] = []
+    found: dict[str, np.ndarray] = {}
+    waiting: dict[str, np.ndarray] = {}
+
+    def compute() -> None:
+        # The last batch is filled by repeating, so that there is one program.
+        computed = np.stack(list(waiting.values()))
+        filled = np.resize(computed, (rows, *computed.shape[1:]))
+        batch = sharding.put_rows(filled, mesh)
+        values = sharding.fetch(network.apply(network.params, batch))
+        for key, value in zip(waiting, values, strict=False):
+            _write(folder / f"{key}.npy", value)
+            found[key] = value
+        waiting.clear()
+
+    for key, make in inputs:
+        order.append(key)
+        if key in found or key in waiting:
+            continue
+        path = folder / f"{key}.npy"
+        if path.exists():
+            found[key] = _read(path)
+        else:
+            waiting[key] = make()
+        if len(waiting) == rows:
+            compute()
+    if waiting:
+        compute()
+    return np.stack([found[key] for key in order])
+
+
+def _folder(cache: epath.Path, network: Part) -> epath.Path:
+    recipe = preprocess.RECIPES[network.name]
+    about = f"{network.name} {network.fingerprint} {recipe}"
+    name = hashlib.sha256(about.encode()).hexdigest()[:16]
+    return cache / "features" / f"{network.name}_{name}"
+
+
+def _read(path: epath.Path) -> np.ndarray:
+    return np.load(io.BytesIO(path.read_bytes()))
+
+
+def _write(path: epath.Path, value: np.ndarray) -> None:
+    data = io.BytesIO()
+    np.save(data, value)
+    write_atomic(path, data.getvalue())
