@@ -112,7 +112,7 @@ SIZES = {
         patch=4,
     ),
     "toybox_sr1024": EfficientUNetConfig(
-        widths=(48, 96),
+        widths=(32, 64),
         blocks=(1, 1),
         attention=(False, True),
         self_attention=False,
@@ -122,7 +122,7 @@ SIZES = {
         time_width=128,
         pool_heads=4,
         norm_groups=16,
-        patch=8,
+        patch=4,
     ),
     "tiny_sr256": _tiny(patch=8, self_attention=True),
     "tiny_sr1024": _tiny(patch=16, self_attention=False),
