@@ -23,7 +23,7 @@ from imagen_booth.data import pictures, pipeline
 from imagen_booth.data.captioned import Captioned
 from imagen_booth.data.tfds_source import ImageCaptions
 from imagen_booth.data.toybox.grammar import TIERS
-from imagen_booth.data.toybox.rendered import BLOCK, Rendered
+from imagen_booth.data.toybox.rendered import Rendered, block_length
 from imagen_booth.embed import Embedding, tokenizer
 from imagen_booth.errors import InputError
 from imagen_booth.generate import draw_stage, grid
@@ -135,12 +135,13 @@ def run(job: Pretraining, workdir: epath.Path) -> None:
         raise InputError(f"config.tier={job.tier!r} is not one of {', '.join(TIERS)}")
     if job.stage not in [stage.name for stage in cascade.stages]:
         raise InputError(f"config.stage={job.stage!r} is not a stage of {job.cascade}")
-    if job.source == TOYBOX and job.records % BLOCK:
+    stage = dataclasses.replace(cascade.stage(job.stage), crop=job.crop or None)
+    together = block_length(stage.resolution)
+    if job.source == TOYBOX and job.records % together:
         raise InputError(
-            f"config.records={job.records} is not a multiple of {BLOCK}, the number "
+            f"config.records={job.records} is not a multiple of {together}, the number "
             "that is rendered together"
         )
-    stage = dataclasses.replace(cascade.stage(job.stage), crop=job.crop or None)
     worded = job.source == TOYBOX or bool(job.caption_feature)
     if stage.low_resolution is not None and worded and not job.text:
         raise InputError(
@@ -205,7 +206,7 @@ def _records(job: Pretraining, size: int, work: Workdir, *, held_out: bool) -> A
         return Rendered(
             epath.Path(job.cache) if job.cache else work.path / "records",
             seed=HELD_OUT_SEED if held_out else 0,
-            length=BLOCK if held_out else job.records,
+            length=block_length(size) if held_out else job.records,
             tier=TIERS[job.tier],
             size=size,
         )

@@ -8,28 +8,33 @@ from imagen_booth.data.toybox import rendered, source
 from imagen_booth.data.toybox.grammar import TIER_A
 from imagen_booth.errors import InputError
 
-ARGS = {"seed": 0, "length": 8, "tier": TIER_A, "size": 64}
+ARGS = {"seed": 0, "length": 16, "tier": TIER_A, "size": 64}
 
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(rendered, "BLOCK", 4)
+    monkeypatch.setattr(rendered, "BLOCK", 8)
 
 
 def test_a_record_is_what_the_source_draws(tmp_path):
-    record = rendered.Rendered(epath.Path(tmp_path), **ARGS)[5]
-    pixels, captions, _ = source.render_examples(0, [5], tier=TIER_A, size=64)
+    record = rendered.Rendered(epath.Path(tmp_path), **ARGS)[9]
+    pixels, captions, _ = source.render_examples(0, [9], tier=TIER_A, size=64)
     np.testing.assert_array_equal(record["image"], pixels[0])
     assert record["caption"] == captions[0]
 
 
 def test_only_what_is_read_is_rendered_and_only_once(tmp_path, monkeypatch):
     folder = epath.Path(tmp_path)
-    first = np.array(rendered.Rendered(folder, **ARGS)[5]["image"])
+    first = np.array(rendered.Rendered(folder, **ARGS)[9]["image"])
     assert [path.name for path in tmp_path.rglob("*.npy")] == ["00001.npy"]
     monkeypatch.setattr(source, "render_examples", None)
-    again = rendered.Rendered(folder, **ARGS)[5]["image"]
+    again = rendered.Rendered(folder, **ARGS)[9]["image"]
     np.testing.assert_array_equal(again, first)
+
+
+def test_blocks_of_large_pictures_are_short():
+    assert [rendered.block_length(size) for size in (64, 256)] == [8, 8]
+    assert rendered.block_length(1024) == 1
 
 
 @pytest.mark.parametrize("suffix", ["npy", "json"])

@@ -19,13 +19,18 @@ from imagen_booth.errors import InputError
 BLOCK = 256  # records
 
 
+def block_length(size: int) -> int:
+    """Records of a block of pictures with this side: fewer where each takes seconds."""
+    return BLOCK if size <= 256 else BLOCK // 8
+
+
 class Rendered:
     """Random access to the first ``length`` records of a seed.
 
     Args:
         folder: where blocks are kept; named by seed, tier and size within.
         seed: of the records, see ``source.example``.
-        length: number of records, a multiple of ``BLOCK``.
+        length: number of records, a multiple of ``block_length(size)``.
         tier: part of the grammar that is drawn from.
         size: side of the images in pixels.
     """
@@ -33,7 +38,8 @@ class Rendered:
     def __init__(
         self, folder: epath.Path, *, seed: int, length: int, tier: Tier, size: int
     ):
-        assert length % BLOCK == 0, length
+        self._per_block = block_length(size)
+        assert length % self._per_block == 0, length
         self._args = (seed, tier, size)
         self._length = length
         name = f"{size}px_seed{seed}_{len(tier.nouns)}nouns"
@@ -45,10 +51,11 @@ class Rendered:
         return self._length
 
     def __getitem__(self, index: int) -> dict[str, object]:
-        images, captions = self._block(index // BLOCK)
+        images, captions = self._block(index // self._per_block)
+        place = index % self._per_block
         return {
-            "image": np.asarray(images[index % BLOCK]),
-            "caption": captions[index % BLOCK],
+            "image": np.asarray(images[place]),
+            "caption": captions[place],
         }
 
     def _read(self, number: int) -> tuple[np.ndarray, list[str]]:
@@ -56,7 +63,8 @@ class Rendered:
         images = self._folder / f"{number:05d}.npy"
         captions = self._folder / f"{number:05d}.json"
         if not (captions.exists() and images.exists()):
-            indices = range(number * BLOCK, (number + 1) * BLOCK)
+            first = number * self._per_block
+            indices = range(first, first + self._per_block)
             pixels, texts, _ = source.render_examples(
                 seed, indices, tier=tier, size=size
             )
