@@ -85,19 +85,14 @@ def _with_placeholders(part: Any) -> dict[str, Any]:
 
 
 def _toybox(name: str) -> Job:
-    """Rates for weights that start random: no prior ships with the package yet.
-
-    Guidance is off for the same reason: nothing has taught the network what null
-    text means.
-    """
-    ancestral = SamplerConfig("ancestral", 25, guidance=1.0, threshold="static")
-    few = SamplerConfig("dpmpp_2m", 24, guidance=1.0, threshold="static")
-    sr_optim = OptimConfig(lr=2e-3, warmup=10)
+    ancestral = SamplerConfig("ancestral", 25, guidance=2.0, threshold="dynamic")
+    few = SamplerConfig("dpmpp_2m", 24, guidance=3.0, threshold="dynamic")
+    sharpen = SamplerConfig("dpmpp_2m", 10, threshold="static")
     sr = Tuning(
-        steps=150,
+        steps=100,
         subject_rows=2,
         class_rows=0,
-        optim=sr_optim,
+        optim=OptimConfig(lr=2e-4, warmup=10),
         weighting="v_max_10",
     )
     return Job(
@@ -108,7 +103,7 @@ def _toybox(name: str) -> Job:
             steps=300,
             subject_rows=4,
             class_rows=4,
-            optim=OptimConfig(lr=4e-4, warmup=10),
+            optim=OptimConfig(lr=2e-4, warmup=10),
             weighting="v_max_10",
         ),
         sr256=sr,
@@ -118,10 +113,10 @@ def _toybox(name: str) -> Job:
             seeds=1,
             batch=8,
             base=few,
-            sr256=dataclasses.replace(few, steps=16),
-            sr1024=dataclasses.replace(few, steps=10),
+            sr256=sharpen,
+            sr1024=sharpen,
         ),
-        weights=Weights("random", "random", "random", "random", "shipped"),
+        weights=Weights(*("shipped",) * 5),
     )
 
 

@@ -4,7 +4,7 @@ import hashlib
 import io
 import pathlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -78,8 +78,8 @@ def embed(
     cache: epath.Path,
     mesh: jax.sharding.Mesh,
     dtype: np.dtype,
-) -> tuple[dict[str, Embedding], dict[str, object]]:
-    """Embeddings of prompts, and of the null text under the key ``None``-free "".
+) -> tuple[dict[str, Embedding], dict[str, Any]]:
+    """Embeddings of prompts, and of the null text under the key "".
 
     Stored embeddings are trimmed to the tokens the U-Net reads; each file is named
     by the encoder's fingerprint and the token ids.

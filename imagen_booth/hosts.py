@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -57,7 +58,7 @@ def start(coordinator: str = "", processes: int = 0, process_id: int = -1) -> No
                 f"--process_id={process_id} of --processes={processes} should be "
                 f"from 0 to {processes - 1}"
             )
-        known = {
+        known: dict[str, Any] = {
             "coordinator_address": coordinator,
             "num_processes": processes,
             "process_id": process_id,

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ from imagen_booth.state import flatten
 NETWORK = Network(judge.CONFIG)
 
 
-def apply(params, image):
+def apply(params, image) -> Any:
     return NETWORK.apply({"params": params}, image)
 
 
@@ -219,7 +220,7 @@ def test_pairs_are_rendered_once(tmp_path):
 
 
 def test_rows_of_two_become_rows_of_one():
-    batch = {
+    batch: dict[str, Any] = {
         "image": np.arange(4.0).reshape(2, 2, 1, 1, 1),
         "words": np.arange(8).reshape(2, 2, 2),
         "weight": np.array([0.5, 0.0], np.float32),

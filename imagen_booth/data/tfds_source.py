@@ -63,7 +63,7 @@ class ImageCaptions:
         features = builder.info.features
         picture = self._feature(features, image, "image")
         if not isinstance(picture, tfds.features.Image) or (
-            np.dtype(picture.np_dtype) != np.uint8
+            picture.np_dtype != np.uint8
         ):
             raise InputError(
                 f"config.image_feature={image} of {self._where} is {picture}; it "
