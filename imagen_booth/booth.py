@@ -230,7 +230,9 @@ def _tune_stage(
             "weights": part.fingerprint,
             "text": words.reading,
             "photos": {photo.name: photo.sha256 for photo in teachers},
-            "subject": recipe_of(job.subject, "photos", "identifier", "tokens"),
+            "subject": recipe_of(
+                job.subject, "photos", "identifier", "tokens", "consent"
+            ),
             "instance_prompt": words.instance,
             "class_images": recipe_of(job.class_images) if class_pairs else None,
             "seed": job.seed,

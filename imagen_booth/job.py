@@ -23,6 +23,8 @@ class Subject:
         shift: (right, down) in [-1, 1], moves the crop from the centre towards an
             edge.
         background: RGB 0..255 shown through transparent pixels and in padding.
+        consent: a person who is the subject has agreed to it, or one of the parents
+            of a child.
     """
 
     photos: str = ""
@@ -32,6 +34,7 @@ class Subject:
     crop: str = "centre"
     shift: tuple[float, float] = (0.0, 0.0)
     background: tuple[int, int, int] = (255, 255, 255)
+    consent: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from imagen_booth.data.toybox import subjects as toys
 from imagen_booth.embed import Embedding, cleaning_of, embed, tokenizer
 from imagen_booth.errors import InputError
 from imagen_booth.job import Job, Subject
-from imagen_booth.text import identifier, prompts
+from imagen_booth.text import identifier, people, prompts
 from imagen_booth.text.tokenizer import Tokenizer
 from imagen_booth.weights.load import find
 from imagen_booth.workdir import Workdir, now
@@ -116,11 +116,22 @@ def sampler_warnings(job: Job, cascade: Cascade) -> list[str]:
 
 
 def check_noun(subject: Subject) -> None:
-    """Raises InputError where it is not said what the subject is."""
-    if not subject.class_noun.strip():
+    """Looks at what the subject is said to be.
+
+    Raises:
+        InputError: nothing is said, or a person of whose consent nothing is said.
+    """
+    noun = subject.class_noun
+    if not noun.strip():
         raise InputError(
             "config.subject.class_noun is empty; say what the subject is, "
             "e.g. --config.subject.class_noun=dog"
+        )
+    if people.is_person(noun) and not subject.consent:
+        raise InputError(
+            f"config.subject.class_noun={noun!r} is a person: photos of one are used "
+            "only with that person's consent, of a child's with a parent's; where you "
+            "have it give --config.subject.consent=true"
         )
 
 
