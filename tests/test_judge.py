@@ -229,7 +229,9 @@ def test_rows_of_two_become_rows_of_one():
     flat = judging.single(batch)
     np.testing.assert_array_equal(flat["image"].ravel(), [0, 1, 2, 3])
     np.testing.assert_array_equal(flat["words"], np.arange(8).reshape(4, 2))
-    np.testing.assert_array_equal(flat["weight"], np.array([0.25, 0.25, 0, 0], np.float32))
+    np.testing.assert_array_equal(
+        flat["weight"], np.array([0.25, 0.25, 0, 0], np.float32)
+    )
     np.testing.assert_array_equal(flat["group"], [1, 1, -1, -1])
 
 

@@ -1,0 +1,97 @@
+"""The studies from plan to page; whatever is there already is not done again."""
+
+import json
+import logging
+from collections.abc import Collection
+from typing import Any
+
+from etils import epath
+
+from imagen_booth import booth
+from imagen_booth.data import pictures
+from imagen_booth.data.toybox import subjects as toys
+from imagen_booth.evaluation import judge
+from imagen_booth.job import Job
+from imagen_booth.prepare import TOY_SIZE
+from imagen_booth.studies import cost, page, plan
+from imagen_booth.studies.measure import Lab
+from imagen_booth.studies.plan import Run
+from imagen_booth.studies.studio import Studio
+from imagen_booth.weights.load import taught
+from imagen_booth.workdir import now
+
+log = logging.getLogger(__name__)
+
+
+def conduct(
+    job: Job, folder: epath.Path, names: Collection[str], quick: bool
+) -> epath.Path:
+    """Says what is to be done, runs every arm, measures, and writes the page.
+
+    Args:
+        job: the default job of a cascade.
+        folder: gets ``runs/``, pictures, ``results.json`` and the page; studies that
+            were measured there before, of the same weights, stay on it.
+        names: of studies.
+        quick: two subjects and one seed for every study.
+
+    Returns:
+        Path of ``reproduce.html``.
+
+    Raises:
+        InputError: no judge, no such study, or runs there of other settings.
+        Stopped: a signal came; the same command goes on from there.
+    """
+    plan.check(names)
+    studio = Studio(job, folder)
+    studies = plan.plan(job, studio.cascade, folder, names, quick)
+    reader = judge.load()  # before hours are spent
+    runs = plan.distinct(studies)
+    to_do = [run for run in runs if not studio.finished(run.name, run.job)]
+    done = {run.name for run in runs} - {run.name for run in to_do}
+    lab = Lab(studio, reader, taught(studio.cascade))
+    speed, drawn = cost.rate(studio), lab.pictures_per_run()
+    log.info("%s", cost.table(studio, studies, done, speed, drawn))
+    for number, run in enumerate(to_do, 1):
+        log.info("run %d of %d: %s", number, len(to_do), run.name)
+        render_photos(folder, run)
+        booth.run(run.job, studio.run_folder(run.name), frozenset())
+
+    results = _results(studio, reader)
+    for study in studies:
+        log.info("measuring %s", study.name)
+        shown = [run.subject for run in plan.distinct([study])]
+        results["studies"][study.name] = lab.measure(study) | {
+            "subjects": list(dict.fromkeys(f"{s.noun} {s.seed}" for s in shown)),
+            "quick": quick,
+            "measured": now(),
+        }
+        text = json.dumps(results, indent=1)
+        pictures.write_atomic(folder / "results.json", text.encode())
+    return page.write(folder, results)
+
+
+def render_photos(folder: epath.Path, run: Run) -> None:
+    """The photos of a run's subject, once for all its runs."""
+    place = plan.photo_folder(folder, run.subject, run.photos)
+    if (place / f"{run.photos - 1:02d}.png").exists():
+        return
+    images = toys.photos(run.subject, run.photos, size=TOY_SIZE)
+    for index, image in enumerate(images):
+        pictures.save_png(place / f"{index:02d}.png", image)
+
+
+def _results(studio: Studio, reader: judge.Judge) -> dict[str, Any]:
+    """Earlier results of the same weights and judge, or none."""
+    about = {
+        "cascade": studio.cascade.name,
+        "weights": studio.origins,
+        "judge": reader.manifest,
+    }
+    about = json.loads(json.dumps(about, default=str))
+    file = studio.folder / "results.json"
+    if file.exists():
+        found = json.loads(file.read_text())
+        if {name: found.get(name) for name in about} == about:
+            return found
+    return about | {"studies": {}}

@@ -1,0 +1,182 @@
+"""Draws and keeps the pictures that the studies measure, stage by stage."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from imagen_booth import gallery, loop, sharding
+from imagen_booth.booth import activation_dtype, cache_folder
+from imagen_booth.cascade import by_name
+from imagen_booth.data import pictures
+from imagen_booth.embed import embed
+from imagen_booth.generate import Ready, Request, draw_stage, rows_at, store
+from imagen_booth.job import Job
+from imagen_booth.text.prompts import fill
+from imagen_booth.weights.load import Part, load, origin, resolve
+
+
+class Studio:
+    """The stages of a cascade, as they came or as a run tuned them.
+
+    Args:
+        job: names the cascade, its weights, and the samplers of all pictures.
+        folder: of the studies; runs are in ``runs/`` there.
+
+    Attributes:
+        cascade: as its weights describe it.
+        origins: where the weights of every part come from, for a manifest.
+    """
+
+    def __init__(self, job: Job, folder: epath.Path):
+        self.job = dataclasses.replace(job, cache=str(folder / "cache"))
+        self.folder = folder
+        self.cascade = resolve(by_name(job.cascade), dataclasses.asdict(job.weights))
+        self.mesh = sharding.make_mesh(job.mesh.data, job.mesh.fsdp)
+        self.dtype = activation_dtype(job.dtype)
+        self.cache = cache_folder(self.job, folder)
+        self.origins = {
+            name: origin(self.cascade, name, getattr(job.weights, name))
+            for name in ("text", *(stage.name for stage in self.cascade.stages))
+        }
+        self._parts: dict[str, Part] = {}
+
+    def run_folder(self, name: str) -> epath.Path:
+        """Work directory of a run."""
+        return self.folder / "runs" / name
+
+    def manifest(self, name: str) -> dict[str, Any]:
+        """What a run says of itself; empty before it begins."""
+        file = self.run_folder(name) / "manifest.json"
+        return json.loads(file.read_text()) if file.exists() else {}
+
+    def finished(self, name: str, job: Job) -> bool:
+        """Whether a run is done, by these settings and from these weights."""
+        manifest, file = self.manifest(name), self.run_folder(name) / "config.json"
+        if manifest.get("status") != "done" or not file.exists():
+            return False
+        wanted = json.loads(json.dumps(dataclasses.asdict(job), default=str))
+        parts = manifest.get("cascade", {}).get("parts", {})
+        return json.loads(file.read_text()) == wanted and all(
+            parts.get(part, {}).get("sha256") == each["sha256"]
+            for part, each in self.origins.items()
+        )
+
+    def part(self, name: str) -> Part:
+        """A stage's network with its weights as they came."""
+        if name not in self._parts:
+            source = getattr(self.job.weights, name)
+            self._parts[name] = load(self.cascade, name, source, self.mesh, self.dtype)
+        return self._parts[name]
+
+    def ready(self, name: str, run: str = "") -> Ready:
+        """A stage to draw with: as a finished run tuned it, or as it came.
+
+        Raises:
+            InputError: the run has not come to its end.
+        """
+        stage, part = self.cascade.stage(name), self.part(name)
+        if not run:
+            return Ready(stage, part, part.params, stage.normal_level, 0)
+        finished = gallery.read_run(self.run_folder(run))
+        found = gallery.open_stage(finished, stage, self.mesh, self.dtype)
+        # One network serves every run, so that its sampler compiles once.
+        return dataclasses.replace(found, part=part)
+
+    def requests(
+        self,
+        templates: Sequence[str],
+        seeds: Sequence[int],
+        run: str = "",
+        noun: str = "",
+    ) -> list[Request]:
+        """One picture per template and seed, in the words of a run.
+
+        Args:
+            run: whose identifier and class noun are filled in; "" for none.
+            noun: the class noun where there is no run.
+        """
+        word = ""
+        if run:
+            said = self.manifest(run)["subject"]
+            word, noun = said["identifier"], said["class_noun"]
+        return [
+            Request(
+                fill(template, word, noun),
+                fill(template, "", noun),
+                seed,
+                f"{index:02d}_{seed}",
+            )
+            for index, template in enumerate(templates)
+            for seed in seeds
+        ]
+
+    def draw(
+        self,
+        name: str,
+        ready: Ready,
+        requests: Sequence[Request],
+        lows: Sequence[np.ndarray] | None = None,
+    ) -> list[epath.Path]:
+        """Draws pictures with one stage, or finds them drawn already.
+
+        Args:
+            name: of their folder in ``pictures/``; it says which run drew them.
+            lows: uint8 pictures to enlarge, one per request; None for the base stage.
+
+        Returns:
+            A file per request.
+        """
+        folder = self.folder / "pictures" / name
+        files = [folder / f"{request.name}.png" for request in requests]
+        stage = ready.stage
+        sampler = getattr(self.job.pictures, stage.name)
+        made = {
+            "requests": [dataclasses.asdict(each) for each in requests],
+            "weights": [self.origins[part]["sha256"] for part in ("text", stage.name)],
+            "steps": ready.steps,
+            "level": ready.level,
+            "sampler": dataclasses.asdict(sampler),
+        }
+        done = folder / "drawn.json"
+        if done.exists() and json.loads(done.read_text()) == made:
+            return files
+        spoken = [each.prompt if ready.steps else each.plain for each in requests]
+        rows = rows_at(stage, self.job.pictures.batch)
+        drawn = []
+        with jax.set_mesh(self.mesh), loop.StopRequest() as stop:
+            found, _ = embed(
+                self.cascade,
+                spoken,
+                weights=self.job.weights.text,
+                vocabulary=self.job.weights.vocabulary,
+                cleaning=self.job.cleaning,
+                cache=self.cache,
+                mesh=self.mesh,
+                dtype=self.dtype,
+            )
+            for start in range(0, len(requests), rows):
+                stop.check()
+                some = slice(start, start + rows)
+                images = draw_stage(
+                    stage,
+                    ready.part,
+                    ready.params,
+                    sampler,
+                    [found[prompt] for prompt in spoken[some]],
+                    found[""],
+                    [each.seed for each in requests[some]],
+                    mesh=self.mesh,
+                    low=None if lows is None else np.stack(lows[some]),
+                    level=ready.level,
+                    rows=rows,
+                )
+                drawn.append(images)
+        story = {"run": name, "licence": self.cascade.licence}
+        store(folder, requests, np.concatenate(drawn), story)
+        pictures.write_atomic(done, json.dumps(made).encode())
+        return files

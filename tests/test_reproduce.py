@@ -1,0 +1,363 @@
+"""The studies: what is run, what it costs, what counts as shown, and the page."""
+
+import dataclasses
+import json
+import re
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from etils import epath
+
+from imagen_booth import booth, budget, config
+from imagen_booth.cascade import by_name
+from imagen_booth.data import pictures
+from imagen_booth.data.toybox.grammar import TIER_A
+from imagen_booth.errors import InputError, Stopped
+from imagen_booth.evaluation import judge
+from imagen_booth.evaluation.scores import Score
+from imagen_booth.models.judge import Judge as Network
+from imagen_booth.studies import (
+    album,
+    claims,
+    conduct,
+    cost,
+    detail,
+    measure,
+    page,
+    plan,
+)
+from imagen_booth.studies.studio import Studio
+
+HERE = epath.Path("work")
+
+
+@pytest.fixture(scope="module")
+def job():
+    return config.to_job(config.booth("tiny"))
+
+
+def planned(job, quick=False, names=plan.STUDIES):
+    studies = plan.plan(job, by_name("tiny"), HERE, names, quick)
+    return {study.name: study.arms for study in studies}
+
+
+def test_the_plan_has_every_study_and_shares_runs(job):
+    studies = planned(job)
+    assert list(studies) == list(plan.STUDIES)
+    runs = plan.distinct(plan.plan(job, by_name("tiny"), HERE, plan.STUDIES, False))
+    # prior 8 x 3 x 2, then over 3 subjects: noun 3, identifier 2, photos 4, sr 2.
+    assert len(runs) == 48 + 9 + 6 + 12 + 6
+    assert len({run.name for run in runs}) == len(runs)
+    usual = studies["fidelity"][plan.TUNED]
+    assert len(usual) == 3
+    for study, arm in (
+        ("noun", plan.CORRECT),
+        ("identifier", plan.RARE),
+        ("photos", "5"),
+    ):
+        assert studies[study][arm] == usual
+    assert set(usual) <= set(studies["prior"][plan.ON])
+    for run in runs:
+        assert run.subject.seed < 9000
+        assert run.job.cache == "work/cache"
+        assert run.job.subject.photos.startswith("work/photos/")
+
+
+def test_the_quick_form_is_part_of_the_full_one(job):
+    full, quick = (
+        plan.distinct(plan.plan(job, by_name("tiny"), HERE, plan.STUDIES, quick))
+        for quick in (False, True)
+    )
+    assert set(quick) <= set(full)
+    assert len({run.subject for run in quick}) == 2
+    assert len(quick) == 4 + 6 + 4 + 4 + 4
+
+
+def test_the_arms_of_the_prior_loss_differ_in_nothing_else(job):
+    arms = planned(job, names=["prior"])["prior"]
+    for on, off in zip(arms[plan.ON], arms[plan.OFF], strict=True):
+        assert on.subject == off.subject
+        assert on.job.base.class_rows > 0
+        assert off.job.base.class_rows == 0
+        rows = on.job.base.class_rows
+        base = dataclasses.replace(off.job.base, class_rows=rows)
+        assert dataclasses.replace(off.job, base=base) == on.job
+    seeds = {(run.subject, run.job.seed) for run in arms[plan.ON]}
+    assert len(seeds) == len(arms[plan.ON]) == 24
+
+
+def test_the_arms_of_noun_and_identifier(job):
+    studies = planned(job)
+    for correct, none, wrong, long in zip(
+        *(
+            studies["noun"][arm]
+            for arm in (plan.CORRECT, plan.NO_NOUN, plan.WRONG, plan.WRONG_LONG)
+        ),
+        strict=True,
+    ):
+        noun = correct.subject.noun
+        assert correct.job.subject.class_noun == noun
+        words = (none.job.subject.identifier, none.job.subject.class_noun)
+        assert len({*words, noun}) == 3
+        assert not none.job.base.class_rows
+        assert wrong.job.subject.class_noun in TIER_A.nouns
+        assert wrong.job.subject.class_noun != noun
+        assert wrong.job.subject.photos == correct.job.subject.photos
+        assert long.job.base.steps == 3 * wrong.job.base.steps
+    for run in studies["identifier"][plan.COMMON]:
+        assert run.job.subject.identifier in TIER_A.colours
+        assert run.job.subject.identifier != run.subject.individual.colour
+
+
+def test_the_arms_of_super_resolution(job):
+    arms = planned(job, names=["sr"])["sr"]
+    for low, normal in zip(arms[plan.LOW], arms[plan.NORMAL], strict=True):
+        for stage in ("sr256", "sr1024"):
+            assert low.job.tuning(stage).level == job.tuning(stage).level == 1e-5
+            assert normal.job.tuning(stage).level == 1e-3
+            assert normal.job.tuning(stage).steps == job.tuning(stage).steps
+        assert low.job.base.steps == normal.job.base.steps == 0
+
+
+@pytest.mark.parametrize("names", [["priors"], [], ["sr", ""]])
+def test_studies_that_are_none(job, names):
+    with pytest.raises(InputError, match="vanilla, fidelity, prior"):
+        planned(job, names=names)
+
+
+def test_prompts_stay_within_what_was_taught():
+    assert plan.prompts({}) == plan.APPLICATIONS
+    known = plan.prompts(dataclasses.asdict(TIER_A))
+    assert known["expression manipulation"] == ()
+    assert known["art renditions"] == ("a painting of a [V] [N]",)
+    assert "a [V] [N] in the desert" not in known["recontextualisation"]
+    assert len(known["accessorisation"]) == 2
+
+
+def test_the_plan_is_priced_without_what_is_shared_or_done(job, monkeypatch):
+    monkeypatch.setattr(cost, "run_flops", lambda studio, run, measured: 60.0)
+    monkeypatch.setattr(cost, "class_flops", lambda studio, job: 6000.0)
+    names = ["prior", "noun"]
+    studies = plan.plan(job, by_name("tiny"), HERE, names, True)
+    done = {studies[0].arms[plan.ON][0].name}
+    lines = cost.table(mock.Mock(), studies, done, (1.0, 0.02), 0).splitlines()
+    # 3 runs to go at a minute, and one set of class images: the other's run is done.
+    assert lines[1].split() == ["prior", "4", "1", "103"]
+    # No noun has no class images; the first subject's noun is a dog, the second's a
+    # teapot, so the wrong ones are a car and a cat.
+    assert lines[2].split() == ["noun", "6", "0", "206"]
+    assert "10 runs, about 309 minutes" in lines[3]
+    assert "20 ms" in lines[3]
+
+
+def test_longer_fitting_costs_its_steps(job, tmp_path):
+    studio = Studio(job, epath.Path(tmp_path))
+    arms = planned(job, quick=True)["noun"]
+    short, long = (
+        cost.run_flops(studio, arms[arm][0], 7) for arm in (plan.WRONG, plan.WRONG_LONG)
+    )
+    stage = studio.cascade.stage("base")
+    step = budget.stage_cost(studio.cascade, stage, job.base, 4).step_flops
+    assert long - short == pytest.approx(2 * job.base.steps * step, rel=1e-6)
+    per_second, seconds = cost.rate(studio)
+    assert per_second > 0
+    assert 0 < seconds < 60
+
+
+def score(low, mean, high):
+    return Score(mean, low, high, 3, 9)
+
+
+@pytest.mark.parametrize(
+    ("above", "below", "found"),
+    [
+        (score(0.5, 0.6, 0.7), score(0.1, 0.2, 0.4), claims.SHOWN),
+        (score(0.3, 0.6, 0.7), score(0.1, 0.2, 0.4), claims.OPEN),
+        (score(0.1, 0.2, 0.4), score(0.3, 0.6, 0.7), claims.OPEN),
+        (score(0.4, 0.5, 0.6), score(0.1, 0.2, 0.4), claims.OPEN),
+        (score(0.1, 0.2, 0.4), score(0.5, 0.6, 0.7), claims.REVERSED),
+    ],
+)
+def test_verdicts(above, below, found):
+    assert claims.verdict(above, below) == found
+
+
+def values(*means):
+    """Four values around each subject's mean."""
+    return [mean + np.array([-0.01, 0.0, 0.0, 0.01]) for mean in means]
+
+
+def test_claims_are_judged_from_values():
+    arms = {
+        plan.ON: {"pres": values(0.4, 0.5, 0.45), "div": values(0.1, 0.9, 0.5)},
+        plan.OFF: {"pres": values(0.7, 0.8, 0.75), "div": values(0.1, 0.8, 0.5)},
+    }
+    pres, div = claims.judged("prior", arms)
+    assert pres["metric"] == "pres"
+    assert pres["verdict"] == claims.SHOWN
+    assert pres["difference"]["mean"] == pytest.approx(0.3)
+    assert pres["difference"]["low"] == pytest.approx(0.3)
+    assert div["verdict"] == claims.OPEN
+    assert claims.judged("noun", arms) == []
+    swapped = {plan.ON: arms[plan.OFF], plan.OFF: arms[plan.ON]}
+    assert claims.judged("prior", swapped)[0]["verdict"] == claims.REVERSED
+
+
+def test_every_claim_is_of_an_arm_that_is_run(job):
+    studies = planned(job)
+    for claim in claims.CLAIMS:
+        arms = {*studies[claim.study], plan.UNTUNED}
+        assert {claim.above, claim.below} <= arms, claim
+        assert claim.metric in page.METRICS
+    for study, arms in claims.PAPER.items():
+        assert set(arms) <= {*studies[study], "photos"}
+
+
+@pytest.mark.parametrize(("mean", "found"), [(0.9, "shown"), (0.875, "not shown")])
+def test_goals(mean, found):
+    assert claims.target("", score(0.8, mean, 0.95), 0.9)["verdict"] == found
+
+
+def wave(amplitude, radians, side=66):
+    """A wave along the rows, 64 pixels of it inside the border."""
+    row = 128 + amplitude * np.sin(radians * np.arange(side))
+    return np.round(np.broadcast_to(row[None, :, None], (side, side, 3))).astype(
+        np.uint8
+    )
+
+
+@pytest.mark.parametrize("radians", [np.pi / 2, np.pi / 4])
+def test_high_frequency_error_of_a_wave(radians):
+    flat = np.full((66, 66, 3), 77, np.uint8)
+    truth = wave(100, radians)
+    expected = 100 / np.sqrt(2) * (2 - 2 * np.cos(radians))
+    assert detail.error(flat, truth) == pytest.approx(expected, rel=0.01)
+    assert detail.error(truth, truth) == 0.0
+    assert detail.amount(flat, truth) == 0.0
+    assert detail.amount(wave(50, radians), truth) == pytest.approx(0.5, rel=0.02)
+    assert detail.error(wave(50, radians), truth) == pytest.approx(
+        expected / 2, rel=0.02
+    )
+
+
+def test_a_shade_is_no_detail():
+    ramp = np.broadcast_to(np.arange(66, dtype=np.uint8)[:, None, None], (66, 66, 3))
+    assert detail.error(ramp, np.zeros_like(ramp)) == 0.0
+
+
+def hand_made(folder):
+    """Results of two studies, and their pictures."""
+    rng = np.random.default_rng(0)
+    for name, size in (("a", 64), ("b", 64), ("large", 256)):
+        image = rng.integers(0, 255, (size, size, 3)).astype(np.uint8)
+        pictures.save_png(folder / f"{name}.png", image)
+    arms = {
+        plan.ON: {"pres": values(0.4, 0.5, 0.45), "subject": values(0.6, 0.7, 0.5)},
+        plan.OFF: {"pres": values(0.7, 0.8, 0.75), "subject": values(0.6, 0.5, 0.7)},
+    }
+    cells = [
+        {"caption": "<a dog>", "files": ["a.png", "b.png"], "crop": 0},
+        {"caption": "256 px", "files": ["large.png"], "crop": 64},
+    ]
+    about = {"quick": False, "measured": "now", "subjects": ["dog 301"]}
+    vanilla = {
+        "tables": [{"noun": {"right": dataclasses.asdict(score(0.7, 0.8, 0.9))}}],
+        "claims": [claims.target("Class right.", score(0.7, 0.8, 0.9), 0.9)],
+        "pictures": [],
+        "notes": [],
+    }
+    return {
+        "weights": {"base": {"pretrained": False}, "text": {"pretrained": True}},
+        "judge": {"held_out": {"words": {"noun": {"right": 0.991, "even": 0.9}}}},
+        "studies": {
+            "prior": measure.entry("prior", [arms], cells, ["A note."]) | about,
+            "vanilla": vanilla | about,
+        },
+    }
+
+
+def test_the_page_says_what_was_found(tmp_path):
+    folder = epath.Path(tmp_path)
+    results = json.loads(json.dumps(hand_made(folder)))
+    text = page.write(folder, results).read_text()
+    rows = {
+        row.split("</td>")[0].removeprefix("<td>"): row
+        for row in re.findall("<tr>(.*?)</tr>", text)
+    }
+    drift = next(row for claim, row in rows.items() if "PRES lower" in claim)
+    assert "<b>Shown</b>" in drift
+    assert "difference 0.300 [0.300, 0.300]" in drift
+    cost_of_it = next(row for claim, row in rows.items() if "costs a little" in claim)
+    assert "<b>Not shown</b>" in cost_of_it
+    assert "overlap" in cost_of_it
+    goal = rows["Class right."]
+    assert "<b>Not shown</b>" in goal
+    assert "0.80 [0.70, 0.90], wanted 0.90" in goal
+    scores = rows[plan.ON]
+    assert "0.450 [" in scores
+    assert "0.493" in scores  # the paper's
+    assert "base: these weights are random" in text
+    assert "99.1 %" in text
+    assert "A note." in text
+    assert "Subjects: dog 301." in text
+    assert "&lt;a dog&gt;" in text
+    # The prior comes first, as in the plan, and nothing is loaded from elsewhere.
+    assert text.index('id="the-prior"') < text.index('id="prior-preservation"')
+    sources = re.findall('src="([^"]*)"', text)
+    assert len(sources) == 2
+    assert all(source.startswith("data:") for source in sources)
+    assert 'width="256" height="128"' in text
+    assert 'width="64" height="64"' in text
+
+
+@pytest.mark.slow
+def test_all_studies_on_the_tiny_cascade(job, tmp_path, monkeypatch):
+    """One subject, few pictures, a judge that knows nothing; twice."""
+    folder = epath.Path(tmp_path)
+    monkeypatch.setattr(plan, "QUICK", 1)
+    monkeypatch.setattr(album, "PICTURES", 2)
+    monkeypatch.setattr(album, "CLASS_PICTURES", 2)
+    monkeypatch.setattr(measure, "HELD_OUT", 4)
+    monkeypatch.setattr(album, "TAKES", 1)
+    monkeypatch.setattr(conduct, "taught", lambda _: dataclasses.asdict(TIER_A))
+    blank = jnp.zeros((1, 64, 64, 3))
+    params = Network(judge.CONFIG).init(jax.random.key(0), blank)["params"]
+    monkeypatch.setattr(judge, "load", lambda: judge.Judge(dict(params)))
+
+    run, started = booth.run, []
+
+    def stopping(job, work, overwrite):
+        started.append(work.name)
+        if len(started) == 2:
+            raise Stopped("stopped as asked")
+        return run(job, work, overwrite)
+
+    monkeypatch.setattr(booth, "run", stopping)
+    with pytest.raises(Stopped):
+        conduct.conduct(job, folder, plan.STUDIES, True)
+    path = conduct.conduct(job, folder, plan.STUDIES, True)
+    # The first run is not done again, the one that was stopped is.
+    assert started[1] == started[2]
+    assert len(started) == len(set(started)) + 1 == 12
+    results = json.loads((folder / "results.json").read_text())
+    assert set(results["studies"]) == set(plan.STUDIES)
+    # Of one subject only this much can be claimed: every claim has its verdict.
+    found = [
+        (study, claim["text"])
+        for study, each in results["studies"].items()
+        for claim in each["claims"]
+    ]
+    assert set(found) >= {(claim.study, claim.text) for claim in claims.CLAIMS}
+    assert "a statue of a" in " ".join(results["studies"]["fidelity"]["notes"])
+    assert "these weights are random" in path.read_text()
+    drawn = folder / "pictures" / "subject" / "dog_301" / "drawn.json"
+    before = drawn.stat().mtime
+    conduct.conduct(job, folder, ["prior"], True)
+    assert len(started) == 12
+    assert drawn.stat().mtime == before
+    again = json.loads((folder / "results.json").read_text())
+    assert set(again["studies"]) == set(plan.STUDIES)
+    assert again["studies"]["prior"]["tables"] == results["studies"]["prior"]["tables"]
