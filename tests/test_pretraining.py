@@ -170,7 +170,8 @@ def test_top_stage_on_photographs_without_captions(tmp_path):
     assert list(held_out_losses(run)) == [1]
     assert "knows" not in json.loads((run / "manifest.json").read_text())["prior"]
     (preview,) = (run / "samples/previews/sr1024").iterdir()
-    assert Image.open(preview).width > 1024
+    with Image.open(preview) as picture:
+        assert picture.width > 1024
 
 
 @pytest.mark.parametrize(
