@@ -7,18 +7,16 @@ combinations that pretraining holds out included.
 
 import dataclasses
 import functools
-import io
 from typing import Any
 
 import numpy as np
 from etils import epath
 
-from imagen_booth.data.pictures import write_atomic
 from imagen_booth.data.toybox import grammar
 from imagen_booth.data.toybox.bodies import pick
 from imagen_booth.data.toybox.grammar import Attributes, Individual, Tier
 from imagen_booth.data.toybox.render import render
-from imagen_booth.data.toybox.rendered import BLOCK, open_block
+from imagen_booth.data.toybox.rendered import BLOCK, open_block, save_block
 from imagen_booth.data.toybox.scene import Scene
 
 # Neither pretraining (0) nor subjects (1) draw from generators of this space.
@@ -110,7 +108,5 @@ class Pairs:
             indices = range(number * BLOCK, (number + 1) * BLOCK)
             scenes = [scene for i in indices for scene in pair(seed, i, tier).scenes]
             pixels = render(scenes, size).reshape(BLOCK, 2, size, size, 3)
-            data = io.BytesIO()
-            np.save(data, pixels)
-            write_atomic(path, data.getvalue())
+            save_block(path, pixels)
         return open_block(path)

@@ -68,9 +68,7 @@ class Rendered:
             pixels, texts, _ = source.render_examples(
                 seed, indices, tier=tier, size=size
             )
-            data = io.BytesIO()
-            np.save(data, pixels)
-            write_atomic(images, data.getvalue())
+            save_block(images, pixels)
             # Last, so that a block with captions is whole.
             write_atomic(captions, json.dumps(texts).encode())
         try:
@@ -78,6 +76,17 @@ class Rendered:
         except ValueError as error:
             raise damaged(captions, error) from error
         return open_block(images), texts
+
+
+def save_block(path: epath.Path, pixels: np.ndarray) -> None:
+    """Writes the array of a block, whole or not at all.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    data = io.BytesIO()
+    np.save(data, pixels)
+    write_atomic(path, data.getvalue())
 
 
 def open_block(path: epath.Path) -> np.ndarray:
