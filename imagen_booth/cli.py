@@ -2,6 +2,7 @@
 
 import difflib
 import logging
+import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -10,6 +11,7 @@ from typing import Any, NoReturn
 from absl import app, flags
 from absl import logging as absl_logging
 
+from imagen_booth import cpu
 from imagen_booth.errors import BoothError, StorageError
 
 USAGE = 2
@@ -30,6 +32,7 @@ def run(
             others may follow it.
     """
     sys.modules["__main__"].__doc__ = doc
+    cpu.prefer_fast_convolutions(os.environ)
     app.define_help_flags()
     config = _config_argument(sys.argv)
     if config is not None and not pathlib.Path(config.partition(":")[0]).is_file():

@@ -16,10 +16,18 @@ from jaxtyping import Array, Bool, Float
 
 Dtype = Any
 ZEROS = nn.initializers.zeros_init()
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "gelu": functools.partial(nn.gelu, approximate=False),
-    "swish": nn.swish,
-}
+
+
+def gelu(x: Float[Array, "*N"]) -> Float[Array, "*N"]:
+    """x times the normal distribution's mass below x, exactly.
+
+    Written with erf, as torch has it; jax.nn.gelu takes erfc, which is half as fast
+    on a CPU and differs only where the result is lost in rounding anyway.
+    """
+    return 0.5 * x * (1.0 + jax.lax.erf(x * math.sqrt(0.5)))
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"gelu": gelu, "swish": nn.swish}
 
 
 def sinusoid(x: Float[Array, " B"], width: int) -> Float[Array, "B F"]:

@@ -1,12 +1,13 @@
 """Our side of bench_diffusers.py, alone in its process."""
 
+import os
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imagen_booth import budget, optim, sharding, steps, tune
+from imagen_booth import budget, cpu, optim, sharding, steps, tune
 from imagen_booth.cascade import by_name
 from imagen_booth.config import booth, to_job
 from imagen_booth.diffusion.sampler import SamplerConfig
@@ -22,6 +23,7 @@ class Side:
     """
 
     def __init__(self, folder, inputs, dtype):
+        cpu.prefer_fast_convolutions(os.environ)
         if dtype == "float32":  # and not TF32, nor on the other side
             jax.config.update("jax_default_matmul_precision", "highest")
         self._folder, self._inputs, self._dtype = folder, inputs, jnp.dtype(dtype)
