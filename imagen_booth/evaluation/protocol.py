@@ -317,12 +317,13 @@ def remarks(system: str, some: Sequence[Work], looks: Mapping[Any, Look]) -> lis
             f"{system}: {len(long)} of {len(shots)} pictures are not square; what "
             "DINO and CLIP see is their middle"
         )
-    if any(not shot.prompt for shot in shots):
+    told = all(shot.prompt for shot in shots)
+    if not told:
         said.append(f"{system}: nothing says the prompts: no CLIP-T, no DIV")
     counts = sorted(
         {len(group) for work in some for group in work.by_prompt().values()}
     )
-    if len(counts) > 1:
+    if told and len(counts) > 1:
         said.append(
             f"{system}: {counts[0]} to {counts[-1]} pictures of a prompt; was every "
             "job finished?"
