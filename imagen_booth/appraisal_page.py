@@ -156,15 +156,15 @@ def _pictures(systems: Mapping[str, Sequence[Work]]) -> str:
                 system, []
             ).extend(_spread(work.by_prompt().values(), work))
     for name, (subject, by_system) in list(seen.items())[:SUBJECTS]:
-        parts.append(f"<h3>{html.text(name)}</h3>")
-        photos = [_thumbnail(file, "photo") for file in subject.photos[:SHOWN]]
+        parts.append(f"<h3>{html.text(name)}, photos</h3>")
+        photos = [_thumbnail(file, file.stem) for file in subject.photos[:SHOWN]]
         parts.append(html.grid(photos, SHOWN, 3, "small"))
         for system, shots in by_system.items():
             figures = [
                 _thumbnail(shot.file, shot.prompt or shot.file.name)
                 for shot in shots[:SHOWN]
             ]
-            parts.append(f"<p>{html.text(system)}</p>")
+            parts.append(f"<h3>{html.text(name)}, {html.text(system)}</h3>")
             parts.append(html.grid(figures, SHOWN, 3, "small"))
     if len(seen) > SUBJECTS:
         parts.append(f"<p>{len(seen) - SUBJECTS} subjects more are not shown.</p>")

@@ -245,7 +245,8 @@ def test_a_run_and_another_system_in_one_table(small, run, tmp_path, a_judge):
             assert score["low"] <= score["mean"] <= score["high"]
     same = ("pres", "judge_pres")  # they were given the same class pictures
     ours, theirs = (found["systems"][name]["scores"] for name in ("ours", "theirs"))
-    for metric in protocol.METRICS:
+    # An untrained judge gives every picture the same words.
+    for metric in protocol.METRICS.keys() - {"judge_prompt"}:
         assert (ours[metric]["mean"] == theirs[metric]["mean"]) == (metric in same)
     assert "RANDOM WEIGHTS in dino, clip, lpips" in warnings[0]
     shown = Page(pathlib.Path(page))
@@ -270,7 +271,8 @@ def test_features_are_kept(small, run, tmp_path, monkeypatch):
 
     first = once()
     kept = list((tmp_path / "cache" / "features").rglob("*.npy"))
-    assert len(kept) == 8  # six pictures and three photos, of which one is the same
+    # Six pictures, three photos of which two are among them, two of the class.
+    assert len(kept) == 9
     monkeypatch.setattr(vision, "_compiled", lambda *_: pytest.fail)
     assert once() == first
 
@@ -471,6 +473,9 @@ def test_command_on_a_toy_run(run, tmp_path, a_judge):
 
 
 def test_command_says_what_weights_to_get(run, tmp_path):
+    settings = json.loads((run / "config.json").read_text())
+    settings["subject"]["photos"] = "my/dog"
+    (run / "config.json").write_text(json.dumps(settings))
     done = evaluate(f"--run={run}")
     assert done.returncode == 2
     assert "convert fetch dino_s16" in done.stderr
@@ -534,5 +539,6 @@ def test_dreambench_whole_on_the_real_subjects(tmp_path):
     found = json.loads((page.parent / "evaluation.json").read_text())
     system = found["systems"]["photos as pictures"]
     assert (system["subjects"], system["pictures"]) == (10, 1000)
-    # Stand-ins are the photos themselves: PRES of the photos is that with itself.
-    assert system["scores"]["pres"]["mean"] > system["scores"]["dino"]["mean"] - 0.1
+    # Both are of the photos against themselves, some of them counted more often.
+    pres, dino = (system["scores"][name]["mean"] for name in ("pres", "dino"))
+    assert pres == pytest.approx(dino, abs=0.02)

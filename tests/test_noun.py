@@ -9,8 +9,10 @@ from test_evaluate import noise, small  # noqa: F401 a fixture
 from test_vision_parity import SMALL_CLIP
 
 from imagen_booth import checkup, config, noun_check, sharding
-from imagen_booth.checkup import OK, PROBLEM, WARNING
+from imagen_booth.cascade import by_name
+from imagen_booth.checkup import OK, WARNING
 from imagen_booth.data import pictures
+from imagen_booth.errors import InputError
 from imagen_booth.evaluation import clip_tokens, judge, noun, preprocess, protocol
 from imagen_booth.evaluation.judge import WORDS, Readings
 from imagen_booth.models.judge import Judge as Network
@@ -100,43 +102,66 @@ def test_far_is_a_tenth_of_the_best():
         assert seen.far == far
 
 
-def examine(tmp_path, clip="", reader="", **subject):
+class Found(list):
+    """What the doctor would say, as (level, text)."""
+
+    def ok(self, text):
+        self.append((OK, text))
+
+    def warn(self, text):
+        self.append((WARNING, text))
+
+
+def examine(clip="", reader="", **subject):
+    job = job_of(**subject)
+    found = Found()
+    noun_check.look(found, job, by_name(job.cascade), clip, reader)
+    return found
+
+
+def job_of(**subject):
     settings = config.booth("tiny")
     for name, value in subject.items():
         settings.subject[name] = value
-    job = config.to_job(settings)
-    findings = checkup.check(job, epath.Path(tmp_path / "run"), clip, reader)
-    return [each for each in findings if each.topic == "noun"]
+    return config.to_job(settings)
 
 
-def test_doctor_warns_of_a_noun_that_is_far(tmp_path, sees_cats):
+def test_a_noun_that_is_far_is_warned_of(tmp_path, sees_cats):
     toy = {"photos": "toybox:dog/7"}
-    (found,) = examine(tmp_path, reader=str(sees_cats), class_noun="dog", **toy)
-    assert found.level == WARNING
-    assert "look like cat (100%)" in found.text
-    assert "give --config.subject.class_noun=cat" in found.text
-    (found,) = examine(tmp_path, reader=str(sees_cats), class_noun="cat", **toy)
-    assert found.level == OK
-    (found,) = examine(tmp_path, reader=str(tmp_path), class_noun="cat", **toy)
-    assert found.level == PROBLEM
-    assert "there is no judge" in found.text
+    ((level, text),) = examine(reader=str(sees_cats), class_noun="dog", **toy)
+    assert level == WARNING
+    assert "look like cat (100%)" in text
+    assert "give --config.subject.class_noun=cat" in text
+    ((level, text),) = examine(reader=str(sees_cats), class_noun="cat", **toy)
+    assert level == OK
+    ((level, text),) = examine(reader=str(sees_cats), class_noun=" ", **toy)
+    assert level == WARNING
+    assert text.endswith("; give --config.subject.class_noun=cat")
+    with pytest.raises(InputError, match="there is no judge"):
+        examine(reader=str(tmp_path), class_noun="cat", **toy)
 
 
-def test_doctor_asks_clip_about_photos(tmp_path, small):  # noqa: F811
+def test_clip_is_asked_about_photos(tmp_path, small):  # noqa: F811
     for number in range(3):
         pictures.save_png(tmp_path / "photos" / f"{number}.png", noise(number, 128))
     photos = {"photos": str(tmp_path / "photos"), "class_noun": "dog"}
-    loud, found = examine(tmp_path, clip="random", **photos)
-    assert "means nothing" in loud.text
-    assert "the photos look like" in found.text
-    (found,) = examine(tmp_path, clip=str(tmp_path), **photos)
-    assert found.level == PROBLEM
-    assert "convert fetch clip_b32" in found.text
+    (_, loud), (_, text) = examine(clip="random", **photos)
+    assert "means nothing" in loud
+    assert "the photos look like" in text
+    with pytest.raises(InputError, match="convert fetch clip_b32"):
+        examine(clip=str(tmp_path), **photos)
+
+
+def test_the_doctor_asks(tmp_path, sees_cats):
+    job = job_of(photos="toybox:dog/7", class_noun="dog")
+    findings = checkup.check(job, epath.Path(tmp_path / "run"), judge=str(sees_cats))
+    (found,) = [each for each in findings if each.topic == "noun"]
+    assert found.level == WARNING
     assert not (tmp_path / "run").exists()
 
 
 def test_nothing_is_said_without_a_classifier(tmp_path, monkeypatch):
     monkeypatch.setattr(noun_check.judges, "shipped", lambda: None)
-    assert examine(tmp_path, photos="toybox:dog/7", class_noun="dog") == []
+    assert examine(photos="toybox:dog/7", class_noun="dog") == []
     pictures.save_png(tmp_path / "photos" / "0.png", noise(0, 128))
-    assert examine(tmp_path, photos=str(tmp_path / "photos"), class_noun="dog") == []
+    assert examine(photos=str(tmp_path / "photos"), class_noun="dog") == []

@@ -44,15 +44,17 @@ METRICS = {
         "mean cosine of CLIP's features of a picture and of its prompt",
     ),
     "pres": (
-        "PRES, lower is better",
+        "PRES ↓",
         "dino",
         "mean cosine of DINO features over all pairs of a picture of the class alone "
-        "(“a [class]”), drawn after tuning, and a photo of the subject",
+        "(“a [class]”), drawn after tuning, and a photo of the subject; "
+        "lower is better",
     ),
     "div": (
-        "DIV, higher is better",
+        "DIV ↑",
         "lpips",
-        "mean LPIPS over all pairs of two pictures of one subject for one prompt",
+        "mean LPIPS over all pairs of two pictures of one subject for one prompt; "
+        "higher is better",
     ),
     "judge_subject": (
         "subject (judge)",
@@ -67,13 +69,13 @@ METRICS = {
         "reads in it",
     ),
     "judge_pres": (
-        "PRES (judge), lower is better",
+        "PRES (judge) ↓",
         "judge",
         "in PRES's place: mean cosine of subject embeddings over all pairs of a "
         "picture of the class alone and a photo",
     ),
     "judge_div": (
-        "DIV (judge), higher is better",
+        "DIV (judge) ↑",
         "judge",
         "in DIV's place: one minus the mean cosine of the looks of two pictures of one "
         "prompt",
