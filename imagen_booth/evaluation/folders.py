@@ -194,10 +194,19 @@ def works(
 
 
 def plain(prompt: str, identifier: str, noun: str) -> str:
-    """A prompt as that of the class, the identifier taken out: "a dog in the snow"."""
+    """A prompt as that of the class, the identifier taken out: "a dog in the snow".
+
+    An article before it is chosen anew for the word that follows.
+    """
     if identifier:
-        word = rf"(?<!\w){re.escape(identifier)}(?!\w)"
-        prompt = re.sub(word, "[V]", prompt)
+        name = rf"(?<!\w){re.escape(identifier)}(?!\w)"
+
+        def choose(match: re.Match[str]) -> str:
+            chosen = words.article(match[2])
+            return f"{chosen.capitalize() if match[1][0] == 'A' else chosen} {match[2]}"
+
+        prompt = re.sub(rf"\b([Aa]n?)\s+{name}\s+(\w+)", choose, prompt)
+        prompt = re.sub(rf"{name}\s*", "", prompt)
     return words.fill(prompt, "", noun)
 
 
