@@ -25,6 +25,7 @@ from imagen_booth import hosts, loop, prepare, prior, report, sharding, tune
 from imagen_booth.cascade import Cascade, by_name, notices
 from imagen_booth.data import photos, pictures
 from imagen_booth.errors import BoothError, InputError
+from imagen_booth.evaluation import failures
 from imagen_booth.generate import Ready, Request, draw_cascade, rows_at, store
 from imagen_booth.job import Job
 from imagen_booth.metrics import MetricWriter
@@ -390,4 +391,6 @@ def _draw_pictures(booth: Booth, words: Words, ready: Sequence[Ready]) -> None:
     ):
         if hosts.is_first():
             store(folder / "final" / str(stage.resolution), requests, images, story)
+    if requests and hosts.is_first():
+        failures.look_at_run(work.path, "final")
     work.write_json("samples/drawn.json", made)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import jax
 from etils import epath
 
-from imagen_booth import booth, budget, prepare, sharding
+from imagen_booth import booth, budget, noun_check, prepare, sharding
 from imagen_booth.budget import StageCost
 from imagen_booth.cascade import Cascade, by_name
 from imagen_booth.checkpoint import KEEP
@@ -72,11 +72,14 @@ class _Findings(list[Finding]):
         self.append(Finding(self.topic, WARNING, text))
 
 
-def check(job: Job, workdir: epath.Path) -> list[Finding]:
+def check(
+    job: Job, workdir: epath.Path, clip: str = "", judge: str = ""
+) -> list[Finding]:
     """Looks at everything a run of this job depends on; writes nothing.
 
     Args:
         workdir: where the run would live; need not exist.
+        clip, judge: weights of a classifier for the class noun, see ``noun_check``.
     """
     cascade = by_name(job.cascade)
     found = _Findings()
@@ -84,6 +87,8 @@ def check(job: Job, workdir: epath.Path) -> list[Finding]:
         cascade = _check_weights(found, job, cascade)
     with found.about("photos"):
         _check_photos(found, job, cascade)
+    with found.about("noun"):
+        noun_check.look(found, job, cascade, clip, judge)
     with found.about("identifier"):
         prepare.check_noun(job.subject)
         _check_words(found, job, cascade)

@@ -4,9 +4,10 @@
     python -m imagen_booth.doctor --config=configs/subject.py:if_m \\
         --config.subject.photos=DIR --config.subject.class_noun=dog
 
-Takes what train takes, answers in seconds, downloads and writes nothing.  Exits with
-0 if the job is ready, with 2 for bad input, 3 if it does not fit in memory, 5 if the
-disk is too small.
+Takes what train takes, answers in seconds, downloads and writes nothing.  With --clip
+it also says what the photos seem to show, and whether the class noun fits; on subjects
+of the toybox the judge does.  Exits with 0 if the job is ready, with 2 for bad input,
+3 if it does not fit in memory, 5 if the disk is too small.
 """
 
 import sys
@@ -25,6 +26,10 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "where the run is to live; default runs/CONFIG"
 )
+_CLIP = flags.DEFINE_string(
+    "clip", "", "folder of openai/clip-vit-base-patch32, to name what the photos show"
+)
+_JUDGE = flags.DEFINE_string("judge", "", "folder of a judge of the toybox")
 
 
 def main() -> None:
@@ -38,7 +43,9 @@ def main() -> None:
 
     file = config_flags.get_config_filename(flags.FLAGS["config"])
     workdir = _WORKDIR.value or cli.default_workdir(file)
-    findings = checkup.check(to_job(_CONFIG.value), epath.Path(workdir))
+    findings = checkup.check(
+        to_job(_CONFIG.value), epath.Path(workdir), _CLIP.value, _JUDGE.value
+    )
     print(f"{file} -> {workdir}\n")
     topic = ""
     for finding in findings:

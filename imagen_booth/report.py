@@ -4,7 +4,6 @@ The page is built from files only, so it can be made again at any time, and from
 whatever part of them is there, so it can be made while the run is unfinished.
 """
 
-import base64
 import io
 import json
 import math
@@ -16,6 +15,7 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
+from imagen_booth import failures_page
 from imagen_booth import report_page as html
 from imagen_booth.data.pictures import read_png_metadata, write_atomic
 from imagen_booth.errors import InputError
@@ -41,7 +41,8 @@ def write(workdir: epath.Path) -> epath.Path:
         workdir: holds config.json, manifest.json, metrics.jsonl, photos/*.png (<file
             name of the photo>.png), photos/contact_sheet.png, samples/class_images.png,
             samples/previews/<stage>/step_<number>.png with 'prompts' (a JSON list) in
-            their metadata, samples/final/<resolution>/*.png with 'prompt' and 'seed'.
+            their metadata, samples/final/<resolution>/*.png with 'prompt' and 'seed',
+            failures.json as `evaluation.failures` writes it.
             Any of them may be missing.
 
     Raises:
@@ -81,6 +82,7 @@ class _Report:
             [
                 ("Pictures", self.finals()),
                 ("Before and after", self.previews()),
+                ("Failure modes", self.failures()),
                 ("Photos", self.photos()),
                 ("Class images", self.class_images()),
                 ("Loss", self.losses()),
@@ -222,6 +224,14 @@ class _Report:
         ]
         said = "Likeness to the photos before fine-tuning → after it."
         return f'{html.pairs(values)}<p class="facts">{html.text(said)}</p>'
+
+    def failures(self) -> str:
+        found = _read_json(self.workdir / "failures.json")
+
+        def shown(name: str, caption: str) -> str:
+            return self.figure(self.workdir / name, 360, caption, html.text(caption))
+
+        return failures_page.section(found, shown) if found else ""
 
     def photos(self) -> str:
         folder = self.workdir / "photos"
@@ -377,13 +387,7 @@ class _Report:
         side = round(side * self.shrink)
         if max(image.size) > side:
             image.thumbnail((side, side), Image.Resampling.LANCZOS)
-        data = io.BytesIO()
-        # Compression smears pictures of few pixels, which will be enlarged, the most.
-        area = image.width * image.height
-        quality = 80 if area > 100_000 else 92
-        image.save(data, "WEBP", quality=quality, lossless=area <= 20_000)
-        uri = "data:image/webp;base64," + base64.b64encode(data.getvalue()).decode()
-        return html.figure(uri, image.size, alt, caption)
+        return html.picture(image, alt, caption)
 
 
 def _read_json(path: epath.Path) -> dict[str, Any]:

@@ -13,7 +13,15 @@ import pytest
 from etils import epath
 from PIL import Image
 
-from imagen_booth import booth, checkpoint, config, gallery, sharding, state
+from imagen_booth import (
+    appraisal,
+    booth,
+    checkpoint,
+    config,
+    gallery,
+    sharding,
+    state,
+)
 from imagen_booth.cascade import by_name
 from imagen_booth.data import pictures
 from imagen_booth.errors import InputError, NotFinite, Stopped
@@ -88,6 +96,10 @@ def test_a_finished_run_has_everything(finished):
         assert story["run"] == "run"
     page = (finished / "report.html").read_text()
     assert "random numbers" in page or "ntrained" in page
+    assert "Failure modes" in page
+    modes = json.loads((finished / "failures.json").read_text())["modes"]
+    assert modes["overfitted"]["verdict"] == "not seen"
+    assert modes["context"]["verdict"] == "not measured"  # no judge reads photographs
     folder = epath.Path(manifest["class_images"]["folder"])
     assert len(list(folder.glob("*.png"))) == 4
 
@@ -163,6 +175,18 @@ def test_prompts_are_cleaned_as_in_the_run(finished, tmp_path, monkeypatch):
     monkeypatch.setattr(gallery, "embed", embed)
     with pytest.raises(Asked, match="none"):
         gallery.draw(epath.Path(tmp_path), ["a [V] [N]"], "more", seeds=[0])
+
+
+def test_a_finished_run_is_scored(finished, tmp_path):
+    to, cache = epath.Path(tmp_path / "to"), epath.Path(tmp_path / "cache")
+    asked = appraisal.Asked(runs=[f"ours={finished}"])
+    appraisal.appraise(asked, appraisal.Places(dino="random"), to, cache)
+    found = json.loads((to / "evaluation.json").read_text())
+    prompts = json.loads((finished / "config.json").read_text())["pictures"]["prompts"]
+    assert found["systems"]["ours"]["prompts"] == len(prompts)
+    assert found["systems"]["ours"]["sizes"] == ["1024 x 1024"]
+    assert found["systems"]["ours"]["scores"].keys() == {"dino"}
+    assert list(found["subjects"].values()) == [{"noun": "dog", "photos": 2}]
 
 
 def test_an_exported_run_is_read_back_as_weights(finished, tmp_path):

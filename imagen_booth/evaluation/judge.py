@@ -6,7 +6,7 @@ shows what a prompt asked for. It takes no part in any training but its own.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -76,12 +76,13 @@ class Judge:
         network = Network(config)
         self._apply = jax.jit(lambda params, x: network.apply({"params": params}, x))
 
-    def read(self, images: np.ndarray | Sequence[np.ndarray]) -> Readings:
+    def read(self, images: Iterable[np.ndarray]) -> Readings:
         """Reads pictures.
 
         Args:
-            images: N >= 1 pictures, uint8 [S, S, 3] each, S a multiple of 64; they
-                are reduced to 64 px by the mean over the area of each pixel.
+            images: N >= 1 pictures, uint8 [S, S, 3] each, S a multiple of 64, taken
+                one by one; they are reduced to 64 px by the mean over the area of each
+                pixel.
 
         Raises:
             InputError: a picture of another shape.
@@ -151,6 +152,14 @@ def asked(attributes: Attributes) -> dict[str, str]:
     return words
 
 
+def answers(readings: Readings, number: int, wanted: Attributes) -> dict[str, bool]:
+    """Whether a picture shows each word that is asked of it, see ``asked``."""
+    return {
+        name: readings.words[name][number] == word
+        for name, word in asked(wanted).items()
+    }
+
+
 def agreement(readings: Readings, wanted: Sequence[Attributes]) -> dict[str, float]:
     """How often pictures show what was asked.
 
@@ -164,14 +173,11 @@ def agreement(readings: Readings, wanted: Sequence[Attributes]) -> dict[str, flo
     """
     right: dict[str, list[bool]] = {"all": []}
     for number, each in enumerate(wanted):
-        answers = {
-            name: readings.words[name][number] == word
-            for name, word in asked(each).items()
-        }
-        for name, answer in answers.items():
+        found = answers(readings, number, each)
+        for name, answer in found.items():
             right.setdefault(name, []).append(answer)
-        right["all"].append(all(answers.values()))
-    return {name: float(np.mean(answers)) for name, answers in right.items()}
+        right["all"].append(all(found.values()))
+    return {name: float(np.mean(each)) for name, each in right.items()}
 
 
 def subject_similarity(pictures: np.ndarray, photos: np.ndarray) -> float:
@@ -224,6 +230,12 @@ def write(folder: epath.Path, params: Params, entry: dict[str, Any]) -> epath.Pa
     }
     about = {"judge": dataclasses.asdict(CONFIG), **entry}
     return own.write(folder, NAME, weights, None, about, np.dtype(jnp.bfloat16))
+
+
+def shipped() -> Judge | None:
+    """The judge that ships with the package, if one does."""
+    there = shipped_folder(NAME) / f"{NAME}.safetensors"
+    return load() if there.exists() else None
 
 
 def load(folder: epath.PathLike | None = None) -> Judge:

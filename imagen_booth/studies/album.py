@@ -9,10 +9,10 @@ from etils import epath
 
 from imagen_booth.data import photos, pictures
 from imagen_booth.data.toybox.captions import parse
-from imagen_booth.data.toybox.grammar import Attributes
 from imagen_booth.data.toybox.render import render
 from imagen_booth.data.toybox.subjects import Subject, truth_scene
 from imagen_booth.evaluation import judge, scores
+from imagen_booth.evaluation.judge import answers
 from imagen_booth.prepare import TOY_PHOTOS, TOY_SIZE
 from imagen_booth.studies import plan
 from imagen_booth.studies.plan import Run
@@ -184,16 +184,6 @@ class Album:
             for file, truth in zip(files, truths, strict=True)
         ]
         return files, pairs
-
-
-def answers(
-    readings: judge.Readings, index: int, wanted: Attributes
-) -> dict[str, bool]:
-    """Whether a picture shows each word that is asked of it."""
-    return {
-        name: readings.words[name][index] == word
-        for name, word in judge.asked(wanted).items()
-    }
 
 
 def _rendered(subject: Subject, template: str, take: int, size: int) -> np.ndarray:
