@@ -185,6 +185,7 @@ class _Easel:
         self.resident: dict[str, Ready] = {}
         self.applies: dict[str, Callable[..., Any]] = {}
         self.together = _fit_together(run, mesh)
+        self.learned = gallery.learned_by(run)
 
     def draw(self, chunk: Sequence[Picture]) -> None:
         """Draws what is missing of a chunk."""
@@ -241,6 +242,7 @@ class _Easel:
             cache=cache_folder(job, self.run.path),
             mesh=self.mesh,
             dtype=self.dtype,
+            learned=self.learned,
         )
         return found
 

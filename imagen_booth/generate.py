@@ -130,6 +130,7 @@ class Ready:
         params: the weights to use.
         level: augmentation level of the low-res image.
         steps: steps it was tuned for; 0 if it is as it came.
+        named: it is told of the subject by its identifier, see ``Job.names``.
     """
 
     stage: Stage
@@ -137,6 +138,7 @@ class Ready:
     params: Params
     level: float
     steps: int
+    named: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +146,7 @@ class Request:
     """One picture to draw.
 
     Attributes:
-        prompt: what is drawn; stages that know the subject read this.
+        prompt: what is drawn; stages that know the identifier read this.
         plain: the prompt without the identifier, for stages that do not.
         seed: of its noise, below 2^32.
         name: file name without suffix.
@@ -190,7 +192,7 @@ def draw_cascade(
         for start in range(0, len(requests), rows):
             check_stop()
             some = requests[start : start + rows]
-            spoken = [one.prompt if each.steps else one.plain for one in some]
+            spoken = [one.prompt if each.named else one.plain for one in some]
             drawn.append(
                 draw_stage(
                     each.stage,
