@@ -20,24 +20,15 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 
-from imagen_booth import (
-    hosts,
-    invert,
-    loop,
-    prepare,
-    prior,
-    report,
-    sharding,
-    tune,
-)
+from imagen_booth import hosts, invert, loop, prepare, prior, report, sharding, tune
 from imagen_booth.cascade import Cascade, by_name, notices
 from imagen_booth.data import photos, pictures
 from imagen_booth.errors import BoothError, InputError
-from imagen_booth.generate import Ready, Request, draw_cascade, rows_at, store
+from imagen_booth.generate import Ready, Request, draw_cascade, store
 from imagen_booth.job import BEST, Job, Tuning
 from imagen_booth.metrics import MetricWriter
 from imagen_booth.prepare import Words
-from imagen_booth.previews import Pair, Preview
+from imagen_booth.previews import Pair, photo_pair, planned
 from imagen_booth.stage import Stage
 from imagen_booth.weights.load import Part, load, resolve
 from imagen_booth.workdir import PREVIEWS, Workdir, now, recipe_of
@@ -46,7 +37,6 @@ log = logging.getLogger(__name__)
 
 # Settings of a tuning that can change without making its result another one.
 FREE = ("log_every", "save_every", "preview_every")
-BASE_PREVIEWS = (4, 2, 2)  # pictures of the subject, of it elsewhere, of its class
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,7 +235,7 @@ def _tune_stage(
             name: recipe_of(tuning, *_free(job, tuning)),
         },
     )
-    subject = [_photo_pair(job, stage, photo) for photo in teachers]
+    subject = [photo_pair(job, stage, photo) for photo in teachers]
     stage = stage.tuned(tuning.hybrid)
     with booth.timed(f"tuning {name}"):
         params, told = tune.tune(
@@ -256,7 +246,7 @@ def _tune_stage(
             words.found[words.instance],
             class_pairs,
             words.found[words.klass],
-            _preview(booth, stage, words, subject),
+            planned(job, stage, words, subject),
             keep=job.keep,
             seed=job.seed,
             folder=folder,
@@ -328,7 +318,7 @@ def _learn_words(booth: Booth, intake: photos.Intake, words: Words) -> Words:
             "text_tuning": recipe_of(job.text, *_free(job, job.text)),
         },
     )
-    subject = [_photo_pair(job, stage, photo) for photo in teachers]
+    subject = [photo_pair(job, stage, photo) for photo in teachers]
     with booth.timed("learning words"):
         learned, told = invert.learn(
             inversion,
@@ -336,7 +326,7 @@ def _learn_words(booth: Booth, intake: photos.Intake, words: Words) -> Words:
             parts,
             job.text,
             subject,
-            _preview(booth, stage, words, subject),
+            planned(job, stage, words, subject),
             keep=job.keep,
             seed=job.seed,
             folder=folder,
@@ -349,14 +339,6 @@ def _learn_words(booth: Booth, intake: photos.Intake, words: Words) -> Words:
     work.record(subject={"learned": learned.digest()})
     return prepare.choose_words(
         job, booth.cascade, booth.cache, booth.mesh, booth.dtype, learned
-    )
-
-
-def _photo_pair(job: Job, stage: Stage, photo: photos.Photo) -> Pair:
-    low = stage.low_resolution
-    return Pair(
-        prepare.square(job.subject, photo, stage.resolution),
-        None if low is None else prepare.square(job.subject, photo, low),
     )
 
 
@@ -379,33 +361,6 @@ def _class_pairs(booth: Booth, stage: Stage, part: Part, words: Words) -> list[P
         sheet = pictures.contact_sheet(images, columns=10, cell=128)
         pictures.save_png(booth.work.path / "samples" / "class_images.png", sheet)
     return pairs
-
-
-def _preview(
-    booth: Booth, stage: Stage, words: Words, subject: Sequence[Pair]
-) -> Preview:
-    """Base: the subject, the subject elsewhere, and its class; else two photos."""
-    job = booth.job
-    if stage.low_resolution is None:
-        counts = zip(BASE_PREVIEWS, (words.instance, None, words.klass), strict=True)
-        shown = [
-            prompt or words.pictures[(1 + index) % len(words.pictures)]
-            for count, prompt in counts
-            for index in range(count)
-        ]
-    else:
-        subject = subject[:2]
-        shown = [words.instance] * len(subject)
-    return Preview(
-        prompts=shown,
-        embeddings=[words.found[prompt] for prompt in shown],
-        null=words.found[""],
-        sampler=getattr(job.pictures, stage.name),
-        rows=max(rows_at(stage, job.pictures.batch), len(shown)),
-        photos=subject,
-        subjects=BASE_PREVIEWS[0],
-        classes=BASE_PREVIEWS[2] if stage.low_resolution is None else 0,
-    )
 
 
 def _draw_pictures(booth: Booth, words: Words, ready: Sequence[Ready]) -> None:

@@ -9,14 +9,18 @@ import jax
 import numpy as np
 from etils import epath
 
-from imagen_booth import hosts, state
-from imagen_booth.data import pictures
+from imagen_booth import hosts, prepare, state
+from imagen_booth.data import photos, pictures
 from imagen_booth.diffusion.sampler import SamplerConfig
 from imagen_booth.embed import Embedding
 from imagen_booth.evaluation import similarity
-from imagen_booth.generate import draw_stage, grid
+from imagen_booth.generate import draw_stage, grid, rows_at
+from imagen_booth.job import Job
+from imagen_booth.prepare import Words
 from imagen_booth.stage import Stage
 from imagen_booth.weights.load import Part
+
+BASE_PICTURES = (4, 2, 2)  # of the subject, of it elsewhere, of its class
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +55,42 @@ class Preview:
     photos: Sequence[Pair]
     subjects: int
     classes: int = 0
+
+
+def photo_pair(job: Job, stage: Stage, photo: photos.Photo) -> Pair:
+    """A photo as a stage is trained on it."""
+    low = stage.low_resolution
+    return Pair(
+        prepare.square(job.subject, photo, stage.resolution),
+        None if low is None else prepare.square(job.subject, photo, low),
+    )
+
+
+def planned(job: Job, stage: Stage, words: Words, subject: Sequence[Pair]) -> Preview:
+    """What previews of a stage show.
+
+    Base: the subject, the subject elsewhere, and its class; else two photos enlarged.
+    """
+    if stage.low_resolution is None:
+        counts = zip(BASE_PICTURES, (words.instance, None, words.klass), strict=True)
+        shown = [
+            prompt or words.pictures[(1 + index) % len(words.pictures)]
+            for count, prompt in counts
+            for index in range(count)
+        ]
+    else:
+        subject = subject[:2]
+        shown = [words.instance] * len(subject)
+    return Preview(
+        prompts=shown,
+        embeddings=[words.found[prompt] for prompt in shown],
+        null=words.found[""],
+        sampler=getattr(job.pictures, stage.name),
+        rows=max(rows_at(stage, job.pictures.batch), len(shown)),
+        photos=subject,
+        subjects=BASE_PICTURES[0],
+        classes=BASE_PICTURES[2] if stage.low_resolution is None else 0,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,6 @@ from imagen_booth.state import flatten
 from imagen_booth.weights import card, deepfloyd, load, own, t5, tensors
 from imagen_booth.weights.tensors import Found, Tensor
 
-
 TABLE = "token_embedder/embedding"  # of a text encoder
 
 
