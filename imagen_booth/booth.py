@@ -24,7 +24,7 @@ from imagen_booth import hosts, invert, loop, prepare, prior, report, sharding, 
 from imagen_booth.cascade import Cascade, by_name, notices
 from imagen_booth.data import photos, pictures
 from imagen_booth.errors import BoothError, InputError
-from imagen_booth.generate import Ready, Request, draw_cascade, store
+from imagen_booth.generate import Ready, Request, about, draw_cascade, store
 from imagen_booth.job import BEST, Job, Tuning
 from imagen_booth.metrics import MetricWriter
 from imagen_booth.prepare import Words
@@ -135,13 +135,19 @@ def cache_folder(job: Job, workdir: epath.Path) -> epath.Path:
     return cache
 
 
-def story_of(workdir: epath.Path, cascade: Cascade) -> dict[str, str]:
-    """Metadata of every picture that a run draws."""
-    return {
+def story_of(
+    workdir: epath.Path, cascade: Cascade, identifier: str = "", noun: str = ""
+) -> dict[str, str]:
+    """Metadata of every picture that a run draws, as far as it is known."""
+    told = {
         "run": workdir.name,
         "cascade": cascade.name,
         "licence": cascade.licence,
+        "software": f"imagen_booth {metadata.version('imagen_booth')}",
+        "identifier": identifier,
+        "subject": noun,
     }
+    return {name: value for name, value in told.items() if value}
 
 
 def activation_dtype(name: str) -> Any:
@@ -246,7 +252,7 @@ def _tune_stage(
             words.found[words.instance],
             class_pairs,
             words.found[words.klass],
-            planned(job, stage, words, subject),
+            planned(job, stage, words, subject, story_of(work.path, booth.cascade)),
             keep=job.keep,
             seed=job.seed,
             folder=folder,
@@ -326,7 +332,7 @@ def _learn_words(booth: Booth, intake: photos.Intake, words: Words) -> Words:
             parts,
             job.text,
             subject,
-            planned(job, stage, words, subject),
+            planned(job, stage, words, subject, story_of(work.path, booth.cascade)),
             keep=job.keep,
             seed=job.seed,
             folder=folder,
@@ -383,8 +389,9 @@ def _draw_pictures(booth: Booth, words: Words, ready: Sequence[Ready]) -> None:
         )
         for seed in range(job.pictures.seeds)
     ]
-    story = story_of(work.path, booth.cascade)
-    for stage, images in draw_cascade(
+    noun = job.subject.class_noun
+    story = story_of(work.path, booth.cascade, words.identifier, noun)
+    for each, images in draw_cascade(
         ready,
         requests,
         words.found,
@@ -394,5 +401,7 @@ def _draw_pictures(booth: Booth, words: Words, ready: Sequence[Ready]) -> None:
         check_stop=booth.stop.check,
     ):
         if hosts.is_first():
-            store(folder / "final" / str(stage.resolution), requests, images, story)
+            place = folder / "final" / str(each.stage.resolution)
+            drawn = about(each, getattr(job.pictures, each.stage.name))
+            store(place, requests, images, story | drawn)
     work.write_json("samples/drawn.json", made)

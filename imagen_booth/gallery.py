@@ -14,7 +14,7 @@ from imagen_booth.booth import activation_dtype, cache_folder, story_of
 from imagen_booth.cascade import Cascade, by_name
 from imagen_booth.embed import Learned, embed
 from imagen_booth.errors import InputError
-from imagen_booth.generate import Ready, Request, draw_cascade, store
+from imagen_booth.generate import Ready, Request, about, draw_cascade, store
 from imagen_booth.job import Job
 from imagen_booth.stage import Stage
 from imagen_booth.text import prompts as words
@@ -215,7 +215,8 @@ def draw(
             dtype=dtype,
             learned=learned_by(finished),
         )
-        for stage, images in draw_cascade(
+        story = story_of(run, finished.cascade, finished.identifier, finished.noun)
+        for each, images in draw_cascade(
             [open_stage(finished, stage, mesh, dtype) for stage in finished.stages],
             requests,
             found,
@@ -228,6 +229,7 @@ def draw(
             check_stop=stop.check,
         ):
             if hosts.is_first():
-                target = folder / str(stage.resolution)
-                store(target, requests, images, story_of(run, finished.cascade))
+                target = folder / str(each.stage.resolution)
+                drawn = about(each, getattr(job.pictures, each.stage.name))
+                store(target, requests, images, story | drawn)
     return folder

@@ -6,6 +6,7 @@ image depends on its prompt, its seed and the settings, not on the batch it is i
 
 import dataclasses
 import functools
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -172,7 +173,7 @@ def draw_cascade(
     batch: int,
     mesh: jax.sharding.Mesh,
     check_stop: Callable[[], None],
-) -> Iterator[tuple[Stage, np.ndarray]]:
+) -> Iterator[tuple[Ready, np.ndarray]]:
     """Draws pictures stage by stage, all of them with one stage before the next.
 
     Args:
@@ -209,7 +210,18 @@ def draw_cascade(
                 )
             )
         lows = np.concatenate(drawn)
-        yield each.stage, lows
+        yield each, lows
+
+
+def about(ready: Ready, config: sampler.SamplerConfig) -> dict[str, str]:
+    """What the metadata of a stage's pictures says of how they were drawn."""
+    return {
+        "stage": ready.stage.name,
+        "weights": ready.part.fingerprint,
+        "weights_licence": ready.part.licence,
+        "tuned_steps": str(ready.steps),
+        "sampler": json.dumps(dataclasses.asdict(config)),
+    }
 
 
 def store(
@@ -222,7 +234,7 @@ def store(
 
     Args:
         images: [B, R, R, 3] uint8, one per request.
-        story: metadata besides prompt and seed: run, cascade, licence.
+        story: metadata besides prompt and seed, see ``booth.story_of``, ``about``.
     """
     for request, image in zip(requests, images, strict=True):
         pictures.save_png(
@@ -233,7 +245,7 @@ def store(
     sheet = pictures.contact_sheet(
         list(images), [request.prompt for request in requests]
     )
-    pictures.save_png(folder / "contact_sheet.png", sheet)
+    pictures.save_png(folder / "contact_sheet.png", sheet, story)
 
 
 def grid(images: Sequence[np.ndarray], columns: int) -> np.ndarray:

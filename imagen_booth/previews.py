@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -45,6 +45,7 @@ class Preview:
         photos: pairs of the subject; a super-resolution preview enlarges their low
             versions, and every preview is compared with them.
         subjects, classes: how many of the pictures show the subject, and its class.
+        story: what else their files say, such as run, cascade and licence.
     """
 
     prompts: Sequence[str]
@@ -55,6 +56,7 @@ class Preview:
     photos: Sequence[Pair]
     subjects: int
     classes: int = 0
+    story: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def photo_pair(job: Job, stage: Stage, photo: photos.Photo) -> Pair:
@@ -66,7 +68,13 @@ def photo_pair(job: Job, stage: Stage, photo: photos.Photo) -> Pair:
     )
 
 
-def planned(job: Job, stage: Stage, words: Words, subject: Sequence[Pair]) -> Preview:
+def planned(
+    job: Job,
+    stage: Stage,
+    words: Words,
+    subject: Sequence[Pair],
+    story: Mapping[str, str],
+) -> Preview:
     """What previews of a stage show.
 
     Base: the subject, the subject elsewhere, and its class; else two photos enlarged.
@@ -90,6 +98,7 @@ def planned(job: Job, stage: Stage, words: Words, subject: Sequence[Pair]) -> Pr
         photos=subject,
         subjects=BASE_PICTURES[0],
         classes=BASE_PICTURES[2] if stage.low_resolution is None else 0,
+        story=story,
     )
 
 
@@ -175,7 +184,7 @@ def store(
         pictures.save_png(
             file_of(folder, step),
             sheet,
-            {name: json.dumps(value) for name, value in story.items()},
+            {name: json.dumps(value) for name, value in story.items()} | shown.story,
         )
 
 

@@ -98,6 +98,13 @@ def class_images(
         (folder / "recipe.json").write_text(
             json.dumps(dataclasses.asdict(recipe), indent=1, default=repr)
         )
+    story = {
+        "prompt": recipe.prompt,
+        "stage": recipe.stage.name,
+        "weights": recipe.unet,
+        "weights_licence": part.licence,
+        "sampler": json.dumps(dataclasses.asdict(recipe.sampler)),
+    }
     for group in tqdm.tqdm(
         missing, desc="class images", unit="group", disable=not missing
     ):
@@ -120,7 +127,7 @@ def class_images(
                 pictures.save_png(
                     _path(folder, index),
                     image,
-                    {"prompt": recipe.prompt, "seed": str(recipe.seed + index)},
+                    story | {"seed": str(recipe.seed + index)},
                 )
         hosts.wait(f"class images {group}")
     return [pictures.load_png(_path(folder, index)) for index in range(count)]

@@ -305,9 +305,7 @@ class _Maker:
         sampler = (
             dataclasses.replace(usual, steps=MORE * steps)
             if more
-            else dataclasses.replace(
-                usual, method="dpmpp_2m", steps=max(2, steps // 2), variance="small"
-            )
+            else dataclasses.replace(usual, method="dpmpp_2m", steps=max(2, steps // 2))
         )
         own = dataclasses.replace(job.class_images, sampler=sampler)
         job = _base_only(dataclasses.replace(job, class_images=own))

@@ -14,7 +14,7 @@ from imagen_booth.booth import activation_dtype, cache_folder
 from imagen_booth.cascade import by_name
 from imagen_booth.data import pictures
 from imagen_booth.embed import Learned, embed
-from imagen_booth.generate import Ready, Request, draw_stage, rows_at, store
+from imagen_booth.generate import Ready, Request, about, draw_stage, rows_at, store
 from imagen_booth.job import Job
 from imagen_booth.text.prompts import fill
 from imagen_booth.weights.load import Part, load, origin, resolve
@@ -189,7 +189,8 @@ class Studio:
                     rows=rows,
                 )
                 drawn.append(images)
-        story = {"run": name, "licence": self.cascade.licence}
+        story = {"run": name, "cascade": self.cascade.name}
+        story |= {"licence": self.cascade.licence} | about(ready, sampler)
         store(folder, requests, np.concatenate(drawn), story)
         pictures.write_atomic(done, json.dumps(made).encode())
         return files

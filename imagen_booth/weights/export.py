@@ -80,6 +80,7 @@ def of_run(run: epath.Path, parts: Sequence[str]) -> list[Parcel]:
         "cleaning": origins.get("text", {}).get("cleaning"),
         "subject": story.get("subject", {}).get("instance_prompt"),
         "run": story.get("run"),
+        "seed": story.get("seed"),
         "made_by": story.get("versions", {}),
         **{key: story[key] for key in ("prior",) if key in story},
     }
