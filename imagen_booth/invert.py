@@ -160,7 +160,7 @@ def learn(
     first = np.tile(middle.astype(np.float32), (len(lesson.ids), 1))
     frozen = {"text": text.params, "unet": unet.params}
     start = tune.start_state(
-        frozen | {"rows": {"vectors": jax.numpy.asarray(first)}},
+        frozen | {"rows": {"vectors": sharding.put_copies(first, mesh)}},
         optimizer,
         tuning.optim.ema > 0,
         mesh,

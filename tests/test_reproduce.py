@@ -387,10 +387,9 @@ def test_the_page_says_what_was_found(tmp_path):
     assert 'width="64" height="64"' in text
 
 
-@pytest.mark.slow
-def test_all_studies_on_the_tiny_cascade(job, tmp_path, monkeypatch):
-    """One subject, few pictures, a judge that knows nothing; twice."""
-    folder = epath.Path(tmp_path)
+@pytest.fixture
+def little(monkeypatch):
+    """One subject, few pictures, a judge that knows nothing."""
     monkeypatch.setattr(plan, "QUICK", 1)
     monkeypatch.setattr(album, "PICTURES", 2)
     monkeypatch.setattr(album, "CLASS_PICTURES", 2)
@@ -401,6 +400,53 @@ def test_all_studies_on_the_tiny_cascade(job, tmp_path, monkeypatch):
     params = Network(judge.CONFIG).init(jax.random.key(0), blank)["params"]
     monkeypatch.setattr(judge, "load", lambda: judge.Judge(dict(params)))
 
+
+@pytest.mark.slow
+def test_the_four_way_comparison_on_the_tiny_cascade(job, little, tmp_path):
+    """Every arm is run, measured by the same four scores, and on the page."""
+    folder = epath.Path(tmp_path)
+    names = ["baselines", "sampler"]
+    path = conduct.conduct(job, folder, names, True, TEXT)
+    results = json.loads((folder / "results.json").read_text())["studies"]
+    for name, arms in planned(job, True, names).items():
+        [table] = results[name]["tables"]
+        assert set(table) == set(arms)
+        for scores in table.values():
+            assert set(scores) == {"subject", "prompt", "pres", "div"}
+            for score in scores.values():
+                assert score["low"] <= score["mean"] <= score["high"]
+    # What tunes no network leaves the class as it was; the other two do not.
+    pres = {arm: each["pres"]["mean"] for arm, each in table_of(results).items()}
+    assert pres[plan.INVERTED] == pres[plan.DESCRIBED]
+    assert pres[plan.DREAMBOOTH] != pres[plan.INVERTED] != pres[plan.NAIVE]
+    prompts = {
+        arm: pictures.read_png_metadata(
+            folder / "pictures" / "subject" / name / "00_0.png"
+        )["prompt"]
+        for arm, name in (
+            (plan.DREAMBOOTH, "dog_301"),
+            (plan.INVERTED, "dog_301.inverted"),
+            (plan.DESCRIBED, "dog_301.described"),
+        )
+    }
+    assert re.fullmatch("a [a-z]+ dog in the snow", prompts[plan.DREAMBOOTH])
+    assert re.fullmatch("a [a-z]+ in the snow", prompts[plan.INVERTED])
+    assert prompts[plan.DESCRIBED].startswith("a ")
+    text = path.read_text()
+    for arm in (*table_of(results), plan.MORE_STEPS, plan.SOLVER):
+        assert f"<td>{arm}</td>" in text
+    assert "0.668" in text
+    assert "The descriptions: " in text
+
+
+def table_of(results):
+    return results["baselines"]["tables"][0]
+
+
+@pytest.mark.slow
+def test_all_studies_on_the_tiny_cascade(job, little, tmp_path, monkeypatch):
+    """Stopped once and run twice."""
+    folder = epath.Path(tmp_path)
     run, started = booth.run, []
 
     def stopping(job, work, overwrite):
