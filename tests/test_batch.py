@@ -401,7 +401,7 @@ def sample(run: epath.Path, file, *flags: str) -> subprocess.CompletedProcess:
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A disk of 192 KiB, and what makes it larger."""
+    """A disk of 80 KiB, and what makes it larger."""
     disk = tmp_path / "disk"
     disk.mkdir()
 
@@ -409,7 +409,7 @@ def small_disk(tmp_path):
         command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(disk)]
         return not subprocess.run(command, capture_output=True, check=False).returncode
 
-    if not mount("size=192k"):
+    if not mount("size=80k"):
         pytest.skip("no disk can be mounted here")
     yield epath.Path(disk), lambda: mount("remount,size=8m")
     subprocess.run(["umount", str(disk)], check=True)

@@ -9,9 +9,14 @@ import subprocess
 import sys
 
 import numpy as np
+from etils import epath
 from PIL import Image
 
 from imagen_booth import config
+from imagen_booth.cascade import by_name
+from imagen_booth.state import flatten
+from imagen_booth.weights import own, tensors
+from imagen_booth.weights.load import random_params
 
 ROOT = pathlib.Path(__file__).parent.parent
 LIMIT = 600  # seconds; a hang is a failure
@@ -185,7 +190,18 @@ def test_other_photos_on_one_host_are_refused(tmp_path):
 
 def test_two_processes_share_a_batch_job(tmp_path):
     """Each stores half of every batch; together the pictures of one process."""
-    job = config.to_job(config.booth("tiny"))
+    # Where nothing is tuned the random network draws grey; with every weight shaken,
+    # each picture is its own.
+    rng = np.random.default_rng(0)
+    weights = {
+        path: tensors.held((leaf + rng.normal(0, 0.05, leaf.shape)).astype(np.float32))
+        for path, leaf in flatten(random_params(by_name("tiny"), "base")).items()
+    }
+    shaken = epath.Path(tmp_path) / "weights"
+    own.write(shaken, "base", weights, None, {"licence": "none"})
+    settings = config.booth("tiny")
+    settings.weights.base = str(shaken)
+    job = config.to_job(settings)
     subject = {"identifier": "zaf", "class_noun": "dog"}
     for name in ("one", "two"):
         work = tmp_path / name / "run"
@@ -215,4 +231,5 @@ def test_two_processes_share_a_batch_job(tmp_path):
     for line in lines[0]:
         file = json.loads(line)["file"]
         one, two = (np.asarray(Image.open(each / file), int) for each in folders)
+        assert one.std() > 5
         assert np.abs(one - two).max() <= 1
