@@ -24,12 +24,13 @@ import tqdm
 from etils import epath
 
 from imagen_booth import batch_page, batch_plan, budget, gallery, hosts, loop, sharding
+from imagen_booth.batch_log import LOADING, NETWORKS, Clock, Index
 from imagen_booth.batch_plan import Pass, Picture
 from imagen_booth.booth import activation_dtype, cache_folder, story_of
 from imagen_booth.data import pictures
 from imagen_booth.diffusion.sampler import SamplerConfig
 from imagen_booth.embed import Embedding, embed
-from imagen_booth.errors import DoesNotFit, StorageError
+from imagen_booth.errors import DoesNotFit
 from imagen_booth.gallery import Finished
 from imagen_booth.generate import Ready, draw_stage, rows_at
 from imagen_booth.stage import Stage
@@ -108,54 +109,13 @@ def draw(
                     story_of(path, run.cascade) | {"job": name},
                     (number, pages),
                 )
+    log.info("%s", easel.summary())
     return folder
 
 
 def _once(some: Iterable[Picture], number: int) -> list[Picture]:
     """Without those whose picture at stage ``number`` comes twice."""
     return list({each.files[number]: each for each in some}.values())
-
-
-class Index:
-    """``index.jsonl``: one line per finished picture.
-
-    A line that a kill cut short is dropped here, and added again with its picture.
-    """
-
-    def __init__(self, path: epath.Path):
-        self._path = path
-        self._known: set[str] = set()
-        if not path.exists():
-            return
-        text = path.read_text()
-        good = [line for line in text.splitlines() if self._learn(line)]
-        whole = "".join(f"{line}\n" for line in good)
-        if whole != text:
-            pictures.write_atomic(path, whole.encode())
-
-    def _learn(self, line: str) -> bool:
-        try:
-            self._known.add(json.loads(line)["file"])
-        except (ValueError, KeyError, TypeError):
-            return False
-        return True
-
-    def add(self, entries: Iterable[dict[str, Any]]) -> None:
-        """Appends what is not there yet.
-
-        Raises:
-            StorageError: it cannot be written.
-        """
-        new = [each for each in entries if each["file"] not in self._known]
-        if not new:
-            return
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a") as file:
-                file.write("".join(json.dumps(each) + "\n" for each in new))
-        except OSError as error:
-            raise StorageError(f"could not write {self._path}: {error}") from error
-        self._known.update(each["file"] for each in new)
 
 
 class _Easel:
@@ -185,6 +145,10 @@ class _Easel:
         self.resident: dict[str, Ready] = {}
         self.applies: dict[str, Callable[..., Any]] = {}
         self.together = _fit_together(run, mesh)
+        self.learned = gallery.learned_by(run)
+        # A batch on its way to the disk: its stage, its pictures, what packs them.
+        self.writing: tuple[int, Sequence[Picture], list[Any]] | None = None
+        self.clock, self.drawn = Clock(), 0
 
     def draw(self, chunk: Sequence[Picture]) -> None:
         """Draws what is missing of a chunk."""
@@ -201,7 +165,8 @@ class _Easel:
         if any(wanted):
             if not self.together:
                 self.resident.clear()  # room for the text encoder
-            found = self._embed(wanted)
+            with self.clock.at(LOADING):
+                found = self._embed(wanted)
             for number, some in enumerate(wanted):
                 if some:
                     self._draw_stage(number, some, found)
@@ -219,6 +184,21 @@ class _Easel:
             "family": picture.family,
             "files": picture.files,
         }
+
+    def summary(self) -> str:
+        """What a job took, and how much of that is the host's."""
+        if not self.drawn:
+            return "nothing was missing"
+        total = self.clock.total()
+        networks, loading = (self.clock.spent[what] for what in (NETWORKS, LOADING))
+        rest = total - networks - loading
+        return (
+            f"drew {self.drawn} pictures, those of every stage counted, in "
+            f"{total:.1f} s: {networks:.1f} s in the networks, {loading:.1f} s on text "
+            f"and weights, {rest:.1f} s on the host beside them, "
+            f"{1000 * rest / self.drawn:.1f} ms a picture or {rest / networks:.1%} of "
+            "the networks' time"
+        )
 
     def _list(self, some: Sequence[Picture]) -> None:
         if self.index is not None:
@@ -241,6 +221,7 @@ class _Easel:
             cache=cache_folder(job, self.run.path),
             mesh=self.mesh,
             dtype=self.dtype,
+            learned=self.learned,
         )
         return found
 
@@ -260,25 +241,32 @@ class _Easel:
         self, number: int, some: Sequence[Picture], found: dict[str, Embedding]
     ) -> None:
         each = self.passes[number]
-        ready = self._ready(each.stage)
+        with self.clock.at(LOADING):
+            ready = self._ready(each.stage)
         groups: dict[SamplerConfig, list[Picture]] = {}
         for picture in some:
             groups.setdefault(picture.sampler(each), []).append(picture)
         for sampler, group in groups.items():
             while group:
-                self.check_stop()
                 rows = self.rows[each.stage.name]
                 try:
-                    images = self._draw_batch(
-                        number, ready, sampler, group[:rows], found
-                    )
+                    self.check_stop()
+                    with self.clock.at(NETWORKS):
+                        images = self._draw_batch(
+                            number, ready, sampler, group[:rows], found
+                        )
                 except jax.errors.JaxRuntimeError as error:
                     if "RESOURCE_EXHAUSTED" not in str(error):
                         raise
                     self._halve(each.stage)
                     continue
+                finally:
+                    # What was drawn before is packed while this is drawn, and kept
+                    # whatever becomes of this.
+                    self._finish()
                 self._write(number, group[:rows], images)
                 group = group[rows:]
+        self._finish()
 
     def _draw_batch(
         self,
@@ -321,7 +309,7 @@ class _Easel:
         )
 
     def _write(self, number: int, some: Sequence[Picture], images: np.ndarray) -> None:
-        """Stores a batch; each host packs its share of the rows."""
+        """Begins to store a batch; each host packs its share of the rows."""
         each, run = self.passes[number], self.run
         story = story_of(run.path, run.cascade) | {
             "subject": run.noun,
@@ -329,7 +317,10 @@ class _Easel:
             "stage": each.stage.name,
             "weights": each.weights,
             "tuned_steps": str(each.steps),
+            **({"learned": self.learned.digest()} if self.learned else {}),
         }
+        if each.stage.name in run.licences:
+            story["weights_licence"] = run.licences[each.stage.name]
 
         def store(row: int) -> None:
             picture = some[row]
@@ -346,9 +337,21 @@ class _Easel:
             pictures.save_png(path, images[row], about | story)
 
         mine = range(hosts.index(), len(some), hosts.count())
-        for _ in self.writers.map(store, mine):
-            pass  # raises what a writer raised
+        self.writing = (number, some, [self.writers.submit(store, row) for row in mine])
+
+    def _finish(self) -> None:
+        """Waits for the batch that is being stored, and lists what it finishes.
+
+        Raises:
+            StorageError: a picture cannot be written.
+        """
+        if self.writing is None:
+            return
+        (number, some, packing), self.writing = self.writing, None
+        for each in concurrent.futures.as_completed(packing):
+            each.result()  # raises what a writer raised
         hosts.wait("batch")
+        self.drawn += len(some)
         if number == len(self.passes) - 1:
             self._list(some)
             self.bar.update(len(some))

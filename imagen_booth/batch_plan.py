@@ -41,6 +41,7 @@ class Pass:
         stage: the network.
         sampler: how it draws, but for the guidance that a row may set.
         steps: it was tuned for; 0 if it is as it came.
+        named: it is told of the subject by its identifier, see ``Job.names``.
         weights: fingerprint of the weights it came with.
         made: digest of all that its pictures depend on besides what a row says.
     """
@@ -48,6 +49,7 @@ class Pass:
     stage: Stage
     sampler: SamplerConfig
     steps: int
+    named: bool
     weights: str
     made: str
 
@@ -74,7 +76,7 @@ class Picture:
 
     def spoken(self, each: Pass) -> Spoken:
         """What a stage reads of it."""
-        return self.named if each.steps else self.plain
+        return self.named if each.named else self.plain
 
     def sampler(self, each: Pass) -> SamplerConfig:
         """How a stage draws it."""
@@ -136,7 +138,7 @@ def check(
             if strange:
                 return f"{field} holds {strange[0]!r}, which is no UTF-8 text"
             try:
-                filled = clean(words.fill(text, run.identifier, run.noun))
+                filled = clean(run.named(text))
             except InputError as error:
                 return str(error)
             if field == "prompt" and not filled.strip():
@@ -193,21 +195,24 @@ def passes_of(run: Finished, dtype: Any) -> tuple[Pass, ...]:
     """
     job, found = run.job, []
     reading = origin(run.cascade, "text", job.weights.text)["sha256"]
+    learned = gallery.learned_by(run)
     cleaning = cleaning_of(run.cascade, job.cleaning)
     for stage in run.stages:
         weights = origin(run.cascade, stage.name, getattr(job.weights, stage.name))
         steps = gallery.tuned_steps(run, stage)
         recipe = run.path / stage.name / "recipe.json"
+        named = job.names(stage.name, steps)
         made = (
             *(weights["sha256"], steps, recipe.read_text() if steps else ""),
             *(reading, cleaning, repr(stage), str(dtype)),
             job.tuning(stage.name).level if steps else stage.normal_level,
+            *((learned.digest(),) if learned is not None and named else ()),
         )
         found.append(
             Pass(
                 stage,
                 getattr(job.pictures, stage.name),
-                steps,
+                *(steps, named),
                 weights["sha256"],
                 hashlib.sha256(repr(made).encode()).hexdigest(),
             )
@@ -225,11 +230,8 @@ def plan(
     """The pictures that rows ask for, in their order, each with its files."""
     for row in rows:
         named, plain = (
-            Spoken(
-                words.fill(row.prompt, identifier, run.noun),
-                words.fill(row.negative_prompt, identifier, run.noun),
-            )
-            for identifier in (run.identifier, "")
+            Spoken(fill(row.prompt), fill(row.negative_prompt))
+            for fill in (run.named, run.plain)
         )
         slug = re.sub(r"[^a-z0-9]+", "-", plain.prompt.lower())[:40].strip("-")
         first = first_seed if row.seed is None else row.seed

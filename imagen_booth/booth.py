@@ -18,27 +18,26 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from etils import epath
 
-from imagen_booth import hosts, loop, prepare, prior, report, sharding, tune
+from imagen_booth import hosts, invert, loop, prepare, prior, report, sharding, tune
 from imagen_booth.cascade import Cascade, by_name, notices
 from imagen_booth.data import photos, pictures
 from imagen_booth.errors import BoothError, InputError
 from imagen_booth.evaluation import failures
-from imagen_booth.generate import Ready, Request, draw_cascade, rows_at, store
-from imagen_booth.job import Job
+from imagen_booth.generate import Ready, Request, about, draw_cascade, store
+from imagen_booth.job import BEST, Job, Tuning
 from imagen_booth.metrics import MetricWriter
 from imagen_booth.prepare import Words
+from imagen_booth.previews import Pair, photo_pair, planned
 from imagen_booth.stage import Stage
 from imagen_booth.weights.load import Part, load, resolve
-from imagen_booth.workdir import Workdir, now, recipe_of
+from imagen_booth.workdir import PREVIEWS, Workdir, now, recipe_of
 
 log = logging.getLogger(__name__)
 
 # Settings of a tuning that can change without making its result another one.
 FREE = ("log_every", "save_every", "preview_every")
-BASE_PREVIEWS = (4, 2, 2)  # pictures of the subject, of it elsewhere, of its class
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +111,8 @@ def run(job: Job, workdir: epath.Path, overwrite: frozenset[str]) -> epath.Path:
             with booth.timed("text"):
                 words = prepare.choose_words(job, cascade, cache, mesh, dtype)
             _begin(booth, intake, words)
+            if job.text.steps > 0:
+                words = _learn_words(booth, intake, words)
             ready = [
                 _tune_stage(booth, stage, intake, words) for stage in cascade.stages
             ]
@@ -135,13 +136,19 @@ def cache_folder(job: Job, workdir: epath.Path) -> epath.Path:
     return cache
 
 
-def story_of(workdir: epath.Path, cascade: Cascade) -> dict[str, str]:
-    """Metadata of every picture that a run draws."""
-    return {
+def story_of(
+    workdir: epath.Path, cascade: Cascade, identifier: str = "", noun: str = ""
+) -> dict[str, str]:
+    """Metadata of every picture that a run draws, as far as it is known."""
+    told = {
         "run": workdir.name,
         "cascade": cascade.name,
         "licence": cascade.licence,
+        "software": f"imagen_booth {metadata.version('imagen_booth')}",
+        "identifier": identifier,
+        "subject": noun,
     }
+    return {name: value for name, value in told.items() if value}
 
 
 def activation_dtype(name: str) -> Any:
@@ -177,6 +184,7 @@ def _begin(booth: Booth, intake: photos.Intake, words: Words) -> None:
             "class_noun": job.subject.class_noun,
             "identifier": words.identifier,
             "identifier_ids": list(words.ids),
+            "alone": words.alone,
             "instance_prompt": words.instance,
             "class_prompt": words.klass,
             **prepare.photo_entries(intake),
@@ -216,35 +224,28 @@ def _tune_stage(
         log.warning("no photo can teach %s; it stays as it came", name)
         tuning = dataclasses.replace(tuning, steps=0)
     if tuning.steps == 0:
-        return Ready(stage, part, part.params, stage.normal_level, 0)
+        named = job.names(name, 0)
+        return Ready(stage, part, part.params, stage.normal_level, 0, named)
 
-    class_pairs: list[tune.Pair] = []
+    class_pairs: list[Pair] = []
     if tuning.class_rows:
         with booth.timed("class images"):
             class_pairs = _class_pairs(booth, stage, part, words)
-    # More steps at a constant rate are a continuation; a decay depends on their number.
-    free = FREE if tuning.optim.decay != "constant" else (*FREE, "steps")
     folder = work.claim(
         name,
         {
             "cascade": job.cascade,
             "weights": part.fingerprint,
             "text": words.reading,
-            "photos": {photo.name: photo.sha256 for photo in teachers},
-            "subject": recipe_of(
-                job.subject, "photos", "identifier", "tokens", "consent"
-            ),
-            "instance_prompt": words.instance,
+            **_taught(booth, teachers, words),
             "class_images": recipe_of(job.class_images) if class_pairs else None,
-            "seed": job.seed,
-            "dtype": str(booth.dtype),
-            name: recipe_of(tuning, *free),
+            name: recipe_of(tuning, *_free(job, tuning)),
         },
     )
-    subject = [_photo_pair(job, stage, photo) for photo in teachers]
+    subject = [photo_pair(job, stage, photo) for photo in teachers]
     stage = stage.tuned(tuning.hybrid)
     with booth.timed(f"tuning {name}"):
-        params, similarity = tune.tune(
+        params, told = tune.tune(
             stage,
             part,
             tuning,
@@ -252,111 +253,121 @@ def _tune_stage(
             words.found[words.instance],
             class_pairs,
             words.found[words.klass],
-            _preview(booth, stage, words, subject),
+            planned(job, stage, words, subject, story_of(work.path, booth.cascade)),
+            keep=job.keep,
             seed=job.seed,
             folder=folder,
-            previews=work.path / "samples" / "previews" / name,
+            shown=work.path / "samples" / PREVIEWS / name,
             mesh=booth.mesh,
             metrics=booth.metrics,
             stop=booth.stop,
         )
-    work.record(similarity={name: similarity})
-    return Ready(stage, part, params, tuning.level, tuning.steps)
+    _record_tuning(work, name, told)
+    steps = told["kept"]["step"] if told["kept"] else tuning.steps
+    return Ready(stage, part, params, tuning.level, steps, True)
 
 
-def _photo_pair(job: Job, stage: Stage, photo: photos.Photo) -> tune.Pair:
-    low = stage.low_resolution
-    return tune.Pair(
-        prepare.square(job.subject, photo, stage.resolution),
-        None if low is None else prepare.square(job.subject, photo, low),
-    )
-
-
-def _class_pairs(
-    booth: Booth, stage: Stage, part: Part, words: Words
-) -> list[tune.Pair]:
-    """The prior set of a stage, drawn by its frozen weights from the stages below."""
+def _taught(
+    booth: Booth, teachers: Sequence[photos.Photo], words: Words
+) -> dict[str, Any]:
+    """What every tuning of a run depends on, for its recipe."""
     job = booth.job
-    below = [
-        each for each in booth.cascade.stages if each.resolution < stage.resolution
-    ]
-    lows: list[np.ndarray] | None = None
-    made_from = words.reading
-    for each in (*below, stage):
-        network = (
-            part
-            if each is stage
-            else load(
-                booth.cascade,
-                each.name,
-                getattr(job.weights, each.name),
-                booth.mesh,
-                booth.dtype,
-            )
+    return {
+        "photos": {photo.name: photo.sha256 for photo in teachers},
+        "subject": recipe_of(
+            job.subject, "photos", "identifier", "tokens", "consent", "description"
+        ),
+        "instance_prompt": words.instance,
+        "seed": job.seed,
+        "dtype": str(booth.dtype),
+        **({"keep": BEST} if job.keep == BEST else {}),
+    }
+
+
+def _free(job: Job, tuning: Tuning) -> tuple[str, ...]:
+    """Settings that may change while the result stays, or goes on, the same."""
+    free: set[str] = set(FREE)
+    if job.keep == BEST:
+        free.remove("preview_every")  # which steps are looked at
+    if tuning.optim.decay == "constant":
+        # More steps are a continuation; a decay depends on their number.
+        free.add("steps")
+    return tuple(free)
+
+
+def _record_tuning(work: Workdir, name: str, told: dict[str, Any]) -> None:
+    """What a tuning has to say of itself, for the manifest."""
+    work.record(similarity={name: told["similarity"]})
+    if told["kept"] or work.manifest.get("kept"):
+        work.record(kept={name: told["kept"]})
+
+
+def _learn_words(booth: Booth, intake: photos.Intake, words: Words) -> Words:
+    """Textual Inversion; the words again, as the encoder then reads them."""
+    job, work, stage = booth.job, booth.work, booth.cascade.stage("base")
+    parts = {
+        name: load(
+            booth.cascade, name, getattr(job.weights, name), booth.mesh, booth.dtype
         )
-        recipe = prior.Recipe(
-            prompt=words.klass,
-            unet=network.fingerprint,
-            made_from=made_from,
-            stage=each,
-            level=0.0 if each.low_resolution is None else each.normal_level,
-            sampler=(
-                job.class_images.sampler
-                if each.low_resolution is None
-                else getattr(job.pictures, each.name)
-            ),
-            group=job.class_images.group,
+        for name in ("text", stage.name)
+    }
+    work.record(cascade={"parts": {stage.name: parts[stage.name].origin()}})
+    inversion = invert.read(job, booth.cascade, words)
+    teachers = intake.teaching(stage.name)
+    folder = work.claim(
+        "text",
+        {
+            "cascade": job.cascade,
+            "weights": parts[stage.name].fingerprint,
+            "text": words.plain_reading,
+            **_taught(booth, teachers, words),
+            "ids": list(inversion.ids),
+            "text_tuning": recipe_of(job.text, *_free(job, job.text)),
+        },
+    )
+    subject = [photo_pair(job, stage, photo) for photo in teachers]
+    with booth.timed("learning words"):
+        learned, told = invert.learn(
+            inversion,
+            booth.cascade,
+            parts,
+            job.text,
+            subject,
+            planned(job, stage, words, subject, story_of(work.path, booth.cascade)),
+            keep=job.keep,
             seed=job.seed,
-            dtype=str(booth.dtype),
-        )
-        images = prior.class_images(
-            recipe,
-            job.class_images.count,
-            network,
-            words.found[words.klass],
-            words.found[""],
-            lows=lows,
-            cache=booth.cache,
+            folder=folder,
+            shown=work.path / "samples" / PREVIEWS / "text",
             mesh=booth.mesh,
-            check_stop=booth.stop.check,
+            metrics=booth.metrics,
+            stop=booth.stop,
         )
-        if each is stage:
-            break
-        lows, made_from = images, recipe.digest()
-    if stage.low_resolution is None and hosts.is_first():
-        folder = prior.folder_of(recipe, booth.cache)
-        booth.work.record(class_images={"folder": str(folder), "count": len(images)})
-        sheet = pictures.contact_sheet(images[:40], columns=10, cell=128)
-        pictures.save_png(booth.work.path / "samples" / "class_images.png", sheet)
-    if lows is None:
-        return [tune.Pair(image, None) for image in images]
-    return [tune.Pair(*pair) for pair in zip(images, lows, strict=True)]
-
-
-def _preview(
-    booth: Booth, stage: Stage, words: Words, subject: Sequence[tune.Pair]
-) -> tune.Preview:
-    """Base: the subject, the subject elsewhere, and its class; else two photos."""
-    job = booth.job
-    if stage.low_resolution is None:
-        counts = zip(BASE_PREVIEWS, (words.instance, None, words.klass), strict=True)
-        shown = [
-            prompt or words.pictures[(1 + index) % len(words.pictures)]
-            for count, prompt in counts
-            for index in range(count)
-        ]
-    else:
-        subject = subject[:2]
-        shown = [words.instance] * len(subject)
-    return tune.Preview(
-        prompts=shown,
-        embeddings=[words.found[prompt] for prompt in shown],
-        null=words.found[""],
-        sampler=getattr(job.pictures, stage.name),
-        rows=max(rows_at(stage, job.pictures.batch), len(shown)),
-        photos=subject,
-        subjects=BASE_PREVIEWS[0],
+    _record_tuning(work, "text", told)
+    work.record(subject={"learned": learned.digest()})
+    return prepare.choose_words(
+        job, booth.cascade, booth.cache, booth.mesh, booth.dtype, learned
     )
+
+
+def _class_pairs(booth: Booth, stage: Stage, part: Part, words: Words) -> list[Pair]:
+    """The prior set of a stage; that of the base stage is shown in the report."""
+    pairs, folder = prior.set_of(
+        booth.job,
+        booth.cascade,
+        stage,
+        part,
+        words,
+        cache=booth.cache,
+        mesh=booth.mesh,
+        dtype=booth.dtype,
+        check_stop=booth.stop.check,
+    )
+    if stage.low_resolution is None and hosts.is_first():
+        booth.work.record(class_images={"folder": str(folder), "count": len(pairs)})
+        images = [pair.image for pair in pairs[:40]]
+        sheet = pictures.contact_sheet(images, columns=10, cell=128)
+        pictures.save_png(booth.work.path / "samples" / "class_images.png", sheet)
+    return pairs
 
 
 def _draw_pictures(booth: Booth, words: Words, ready: Sequence[Ready]) -> None:
@@ -379,8 +390,9 @@ def _draw_pictures(booth: Booth, words: Words, ready: Sequence[Ready]) -> None:
         )
         for seed in range(job.pictures.seeds)
     ]
-    story = story_of(work.path, booth.cascade)
-    for stage, images in draw_cascade(
+    noun = job.subject.class_noun
+    story = story_of(work.path, booth.cascade, words.identifier, noun)
+    for each, images in draw_cascade(
         ready,
         requests,
         words.found,
@@ -390,7 +402,9 @@ def _draw_pictures(booth: Booth, words: Words, ready: Sequence[Ready]) -> None:
         check_stop=booth.stop.check,
     ):
         if hosts.is_first():
-            store(folder / "final" / str(stage.resolution), requests, images, story)
+            place = folder / "final" / str(each.stage.resolution)
+            drawn = about(each, getattr(job.pictures, each.stage.name))
+            store(place, requests, images, story | drawn)
     if requests and hosts.is_first():
         failures.look_at_run(work.path, "final")
     work.write_json("samples/drawn.json", made)

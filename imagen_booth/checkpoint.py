@@ -5,7 +5,9 @@ of the batch iterator) and, when a stage is finished, ``params`` (what sampling
 uses).  Orbax writes beside and renames, so a half-written one is never found.
 """
 
+import dataclasses
 import os
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,20 +16,32 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from imagen_booth.errors import StorageError
-from imagen_booth.state import TrainState
+from imagen_booth.state import Params, TrainState
 
 KEEP = 2  # the newest, and one to fall back on
 
 
 class Checkpoints:
-    """The checkpoints in one directory; a context manager that waits for saves."""
+    """The checkpoints in one directory; a context manager that waits for saves.
 
-    def __init__(self, directory: epath.Path):
+    Args:
+        frozen: gives the parameters that never change; they are then left out of the
+            files, and put back into what is restored.
+        keep: checkpoints that stay, the newest ones.
+    """
+
+    def __init__(
+        self,
+        directory: epath.Path,
+        frozen: Callable[[], Params] | None = None,
+        keep: int = KEEP,
+    ):
         self.directory = _absolute(directory)
+        self._frozen = frozen
         try:
             self._ocp = ocp.training.Checkpointer(
                 self.directory,
-                preservation_policy=_newest(KEEP),
+                preservation_policy=_newest(keep),
                 cleanup_tmp_directories=True,
             )
         except OSError as error:
@@ -70,9 +84,21 @@ class Checkpoints:
         """
         if step in [known.step for known in self._ocp.checkpoints]:
             return
-        items = {"state": state, "data": data}
+        items: dict[str, Any] = {"state": self._without_frozen(state), "data": data}
         if params is not None:
             items["params"] = params
+        self._save(step, items, wait)
+
+    def save_params(self, step: int, params: Any) -> None:
+        """Writes parameters alone, and returns when they are on disk.
+
+        Raises:
+            StorageError: they cannot be written.
+        """
+        if step not in [known.step for known in self._ocp.checkpoints]:
+            self._save(step, {"params": params}, wait=True)
+
+    def _save(self, step: int, items: dict[str, Any], wait: bool) -> None:
         try:
             # Forced: when to save is the loop's decision, not a policy's.
             response = self._ocp.save_checkpointables_async(step, items, force=True)
@@ -83,9 +109,16 @@ class Checkpoints:
 
     def restore(self, abstract: TrainState, data: Any) -> TrainState:
         """The newest state, in the shardings of ``abstract``; moves ``data`` along."""
-        return self._ocp.load_checkpointables(None, {"state": abstract, "data": data})[
-            "state"
-        ]
+        items = {"state": self._without_frozen(abstract), "data": data}
+        state = self._ocp.load_checkpointables(None, items)["state"]
+        if self._frozen is None:
+            return state
+        return dataclasses.replace(state, frozen=self._frozen())
+
+    def _without_frozen(self, state: TrainState) -> TrainState:
+        if self._frozen is None:
+            return state
+        return dataclasses.replace(state, frozen={})
 
 
 def read_params(directory: epath.Path) -> tuple[Any, int]:

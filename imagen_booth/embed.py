@@ -1,19 +1,22 @@
 """Prompts to embeddings: computed once, cached on disk, the encoder let go."""
 
+import dataclasses
 import hashlib
 import io
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from etils import epath
+from jaxtyping import Array
 
 from imagen_booth import hosts, sharding
 from imagen_booth.cascade import Cascade
 from imagen_booth.data.pictures import write_atomic
 from imagen_booth.errors import InputError
+from imagen_booth.state import Params
 from imagen_booth.text import prompts as words
 from imagen_booth.text.tokenizer import EMBEDDED, Tokenizer
 from imagen_booth.weights.load import load, origin
@@ -31,6 +34,37 @@ class Embedding(NamedTuple):
 
     text: np.ndarray
     mask: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Learned:
+    """What some tokens were taught to mean, by Textual Inversion.
+
+    Attributes:
+        ids: the tokens, K of them.
+        rows: f32 [K, D], theirs in the encoder's input embedding.
+    """
+
+    ids: tuple[int, ...]
+    rows: np.ndarray
+
+    def digest(self) -> str:
+        """Identifies ids and rows, for caches, recipes and manifests."""
+        data = repr(self.ids).encode() + np.ascontiguousarray(self.rows).tobytes()
+        return hashlib.sha256(data).hexdigest()
+
+
+def with_rows(params: Params, ids: Sequence[int], rows: Array | np.ndarray) -> Params:
+    """A text encoder's parameters with some rows of its input embedding replaced.
+
+    The table is copied, and its gradient is as large: [vocabulary, D].
+
+    Args:
+        ids: K different tokens.
+        rows: [K, D].
+    """
+    table = params["token_embedder"]["embedding"].at[np.asarray(ids)].set(rows)
+    return params | {"token_embedder": {"embedding": table}}
 
 
 def tokenizer(cascade: Cascade, vocabulary: str) -> Tokenizer:
@@ -78,16 +112,19 @@ def embed(
     cache: epath.Path,
     mesh: jax.sharding.Mesh,
     dtype: np.dtype,
+    learned: Learned | None = None,
 ) -> tuple[dict[str, Embedding], dict[str, Any]]:
     """Embeddings of prompts, and of the null text under the key "".
 
     Stored embeddings are trimmed to the tokens the U-Net reads; each file is named
-    by the encoder's fingerprint and the token ids.
+    by the encoder's fingerprint, that of learned rows if it speaks of them, and the
+    token ids.
 
     Args:
         prompts: any prompts; "" always comes along as the null text.
         weights: source of the encoder's weights.
         cleaning: as a job says it, see ``Job.cleaning``.
+        learned: rows that replace the encoder's own.
 
     Returns:
         {prompt: embedding}, and the encoder's origin for the manifest, with the name
@@ -104,28 +141,28 @@ def embed(
     tokens = pieces.encode([clean(one) for one in wanted])
     about = origin(cascade, "text", weights) | {"cleaning": cleaning}
     folder = cache / "text" / about["sha256"][:16]
-    paths = [
-        folder / f"{hashlib.sha256(row.tobytes()).hexdigest()[:24]}.npy"
-        for row in tokens
-    ]
+
+    def place(row: np.ndarray) -> epath.Path:
+        touched = learned is not None and np.isin(row, learned.ids).any()
+        within = folder / learned.digest()[:16] if learned and touched else folder
+        return within / f"{hashlib.sha256(row.tobytes()).hexdigest()[:24]}.npy"
+
+    paths = [place(row) for row in tokens]
     missing = [row for row, path in enumerate(paths) if not path.exists()]
     if missing:
         part = load(cascade, "text", weights, mesh, dtype)
-        apply = jax.jit(part.apply)
         params = part.params
-        for start in range(0, len(missing), ROWS):
-            rows = missing[start : start + ROWS]
-            full = np.resize(rows, ROWS)  # one program for every batch
-            ids = tokens[full]
-            out = apply(params, *sharding.put_copies((ids, ids > 0), mesh))
-            values = sharding.fetch(out).astype(np.float32)
-            for row, value in zip(rows, values, strict=False):
-                kept = (tokens[row] > 0).sum() if text.masked else text.length
-                if hosts.is_first():
-                    _write(paths[row], value[:kept])
+        if learned is not None:
+            params = jax.jit(with_rows, static_argnums=1)(
+                params, learned.ids, learned.rows
+            )
+        values = encode(cascade, jax.jit(part.apply), params, tokens[missing], mesh)
+        for row, value in zip(missing, values, strict=True):
+            if hosts.is_first():
+                _write(paths[row], value)
         hosts.wait("embed")
     found = {
-        prompt: _padded(np.load(io.BytesIO(path.read_bytes())), text.length)
+        prompt: padded(np.load(io.BytesIO(path.read_bytes())), text.length)
         for prompt, path in zip(wanted, paths, strict=True)
     }
     if text.null == "zeros":
@@ -135,7 +172,36 @@ def embed(
     return found, about
 
 
-def _padded(value: np.ndarray, length: int) -> Embedding:
+def encode(
+    cascade: Cascade,
+    apply: Callable[..., Array],
+    params: Params,
+    tokens: np.ndarray,
+    mesh: jax.sharding.Mesh,
+) -> list[np.ndarray]:
+    """What the encoder makes of tokens, trimmed to what the U-Net reads.
+
+    Args:
+        apply: the encoder, jitted; one program serves every call.
+        tokens: int32 [N, L].
+
+    Returns:
+        f32 [l, D] for each row, l at most L.
+    """
+    found = []
+    for start in range(0, len(tokens), ROWS):
+        rows = tokens[start : start + ROWS]
+        ids = np.resize(rows, (ROWS, rows.shape[1]))
+        out = apply(params, *sharding.put_copies((ids, ids > 0), mesh))
+        values = sharding.fetch(out).astype(np.float32)
+        for row, value in zip(rows, values, strict=False):
+            kept = (row > 0).sum() if cascade.text.masked else cascade.text.length
+            found.append(value[:kept])
+    return found
+
+
+def padded(value: np.ndarray, length: int) -> Embedding:
+    """An embedding [l, D] filled up to ``length`` with what is not read."""
     text = np.zeros((length, value.shape[1]), np.float32)
     text[: len(value)] = value
     return Embedding(text, np.arange(length) < len(value))

@@ -2,18 +2,19 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 
 from imagen_booth import checkpoint, hosts, loop, settings, sharding
 from imagen_booth.booth import activation_dtype, cache_folder, story_of
 from imagen_booth.cascade import Cascade, by_name
-from imagen_booth.embed import embed
+from imagen_booth.embed import Learned, embed
 from imagen_booth.errors import InputError
-from imagen_booth.generate import Ready, Request, draw_cascade, store
+from imagen_booth.generate import Ready, Request, about, draw_cascade, store
 from imagen_booth.job import Job
 from imagen_booth.stage import Stage
 from imagen_booth.text import prompts as words
@@ -30,6 +31,9 @@ class Finished:
         cascade: the model.
         stages: those to draw with, from low to high resolution.
         identifier, noun: what [V] and [N] stand for.
+        alone: the identifier stands for a noun straight after it too.
+        licences: of the weights of each part.
+        kept: by stage, the step whose parameters it ended with, if not the last.
     """
 
     path: epath.Path
@@ -38,6 +42,17 @@ class Finished:
     stages: tuple[Stage, ...]
     identifier: str
     noun: str
+    alone: bool = False
+    licences: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    kept: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    def named(self, template: str) -> str:
+        """A template for stages that know the identifier."""
+        return words.fill(template, self.identifier, self.noun, alone=self.alone)
+
+    def plain(self, template: str) -> str:
+        """A template for those that do not."""
+        return words.fill(template, "", self.noun)
 
 
 def read_run(run: epath.Path, resolution: int = 0) -> Finished:
@@ -68,18 +83,30 @@ def read_run(run: epath.Path, resolution: int = 0) -> Finished:
         if not resolution or stage.resolution <= resolution
     )
     subject = manifest["subject"]
+    parts = (manifest.get("cascade") or {}).get("parts") or {}
     return Finished(
-        run, job, cascade, stages, subject["identifier"], subject["class_noun"]
+        *(run, job, cascade, stages, subject["identifier"], subject["class_noun"]),
+        alone=subject.get("alone", False),
+        licences={name: each["licence"] for name, each in parts.items()},
+        kept={
+            name: each["step"]
+            for name, each in (manifest.get("kept") or {}).items()
+            if each
+        },
     )
 
 
 def tuned_steps(run: Finished, stage: Stage) -> int:
-    """Steps that a stage was tuned for; 0 if it is as it came.
+    """Steps that a stage's parameters were tuned for; 0 if it is as it came.
 
     Raises:
         InputError: its tuning has not come to an end.
     """
-    folder = run.path / stage.name
+    steps = _steps_in(run.path / stage.name)
+    return run.kept.get(stage.name, steps) if steps else 0
+
+
+def _steps_in(folder: epath.Path) -> int:
     if not folder.exists():
         return 0
     kept = [each.parent.name for each in folder.glob("*/params")]
@@ -92,6 +119,26 @@ def tuned_steps(run: Finished, stage: Stage) -> int:
     return max(steps)
 
 
+def learned_by(run: Finished) -> Learned | None:
+    """What a run's identifier was taught to mean; None where nothing was.
+
+    Raises:
+        InputError: the learning has not come to an end.
+    """
+    if run.job.text.steps == 0:
+        return None
+    folder = run.path / "text"
+    if _steps_in(folder) == 0:
+        raise InputError(
+            f"{folder} does not exist: the identifier of this run was never learnt; "
+            "run the training command again to finish it"
+        )
+    manifest = json.loads((run.path / "manifest.json").read_text())
+    ids = dict.fromkeys(manifest["subject"]["identifier_ids"])
+    tree, _ = checkpoint.read_params(folder)
+    return Learned(tuple(ids), np.asarray(tree["rows"]["vectors"], np.float32))
+
+
 def open_stage(
     run: Finished, stage: Stage, mesh: jax.sharding.Mesh, dtype: Any
 ) -> Ready:
@@ -101,18 +148,21 @@ def open_stage(
         InputError: missing weights, or a tuning that has not come to an end.
     """
     source = getattr(run.job.weights, stage.name)
-    if tuned_steps(run, stage) == 0:
+    steps = tuned_steps(run, stage)
+    named = run.job.names(stage.name, steps)
+    if steps == 0:
         part = load(run.cascade, stage.name, source, mesh, dtype)
-        return Ready(stage, part, part.params, stage.normal_level, 0)
+        return Ready(stage, part, part.params, stage.normal_level, 0, named)
     # The weights it was tuned from stay on disk.
-    tree, steps = checkpoint.read_params(run.path / stage.name)
+    tree, _ = checkpoint.read_params(run.path / stage.name)
     _, apply = network(run.cascade, stage.name, dtype)
     params = place(tree["unet"], mesh)
     about = origin(run.cascade, stage.name, source)
     known = about["sha256"], about["licence"], about["pretrained"]
     part = Part(apply, params, stage.name, source, *known)
     tuning = run.job.tuning(stage.name)
-    return Ready(stage.tuned(tuning.hybrid), part, params, tuning.level, steps)
+    stage = stage.tuned(tuning.hybrid)
+    return Ready(stage, part, params, tuning.level, steps, named)
 
 
 def draw(
@@ -142,8 +192,8 @@ def draw(
     job = finished.job
     requests = [
         Request(
-            words.fill(prompt, finished.identifier, finished.noun),
-            words.fill(prompt, "", finished.noun),
+            finished.named(prompt),
+            finished.plain(prompt),
             seed,
             f"{index:04d}_{seed}",
         )
@@ -163,8 +213,10 @@ def draw(
             cache=cache_folder(job, run),
             mesh=mesh,
             dtype=dtype,
+            learned=learned_by(finished),
         )
-        for stage, images in draw_cascade(
+        story = story_of(run, finished.cascade, finished.identifier, finished.noun)
+        for each, images in draw_cascade(
             [open_stage(finished, stage, mesh, dtype) for stage in finished.stages],
             requests,
             found,
@@ -177,6 +229,7 @@ def draw(
             check_stop=stop.check,
         ):
             if hosts.is_first():
-                target = folder / str(stage.resolution)
-                store(target, requests, images, story_of(run, finished.cascade))
+                target = folder / str(each.stage.resolution)
+                drawn = about(each, getattr(job.pictures, each.stage.name))
+                store(target, requests, images, story | drawn)
     return folder

@@ -6,6 +6,7 @@ image depends on its prompt, its seed and the settings, not on the batch it is i
 
 import dataclasses
 import functools
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -130,6 +131,7 @@ class Ready:
         params: the weights to use.
         level: augmentation level of the low-res image.
         steps: steps it was tuned for; 0 if it is as it came.
+        named: it is told of the subject by its identifier, see ``Job.names``.
     """
 
     stage: Stage
@@ -137,6 +139,7 @@ class Ready:
     params: Params
     level: float
     steps: int
+    named: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +147,7 @@ class Request:
     """One picture to draw.
 
     Attributes:
-        prompt: what is drawn; stages that know the subject read this.
+        prompt: what is drawn; stages that know the identifier read this.
         plain: the prompt without the identifier, for stages that do not.
         seed: of its noise, below 2^32.
         name: file name without suffix.
@@ -170,7 +173,7 @@ def draw_cascade(
     batch: int,
     mesh: jax.sharding.Mesh,
     check_stop: Callable[[], None],
-) -> Iterator[tuple[Stage, np.ndarray]]:
+) -> Iterator[tuple[Ready, np.ndarray]]:
     """Draws pictures stage by stage, all of them with one stage before the next.
 
     Args:
@@ -190,7 +193,7 @@ def draw_cascade(
         for start in range(0, len(requests), rows):
             check_stop()
             some = requests[start : start + rows]
-            spoken = [one.prompt if each.steps else one.plain for one in some]
+            spoken = [one.prompt if each.named else one.plain for one in some]
             drawn.append(
                 draw_stage(
                     each.stage,
@@ -207,7 +210,18 @@ def draw_cascade(
                 )
             )
         lows = np.concatenate(drawn)
-        yield each.stage, lows
+        yield each, lows
+
+
+def about(ready: Ready, config: sampler.SamplerConfig) -> dict[str, str]:
+    """What the metadata of a stage's pictures says of how they were drawn."""
+    return {
+        "stage": ready.stage.name,
+        "weights": ready.part.fingerprint,
+        "weights_licence": ready.part.licence,
+        "tuned_steps": str(ready.steps),
+        "sampler": json.dumps(dataclasses.asdict(config)),
+    }
 
 
 def store(
@@ -220,7 +234,7 @@ def store(
 
     Args:
         images: [B, R, R, 3] uint8, one per request.
-        story: metadata besides prompt and seed: run, cascade, licence.
+        story: metadata besides prompt and seed, see ``booth.story_of``, ``about``.
     """
     for request, image in zip(requests, images, strict=True):
         pictures.save_png(
@@ -231,7 +245,7 @@ def store(
     sheet = pictures.contact_sheet(
         list(images), [request.prompt for request in requests]
     )
-    pictures.save_png(folder / "contact_sheet.png", sheet)
+    pictures.save_png(folder / "contact_sheet.png", sheet, story)
 
 
 def grid(images: Sequence[np.ndarray], columns: int) -> np.ndarray:

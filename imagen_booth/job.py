@@ -25,6 +25,9 @@ class Subject:
         background: RGB 0..255 shown through transparent pixels and in padding.
         consent: a person who is the subject has agreed to it, or one of the parents
             of a child.
+        description: words that stand for "[V] [N]" where nothing is tuned, such as
+            ``small brown dog with a white chest``; ``toybox`` for what the toybox
+            itself says of one of its subjects.
     """
 
     photos: str = ""
@@ -35,6 +38,7 @@ class Subject:
     shift: tuple[float, float] = (0.0, 0.0)
     background: tuple[int, int, int] = (255, 255, 255)
     consent: bool = False
+    description: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +116,61 @@ class Tuning:
             )
 
 
+# Neutral sentences about the subject, in words that every T5 knows.
+TEMPLATES = (
+    "a photo of a [V] [N]",
+    "a picture of a [V] [N]",
+    "a photo of the [V] [N]",
+    "a close-up photo of a [V] [N]",
+    "a cropped photo of the [V] [N]",
+    "a bright photo of a [V] [N]",
+    "a dark photo of the [V] [N]",
+    "a good photo of a [V] [N]",
+    "a photo of one [V] [N]",
+    "a rendering of a [V] [N]",
+    "a depiction of the [V] [N]",
+    "an image of a [V] [N]",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Inversion(Tuning):
+    """Textual Inversion: what the identifier's tokens mean is learnt, and no more.
+
+    The rows of the text encoder's input embedding that belong to these tokens are
+    fitted to the photos through the frozen encoder and the frozen base stage. The
+    identifier stands for the class noun too. Source: Gal et al., arXiv 2208.01618.
+
+    Attributes:
+        initializer: words whose embedding, in the mean, the rows start from; empty
+            for the class noun.
+        templates: prompts of the photos, drawn anew for each row of a batch.
+    """
+
+    initializer: str = ""
+    templates: tuple[str, ...] = TEMPLATES
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.class_rows:
+            raise InputError(
+                f"config.text.class_rows={self.class_rows}, but nothing that draws the "
+                "class changes in Textual Inversion; use 0"
+            )
+        if not self.templates:
+            raise InputError("config.text.templates is empty; give one or more")
+        for template in self.templates:
+            if "[v]" not in template.lower():
+                raise InputError(
+                    f"config.text.templates holds {template!r}, which does not speak "
+                    "of [V]"
+                )
+
+
+NO_INVERSION = Inversion(0, 4, 0, OptimConfig())
+LAST, BEST = "last", "best"  # values of ``keep``
+
+
 @dataclasses.dataclass(frozen=True)
 class Pictures:
     """The pictures drawn at the end.
@@ -169,6 +228,9 @@ class Job:
         cleaning: what prompts go through before they become tokens, a name of
             ``text.prompts.CLEANERS``; empty for what the cascade was trained with.
         tensorboard: also write tensorboard files.
+        text: Textual Inversion before all else; off at 0 steps.
+        keep: which parameters a stage ends with: ``last``, or ``best`` for those of
+            the preview that scored highest (see ``keep.score``).
     """
 
     cascade: str
@@ -185,10 +247,48 @@ class Job:
     dtype: str = ""
     cleaning: str = ""
     tensorboard: bool = False
+    text: Inversion = NO_INVERSION
+    keep: str = LAST
+
+    def __post_init__(self):
+        if self.keep not in (LAST, BEST):
+            raise InputError(
+                f"config.keep={self.keep!r} is not known; use {LAST!r} or {BEST!r}"
+            )
+        if self.subject.description and self.tuned_parts:
+            raise InputError(
+                f"config.subject.description={self.subject.description!r} is for runs "
+                f"that tune nothing, but {', '.join(self.tuned_parts)} would be tuned; "
+                "leave it empty, or set their steps to 0"
+            )
 
     def tuning(self, stage: str) -> Tuning:
         """Tuning of the stage called ``stage``."""
         return getattr(self, stage)
+
+    @property
+    def tuned_parts(self) -> tuple[str, ...]:
+        """Names of what the job tunes, ``text`` or stages."""
+        names = ("text", "base", "sr256", "sr1024")
+        return tuple(name for name in names if self.tuning(name).steps > 0)
+
+    @property
+    def alone(self) -> bool:
+        """Whether the identifier stands for the class noun too."""
+        return bool(self.subject.description) or self.text.steps > 0
+
+    def names(self, stage: str, steps: int) -> bool:
+        """Whether a stage is told of the subject by its identifier.
+
+        A stage that was not tuned does not know it, unless it is a description, or its
+        embedding was learnt through that stage.
+
+        Args:
+            stage: its name.
+            steps: it was tuned for.
+        """
+        learnt = self.text.steps > 0 and stage == "base"
+        return steps > 0 or learnt or bool(self.subject.description)
 
 
 @dataclasses.dataclass(frozen=True)

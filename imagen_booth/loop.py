@@ -106,7 +106,8 @@ def fit(
         data: grain iterator of batches, numpy rows of this process, with entries
             named ``shared`` that are the same for every row.
         learning_rate: rate at a step, for the log.
-        preview: draws and stores a picture of a state.
+        preview: draws and stores a picture of a state; may be asked for a step again
+            where a run goes on from it.
         inference: parameters to store when the stage is finished.
         diagnose: names the tensors that are not finite in the next step.
 
@@ -130,6 +131,8 @@ def fit(
         # A rehearsal: storage that cannot be written fails now, not after hours.
         checkpoints.save(0, state, data, wait=True)
         preview(state, 0)
+    elif step < config.steps and _due(config, step):
+        preview(state, step)  # it may have ended between a save and this
 
     bar = tqdm.tqdm(total=config.steps, initial=step, desc=f"{name:>7}", unit="step")
     since, images, program = time.perf_counter(), 0, None
@@ -163,6 +166,8 @@ def fit(
                 numbers["time/images_per_sec"] = images / seconds
                 metrics.write(name, step, numbers | _device_memory())
                 since, images = time.perf_counter(), 0
+            if last:
+                preview(state, step)  # before the save, which may depend on it
             stopping = hosts.any_host(stop.asked) and not last
             if last or stopping or step % config.save_every == 0:
                 usable = last or config.always_usable
@@ -178,10 +183,15 @@ def fit(
                     f"{name}: saved at step {step} of {config.steps} and stopped; "
                     "run the same command again to go on"
                 )
-            if last or (config.preview_every and step % config.preview_every == 0):
+            if not last and _due(config, step):
                 preview(state, step)
                 since = time.perf_counter()
     return state
+
+
+def _due(config: LoopConfig, step: int) -> bool:
+    """Whether a preview is drawn at a step that is not the last."""
+    return bool(config.preview_every) and step % config.preview_every == 0
 
 
 def _place(batch: dict[str, Any], mesh: jax.sharding.Mesh) -> dict[str, Any]:

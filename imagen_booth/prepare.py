@@ -12,9 +12,9 @@ from imagen_booth import hosts, report
 from imagen_booth.cascade import Cascade
 from imagen_booth.data import photos, pictures
 from imagen_booth.data.toybox import subjects as toys
-from imagen_booth.embed import Embedding, cleaning_of, embed, tokenizer
+from imagen_booth.embed import Embedding, Learned, cleaning_of, embed, tokenizer
 from imagen_booth.errors import InputError
-from imagen_booth.job import Job, Subject
+from imagen_booth.job import TOYBOX, Job, Subject
 from imagen_booth.text import identifier, people, prompts
 from imagen_booth.text.tokenizer import Tokenizer
 from imagen_booth.weights.load import find
@@ -33,18 +33,22 @@ class Words:
     Attributes:
         identifier: text that stands for [V].
         ids: its tokens.
+        alone: it stands for the class noun too.
         instance, klass: instance prompt and class prompt.
         pictures: prompts of the final pictures, filled in.
         plain: the same without the identifier, for stages that do not know it.
         found: {prompt: embedding}; "" is the null text.
         encoder: origin of the text encoder.
         reading: identifies what prompts mean to the networks, for recipes: the
-            encoder's fingerprint, and the cleaning unless it is the cascade's own.
+            encoder's fingerprint, the cleaning unless it is the cascade's own, and
+            what was learnt of the identifier.
+        plain_reading: the same without the last.
         warnings: what is wrong with the user's identifier.
     """
 
     identifier: str
     ids: tuple[int, ...]
+    alone: bool
     instance: str
     klass: str
     pictures: tuple[str, ...]
@@ -52,15 +56,21 @@ class Words:
     found: dict[str, Embedding]
     encoder: dict[str, Any]
     reading: str
+    plain_reading: str
     warnings: tuple[str, ...]
 
 
 def resolutions(job: Job, cascade: Cascade) -> dict[str, int]:
-    """Resolution in pixels of every stage that the job tunes."""
+    """Resolution in pixels of every stage that looks at photos.
+
+    Those are the stages that the job tunes, and the base stage where words are learnt
+    through it.
+    """
     return {
         stage.name: stage.resolution
         for stage in cascade.stages
         if job.tuning(stage.name).steps > 0
+        or (stage.low_resolution is None and job.text.steps > 0)
     }
 
 
@@ -224,9 +234,17 @@ def _report_refusal(work: Workdir, error: photos.NoGoodPhotos) -> None:
 
 
 def choose_words(
-    job: Job, cascade: Cascade, cache: epath.Path, mesh: jax.sharding.Mesh, dtype: Any
+    job: Job,
+    cascade: Cascade,
+    cache: epath.Path,
+    mesh: jax.sharding.Mesh,
+    dtype: Any,
+    learned: Learned | None = None,
 ) -> Words:
     """Chooses or checks the identifier, and embeds every prompt of the run.
+
+    Args:
+        learned: what the identifier was taught to mean, where it was.
 
     Raises:
         InputError: the identifier cannot be tokenised, or weights are missing.
@@ -234,9 +252,12 @@ def choose_words(
     noun = job.subject.class_noun
     pieces = tokenizer(cascade, job.weights.vocabulary)
     name, ids, warnings = choose_identifier(job, cascade, pieces)
-    instance = prompts.instance_prompt(name, noun)
+    alone = job.alone
+    instance = prompts.instance_prompt(name, noun, alone=alone)
     klass = prompts.class_prompt(noun)
-    filled = tuple(prompts.fill(each, name, noun) for each in job.pictures.prompts)
+    filled = tuple(
+        prompts.fill(each, name, noun, alone=alone) for each in job.pictures.prompts
+    )
     plain = tuple(prompts.fill(each, "", noun) for each in job.pictures.prompts)
     found, origin = embed(
         cascade,
@@ -247,13 +268,34 @@ def choose_words(
         cache=cache,
         mesh=mesh,
         dtype=dtype,
+        learned=learned,
     )
     reading = origin["sha256"]
     if origin["cleaning"] != cleaning_of(cascade, ""):
         reading += f" {origin['cleaning']}"
     return Words(
-        name, ids, instance, klass, filled, plain, found, origin, reading, warnings
+        *(name, ids, alone, instance, klass, filled, plain, found, origin),
+        reading if learned is None else f"{reading} {learned.digest()}",
+        reading,
+        warnings,
     )
+
+
+def description_of(subject: Subject) -> str:
+    """The words that stand for the subject where nothing is tuned.
+
+    Raises:
+        InputError: the toybox is to describe a subject that is none of its own.
+    """
+    if subject.description != TOYBOX:
+        return subject.description
+    if not subject.photos.startswith(TOY):
+        raise InputError(
+            f"config.subject.description={TOYBOX!r}, but the subject of "
+            f"config.subject.photos={subject.photos!r} is not of the toybox; say what "
+            "it looks like, such as 'small brown dog with a white chest'"
+        )
+    return toys.describe(toy_subject(subject.photos))
 
 
 def choose_identifier(
@@ -267,6 +309,9 @@ def choose_identifier(
     text, noun = cascade.text, job.subject.class_noun
     cleaning = cleaning_of(cascade, job.cleaning)
     clean = prompts.cleaner(cleaning)
+    if job.subject.description:
+        name = description_of(job.subject)
+        return name, tuple(pieces.pieces(name if clean is None else clean(name))), ()
     if job.subject.identifier:
         name = job.subject.identifier
         warnings = identifier.check(name, pieces, text.rare, noun, clean)

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,12 +17,16 @@ import tqdm
 from etils import epath
 
 from imagen_booth import hosts
+from imagen_booth.cascade import Cascade
 from imagen_booth.data import pictures
 from imagen_booth.diffusion.sampler import SamplerConfig
 from imagen_booth.embed import Embedding
 from imagen_booth.generate import draw_stage
+from imagen_booth.job import Job
+from imagen_booth.prepare import Words
+from imagen_booth.previews import Pair
 from imagen_booth.stage import Stage
-from imagen_booth.weights.load import Part
+from imagen_booth.weights.load import Part, load
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +98,13 @@ def class_images(
         (folder / "recipe.json").write_text(
             json.dumps(dataclasses.asdict(recipe), indent=1, default=repr)
         )
+    story = {
+        "prompt": recipe.prompt,
+        "stage": recipe.stage.name,
+        "weights": recipe.unet,
+        "weights_licence": part.licence,
+        "sampler": json.dumps(dataclasses.asdict(recipe.sampler)),
+    }
     for group in tqdm.tqdm(
         missing, desc="class images", unit="group", disable=not missing
     ):
@@ -115,10 +127,74 @@ def class_images(
                 pictures.save_png(
                     _path(folder, index),
                     image,
-                    {"prompt": recipe.prompt, "seed": str(recipe.seed + index)},
+                    story | {"seed": str(recipe.seed + index)},
                 )
         hosts.wait(f"class images {group}")
     return [pictures.load_png(_path(folder, index)) for index in range(count)]
+
+
+def set_of(
+    job: Job,
+    cascade: Cascade,
+    stage: Stage,
+    part: Part,
+    words: Words,
+    *,
+    cache: epath.Path,
+    mesh: jax.sharding.Mesh,
+    dtype: Any,
+    check_stop: Callable[[], None],
+) -> tuple[list[Pair], epath.Path]:
+    """The prior set of a stage, drawn by its frozen weights from the stages below.
+
+    Args:
+        part: the stage's network; those below are loaded.
+
+    Returns:
+        The pairs, and the folder of the stage's class images.
+    """
+    lows: list[np.ndarray] | None = None
+    made_from = words.plain_reading  # the class prompt has no learnt word
+    below = [each for each in cascade.stages if each.resolution < stage.resolution]
+    for each in (*below, stage):
+        source = getattr(job.weights, each.name)
+        network = (
+            part if each is stage else load(cascade, each.name, source, mesh, dtype)
+        )
+        enlarges = each.low_resolution is not None
+        recipe = Recipe(
+            prompt=words.klass,
+            unet=network.fingerprint,
+            made_from=made_from,
+            stage=each,
+            level=each.normal_level if enlarges else 0.0,
+            sampler=(
+                getattr(job.pictures, each.name)
+                if enlarges
+                else job.class_images.sampler
+            ),
+            group=job.class_images.group,
+            seed=job.seed,
+            dtype=str(dtype),
+        )
+        images = class_images(
+            recipe,
+            job.class_images.count,
+            network,
+            words.found[words.klass],
+            words.found[""],
+            lows=lows,
+            cache=cache,
+            mesh=mesh,
+            check_stop=check_stop,
+        )
+        if each is stage:
+            break
+        lows, made_from = images, recipe.digest()
+    folder = folder_of(recipe, cache)
+    if lows is None:
+        return [Pair(image, None) for image in images], folder
+    return [Pair(*both) for both in zip(images, lows, strict=True)], folder
 
 
 def _path(folder: epath.Path, index: int) -> epath.Path:

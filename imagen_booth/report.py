@@ -25,10 +25,12 @@ _MOST_FINAL = 12  # pictures shown per resolution
 _MOST_STEPS = 7  # preview grids shown per stage, the first and the last among them
 _MOST_CROPS = 12
 _STAGE_NAMES = {
+    "text": "The identifier’s meaning",
     "base": "Base stage",
     "sr256": "First super-resolution stage",
     "sr1024": "Second super-resolution stage",
 }
+_NETWORKS = ("base", "sr256", "sr1024")
 _COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
@@ -145,6 +147,16 @@ class _Report:
         took = f" in {_duration(spent)}" if spent else ""
         learnt = f"{_capital(learner)} was fine-tuned on {shown}{took}."
         prompt, noun = subject.get("instance_prompt"), subject.get("class_noun")
+        if subject.get("learned"):
+            tuned = any((self.config.get(s) or {}).get("steps") for s in _NETWORKS)
+            also = " before that" if tuned else f", and no network was tuned{took}"
+            word = f"What “{subject.get('identifier')}” means was learnt from"
+            learnt = f"{learnt} " * tuned + f"{word} {shown}{also}."
+        elif (self.config.get("subject") or {}).get("description"):
+            return (
+                f"Nothing was tuned: {learner} was told in words what {shown} show, "
+                f"“{prompt}”."
+            )
         trained = all(part.get("pretrained") for part in self.parts.values())
         if not prompt or not trained:  # a prompt means nothing to random weights
             return learnt
@@ -209,6 +221,7 @@ class _Report:
                     )
                 parts.append(html.grid(figures, _MOST_STEPS - 2, 3, "strip"))
             parts.append(self.similarity(stage))
+            parts.append(self.progress(stage, paths))
         if not parts:
             return ""
         said = "Each stage drew the same pictures, from the same noise, as it learnt."
@@ -232,6 +245,44 @@ class _Report:
             return self.figure(self.workdir / name, 360, caption, html.text(caption))
 
         return failures_page.section(found, shown) if found else ""
+
+    def progress(self, stage: str, paths: Sequence[epath.Path]) -> str:
+        """Likeness to the photos by step, and which step was kept by what rule."""
+        steps, subject, klass = [], [], []
+        for path in paths:
+            told = _metadata(path)
+            of_subject, of_class = (
+                list(json.loads(told.get(name, "{}")).values())
+                for name in ("measured", "measured_class")
+            )
+            if of_subject:
+                steps.append(_number(path.stem))
+                subject.append(float(np.mean(of_subject)))
+                klass.append(float(np.mean(of_class)) if of_class else math.nan)
+        if len(steps) < 3:
+            return ""
+        across = np.array(steps, float)
+        series = {"subject": (across, np.array(subject))}
+        if not np.isnan(klass).any():
+            series["class"] = (across, np.array(klass))
+        kept = (self.manifest.get("kept") or {}).get(stage)
+        said = (
+            "Likeness of the previews to the photos by step, all measures in the mean."
+        )
+        if kept:
+            said += (
+                f" Kept: step {kept['step']}, score {kept['score']:.3g}, by this rule: "
+                f"{kept['rule']}."
+            )
+        drawn = html.curve(series, f"{stage}: {said}")
+        return html.grid(
+            [
+                f'<figure class="curve">{drawn}'
+                f"<figcaption>{html.text(said)}</figcaption></figure>"
+            ],
+            2,
+            1,
+        )
 
     def photos(self) -> str:
         folder = self.workdir / "photos"
@@ -456,7 +507,7 @@ def _metadata(path: epath.Path) -> dict[str, str]:
 
 def _shown(grid: epath.Path, stage: str) -> str:
     """What a preview grid shows, in words."""
-    if stage != "base":
+    if stage not in ("text", "base"):
         return (
             "Along the rows: the low-res input, what the stage made of it, the photo."
         )

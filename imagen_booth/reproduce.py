@@ -3,9 +3,11 @@
     python -m imagen_booth.reproduce --quick
     python -m imagen_booth.reproduce --studies=prior,noun --workdir=runs/reproduce
 
-Studies: vanilla, fidelity, prior, noun, identifier, photos, sr. First comes the plan
-with its cost. In full this takes many hours; stopped, the same command goes on, and
-what --quick has done counts. The result is DIR/reproduce.html and DIR/results.json.
+Studies: vanilla, fidelity, baselines (DreamBooth, no prior loss, Textual Inversion,
+prompts only), prior, sampler (of class images), noun, identifier, photos, sr. First
+comes the plan with its cost. In full this takes many hours; stopped, the same command
+goes on, and what --quick has done counts. The result is DIR/reproduce.html and
+DIR/results.json.
 """
 
 from absl import flags
@@ -23,13 +25,17 @@ def main() -> None:
     # Slow imports come after the flags, so that --help and bad flags answer at once.
     from etils import epath
 
-    from imagen_booth.config import booth, to_job
+    from imagen_booth.config import booth, inversion, to_job
     from imagen_booth.studies import plan
     from imagen_booth.studies.conduct import conduct
 
     names = plan.STUDIES if _STUDIES.value is None else _STUDIES.value
     page = conduct(
-        to_job(booth("toybox")), epath.Path(_WORKDIR.value), names, _QUICK.value
+        to_job(booth("toybox")),
+        epath.Path(_WORKDIR.value),
+        names,
+        _QUICK.value,
+        to_job(inversion("toybox")).text,
     )
     print(f"open {page}")
 

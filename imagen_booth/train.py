@@ -21,7 +21,7 @@ _WORKDIR = flags.DEFINE_string(
     "workdir", None, "where the run lives, local or gs://; default runs/CONFIG"
 )
 _OVERWRITE = flags.DEFINE_list(
-    "overwrite", [], "parts to redo: base, sr256, sr1024, samples, all"
+    "overwrite", [], "parts to redo: text, base, sr256, sr1024, samples, all"
 )
 cli.define_hosts()
 

@@ -1,66 +1,23 @@
 """Fine-tuning of one stage on one subject: examples, loss, previews, the loop."""
 
-import dataclasses
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from etils import epath
 
-from imagen_booth import hosts, loop, optim, sharding, state, steps
-from imagen_booth.checkpoint import Checkpoints
-from imagen_booth.data import pictures, pipeline
-from imagen_booth.diffusion.sampler import SamplerConfig
+from imagen_booth import hosts, loop, optim, previews, sharding, state, steps
+from imagen_booth.checkpoint import Checkpoints, read_params
+from imagen_booth.data import pipeline
 from imagen_booth.embed import Embedding
-from imagen_booth.evaluation import similarity
-from imagen_booth.generate import draw_stage, grid
-from imagen_booth.job import Tuning
+from imagen_booth.job import BEST, Tuning
+from imagen_booth.keep import Best, forget
 from imagen_booth.metrics import MetricWriter
+from imagen_booth.previews import Measured, Pair, Preview
 from imagen_booth.stage import Stage
-from imagen_booth.weights.load import Part
+from imagen_booth.weights.load import Part, place
 
-
-@dataclasses.dataclass(frozen=True)
-class Pair:
-    """One training image, uint8, with its low-res version where the stage has one."""
-
-    image: np.ndarray
-    low: np.ndarray | None
-
-    def example(self, embedding: Embedding) -> pipeline.Example:
-        """As a row of a batch."""
-        row = {
-            "image": self.image,
-            "text": embedding.text,
-            "text_mask": embedding.mask,
-        }
-        return row if self.low is None else row | {"low": self.low}
-
-
-@dataclasses.dataclass(frozen=True)
-class Preview:
-    """What is drawn at intervals, always with the same noise.
-
-    Attributes:
-        prompts: one per picture, the first ``subjects`` of them the instance prompt.
-        embeddings: of the prompts.
-        null: the null text.
-        sampler: of the stage.
-        rows: rows the sampler's program is compiled for.
-        photos: pairs of the subject; a super-resolution preview enlarges their low
-            versions, and every preview is compared with them.
-        subjects: how many of the pictures show the subject.
-    """
-
-    prompts: Sequence[str]
-    embeddings: Sequence[Embedding]
-    null: Embedding
-    sampler: SamplerConfig
-    rows: int
-    photos: Sequence[Pair]
-    subjects: int
+Sheet = tuple[Any, Measured]  # a preview's picture, uint8 [H, W, 3], and its measures
 
 
 def tune(
@@ -73,9 +30,10 @@ def tune(
     class_text: Embedding,
     preview: Preview,
     *,
+    keep: str,
     seed: int,
     folder: epath.Path,
-    previews: epath.Path,
+    shown: epath.Path,
     mesh: jax.sharding.Mesh,
     metrics: MetricWriter,
     stop: loop.StopRequest,
@@ -86,35 +44,25 @@ def tune(
         part: the stage's network with its pretrained weights; these are consumed.
         subject: the photos; each comes equally often.
         class_pairs: the prior set; unused where ``tuning.class_rows`` is 0.
+        keep: which parameters it ends with, see ``Job.keep``.
         seed: of data order, noise and times.
         folder: of the checkpoints.
-        previews: of the preview grids.
+        shown: folder of the preview grids.
 
     Returns:
-        The tuned parameters, and before/after similarity for the manifest.
+        The tuned parameters, and entries for the manifest, see ``fit``.
     """
     optimizer = optim.build(tuning.optim, tuning.steps)
-    loss_config = steps.LossConfig(
-        weighting=tuning.weighting,
-        hybrid=tuning.hybrid,
-        level=(tuning.level, tuning.level),
-    )
+    loss_config = loss_config_of(tuning)
 
     def loss_fn(params, batch, key):
         return steps.batch_loss(
             stage, part.apply, None, loss_config, params, batch, key
         )
 
-    step_fn = steps.make_step(
-        loss_fn,
-        optimizer,
-        seed=seed,
-        ema=tuning.optim.ema,
-        accumulate=tuning.accumulate,
-    )
     groups = [
         pipeline.Group(
-            [pair.example(subject_text) for pair in subject],
+            [_example(pair, subject_text) for pair in subject],
             tuning.subject_rows,
             1.0,
             steps.SUBJECT,
@@ -123,7 +71,7 @@ def tune(
     if tuning.class_rows:
         groups.append(
             pipeline.Group(
-                [pair.example(class_text) for pair in class_pairs],
+                [_example(pair, class_text) for pair in class_pairs],
                 tuning.class_rows,
                 tuning.prior_weight,
                 steps.CLASS,
@@ -138,16 +86,113 @@ def tune(
         prepare=pipeline.random_crop(stage.crop, stage.scale) if stage.crop else None,
     )
 
-    def draw_preview(now: state.TrainState, step: int) -> None:
-        params = state.ema_params(now, tuning.optim.ema)["unet"]
-        show(stage, part, params, tuning, preview, step, previews, mesh)
+    def draw(params: state.Params) -> Sheet:
+        return previews.draw(stage, part, params["unet"], tuning.level, preview, mesh)
 
-    with Checkpoints(folder) as checkpoints:
+    params, told = fit(
+        stage.name,
+        tuning,
+        start_state({"unet": part.params}, optimizer, tuning.optim.ema > 0, mesh),
+        loss_fn,
+        optimizer,
+        iter(data.to_iter_dataset()),
+        draw,
+        preview,
+        lambda params: params,
+        keep=keep,
+        seed=seed,
+        folder=folder,
+        shown=shown,
+        mesh=mesh,
+        metrics=metrics,
+        stop=stop,
+    )
+    return params["unet"], told
+
+
+def _example(pair: Pair, embedding: Embedding) -> pipeline.Example:
+    """A training image as a row of a batch."""
+    row = {"image": pair.image, "text": embedding.text, "text_mask": embedding.mask}
+    return row if pair.low is None else row | {"low": pair.low}
+
+
+def loss_config_of(tuning: Tuning) -> steps.LossConfig:
+    """The loss that a tuning asks for."""
+    return steps.LossConfig(
+        weighting=tuning.weighting,
+        hybrid=tuning.hybrid,
+        level=(tuning.level, tuning.level),
+    )
+
+
+def fit(
+    name: str,
+    tuning: Tuning,
+    start: loop.Start,
+    loss_fn: Callable[..., Any],
+    optimizer: Any,
+    data: Iterator[Any],
+    draw: Callable[[state.Params], Sheet],
+    preview: Preview,
+    usable: Callable[[state.Params], Any],
+    *,
+    keep: str,
+    seed: int,
+    folder: epath.Path,
+    shown: epath.Path,
+    mesh: jax.sharding.Mesh,
+    metrics: MetricWriter,
+    stop: loop.StopRequest,
+    frozen: Callable[[], state.Params] | None = None,
+) -> tuple[Any, dict[str, Any]]:
+    """Runs the loop with a tuning's steps, previews, and choice of parameters.
+
+    Args:
+        name: of what is tuned, for messages and metric rows.
+        draw: draws and measures a preview with a state's parameters.
+        usable: of these, what is kept for use.
+        frozen: see ``Checkpoints``.
+
+    Returns:
+        What ``usable`` gave at the step that is kept, on the mesh, and {"similarity":
+        measures before and after, "kept": ``Best.told`` or None}.
+
+    Raises:
+        Stopped, NotFinite, StorageError: as ``loop.fit``.
+    """
+    step_fn = steps.make_step(
+        loss_fn,
+        optimizer,
+        seed=seed,
+        ema=tuning.optim.ema,
+        accumulate=tuning.accumulate,
+    )
+    with Checkpoints(folder, frozen=frozen) as checkpoints:
+        latest = checkpoints.latest()
+        if latest is None:
+            forget(shown)
+        finished = latest is not None and latest >= tuning.steps
+        best = Best(folder, shown, finished) if keep == BEST else None
+
+        def draw_preview(now: state.TrainState, step: int) -> None:
+            if previews.file_of(shown, step).exists():
+                return  # by a run that was killed after it, and went on from before
+            params = state.ema_params(now, tuning.optim.ema)
+            sheet, measured = draw(params)
+            if best is not None:
+                best.look(step, measured, usable(params))
+            previews.store(shown, step, sheet, preview, measured)
+
+        def inference(now: state.TrainState) -> Any:
+            if best is not None:
+                return best.params()
+            return usable(state.ema_params(now, tuning.optim.ema))
+
         final = loop.fit(
-            stage.name,
-            start_state({"unet": part.params}, optimizer, tuning.optim.ema > 0, mesh),
+            name,
+            start,
             step_fn,
-            iter(data.to_iter_dataset()),
+            data,
             loop.LoopConfig(
                 tuning.steps,
                 tuning.log_every,
@@ -159,14 +204,23 @@ def tune(
             metrics=metrics,
             learning_rate=optim.learning_rate(tuning.optim, tuning.steps),
             preview=draw_preview,
-            inference=lambda now: state.ema_params(now, tuning.optim.ema),
+            inference=inference,
             diagnose=lambda now, batch: steps.not_finite(loss_fn, now, batch, seed),
             stop=stop,
         )
-    before, after = (_measured(previews, step) for step in (0, tuning.steps))
-    return state.ema_params(final, tuning.optim.ema)["unet"], {
-        name: {"before": before[name], "after": after[name]} for name in before
+    if best is None:
+        kept, told, after_step = inference(final), None, int(final.step)
+    else:
+        best.done()
+        told = best.told()
+        kept, after_step = place(read_params(folder)[0], mesh), told["step"]
+    hosts.wait(f"previews {name}")
+    measured = previews.measured_in(shown)
+    before, after = measured[0].subject, measured[after_step].subject
+    similarity = {
+        each: {"before": before[each], "after": after[each]} for each in before
     }
+    return kept, {"similarity": similarity, "kept": told}
 
 
 def start_state(
@@ -196,70 +250,3 @@ def start_state(
     )
     make = jax.jit(create, out_shardings=placement, donate_argnums=0)
     return loop.Start(abstract, lambda: make(params))
-
-
-def show(
-    stage: Stage,
-    part: Part,
-    params: state.Params,
-    tuning: Tuning,
-    preview: Preview,
-    step: int,
-    folder: epath.Path,
-    mesh: jax.sharding.Mesh,
-) -> None:
-    """Draws one preview grid, stores it, and measures it against the photos.
-
-    A super-resolution grid has rows of three: the low-res image, the stage's own
-    enlargement of it, and the photo itself.
-    """
-    super_resolution = stage.low_resolution is not None
-    low = None
-    if super_resolution:
-        low = np.stack([pair.low for pair in preview.photos if pair.low is not None])
-    images = draw_stage(
-        stage,
-        part,
-        params,
-        preview.sampler,
-        preview.embeddings,
-        preview.null,
-        range(len(preview.embeddings)),
-        mesh=mesh,
-        low=low,
-        level=tuning.level,
-        rows=preview.rows,
-    )
-    truths = [pair.image for pair in preview.photos]
-    if super_resolution:
-        assert low is not None
-        enlarged = low.repeat(stage.scale, 1).repeat(stage.scale, 2)
-        cells = [
-            cell for row in zip(enlarged, images, truths, strict=True) for cell in row
-        ]
-        sheet = grid(cells, 3)
-        pairs = list(zip(images, truths, strict=True))
-        measured = {
-            "PSNR against the photo, dB": float(
-                np.mean([similarity.psnr(*pair) for pair in pairs])
-            )
-        }
-    else:
-        sheet = grid(list(images), 4)
-        measured = similarity.to_photos(images[: preview.subjects], truths)
-    if hosts.is_first():
-        pictures.save_png(
-            folder / f"step_{step:06d}.png",
-            sheet,
-            {
-                "prompts": json.dumps(list(preview.prompts)),
-                "step": str(step),
-                "measured": json.dumps(measured),
-            },
-        )
-
-
-def _measured(folder: epath.Path, step: int) -> dict[str, float]:
-    hosts.wait(f"preview {folder.name} {step}")
-    path = folder / f"step_{step:06d}.png"
-    return json.loads(pictures.read_png_metadata(path)["measured"])

@@ -11,7 +11,9 @@ from imagen_booth import hosts
 from imagen_booth.data.pictures import write_atomic
 from imagen_booth.errors import InputError
 
-PARTS = ("base", "sr256", "sr1024", "samples")
+TUNED = ("text", "base", "sr256", "sr1024")
+PARTS = (*TUNED, "samples")
+PREVIEWS = "previews"  # in samples, but a part of the tuning that drew them
 
 
 class Workdir:
@@ -34,7 +36,7 @@ class Workdir:
                 f"{', '.join(PARTS)} or all"
             )
         self._overwrite: set[str] = set(PARTS) if "all" in overwrite else set(overwrite)
-        if self._overwrite & {"base", "sr256", "sr1024"}:
+        if self._overwrite & set(TUNED):
             self._overwrite.add("samples")  # drawn by the stages before them
         self.manifest: dict[str, Any] = {}
         file = self.path / "manifest.json"
@@ -68,7 +70,7 @@ class Workdir:
         if part in self._overwrite:
             self._overwrite.remove(part)
             if hosts.is_first() and folder.exists():
-                folder.rmtree()
+                _clear(folder, "" if part in TUNED else PREVIEWS)
         elif file.exists():
             changed = _differences(json.loads(file.read_text()), recipe)
             if changed:
@@ -79,6 +81,16 @@ class Workdir:
         hosts.wait(f"claim {part}")
         self.write_json(f"{part}/recipe.json", recipe)
         return folder
+
+
+def _clear(folder: epath.Path, stays: str) -> None:
+    for inner in folder.iterdir():
+        if inner.name == stays:
+            continue
+        if inner.is_dir():
+            inner.rmtree()
+        else:
+            inner.unlink()
 
 
 def now() -> str:

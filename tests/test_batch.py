@@ -8,6 +8,8 @@ import re
 import signal
 import subprocess
 import sys
+import threading
+import time
 import tracemalloc
 
 import jax
@@ -235,6 +237,7 @@ def test_every_picture_tells_its_story(run, painted, tmp_path):
         assert story.get("negative_prompt", "") == row["negative_prompt"]
         assert (story["run"], story["cascade"]) == ("run", "tiny")
         assert {"licence", "weights", "sampler", "subject"} <= story.keys()
+        assert {"identifier", "tuned_steps", "software"} <= story.keys()
         colour = pictures.load_png(folder / row["file"])[0, 0, 0]
         assert colour == row["seed"]
     page = (folder / "index.html").read_text()
@@ -382,6 +385,138 @@ def test_a_full_disk_stops_and_is_gone_on_from(run, painted, tmp_path, monkeypat
     assert len(files(folder)) == len(index(folder)) == 4
 
 
+def sample(run: epath.Path, file, *flags: str) -> subprocess.CompletedProcess:
+    """The real command at 64 px, with what networks it takes."""
+    return subprocess.run(
+        [
+            *(sys.executable, "-m", "imagen_booth.sample", f"--run={run}"),
+            *(f"--prompts={file}", "--name=job", "--resolution=64", *flags),
+        ],
+        env=os.environ | {"PYTHONPATH": os.getcwd()},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 80 KiB, and what makes it larger."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+
+    def mount(options: str) -> bool:
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(disk)]
+        return not subprocess.run(command, capture_output=True, check=False).returncode
+
+    if not mount("size=80k"):
+        pytest.skip("no disk can be mounted here")
+    yield epath.Path(disk), lambda: mount("remount,size=8m")
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_job_meets_the_end_of_a_real_disk(run, small_disk, tmp_path):
+    """The command ends with 5 and one sentence, and goes on when there is room."""
+    disk, enlarge = small_disk
+    work = disk / "run"
+    work.mkdir()
+    for name in ("config.json", "manifest.json"):
+        (work / name).write_text((run / name).read_text())
+    file = write(tmp_path, "a [V] [N]\na cat\na [V] [N] in the snow")
+    first = sample(work, file, "--seeds=8", "--batch=4")
+    assert first.returncode == 5, first.stderr
+    assert "No space left on device" in first.stderr
+    assert "Traceback" not in first.stderr
+    folder = work / "samples" / "job"
+    there = {name: (folder / "64" / name).stat().mtime for name in files(folder, 64)}
+    assert 0 < len(there) < 24
+    assert not [name for name in there if name.startswith(".")]
+    assert enlarge()
+    second = sample(work, file, "--seeds=8", "--batch=4")
+    assert second.returncode == 0, second.stderr
+    assert f"drew {24 - len(there)} pictures" in second.stderr
+    assert len(files(folder, 64)) == len(index(folder)) == 24
+    for name, moment in there.items():
+        assert (folder / "64" / name).stat().mtime == moment
+        assert pictures.load_png(folder / "64" / name).shape == (64, 64, 3)
+
+
+def test_a_file_that_may_not_grow_is_storage_too(run, tmp_path, monkeypatch):
+    """A limit of the system on the size of files, in place of a full disk."""
+    file = write(tmp_path, "a [V] [N]")
+    driver = (
+        "import resource, runpy; resource.setrlimit(resource.RLIMIT_FSIZE, (2000,) * 2)"
+        "; runpy.run_module('imagen_booth.sample', run_name='__main__', alter_sys=True)"
+    )
+    monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "false")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c", driver, f"--run={run}", f"--prompts={file}"),
+            "--resolution=64",
+        ],
+        env=os.environ | {"PYTHONPATH": os.getcwd()},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 5, done.stderr
+    assert "File too large" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_job_says_where_its_time_went(run, painted, tmp_path, caplog, monkeypatch):
+    caplog.set_level("INFO", "imagen_booth")
+    paint = batch.draw_stage
+
+    def slowly(*arguments, **settings):
+        time.sleep(0.2)
+        return paint(*arguments, **settings)
+
+    monkeypatch.setattr(batch, "draw_stage", slowly)
+    file = write(tmp_path, "a [V] [N]\na cat")
+    draw(run, file, seeds=4)
+    said = re.search(
+        r"drew 16 pictures.* in ([\d.]+) s: ([\d.]+) s in the networks, ([\d.]+) s on "
+        r"text and weights, ([\d.]+) s on the host beside them, ([\d.]+) ms a picture",
+        caplog.text,
+    )
+    assert said
+    total, networks, loading, rest, each = map(float, said.groups())
+    # One batch of 8 at 64 px, and two of 4 at 256.
+    assert 0.6 <= networks < total
+    assert networks + loading + rest == pytest.approx(total, abs=0.2)
+    assert each == pytest.approx(1000 * rest / 16, abs=10)
+    caplog.clear()
+    draw(run, file, seeds=4)
+    assert "nothing was missing" in caplog.text
+
+
+def test_packing_goes_on_while_the_next_batch_is_drawn(
+    run, painted, tmp_path, monkeypatch
+):
+    """A batch is not listed before it is stored, nor waited for before the next."""
+    order, save, paint = [], pictures.save_png, batch.draw_stage
+    drawing = threading.Event()
+
+    def saving(path, *rest):
+        if "/64/" in str(path) and len(painted) == 1:
+            assert drawing.wait(60), "the next batch never began"
+        save(path, *rest)
+        order.append("saved")
+
+    def painting(*arguments, **settings):
+        if painted:
+            drawing.set()
+        order.append("drew")
+        return paint(*arguments, **settings)
+
+    monkeypatch.setattr(pictures, "save_png", saving)
+    monkeypatch.setattr(batch, "draw_stage", painting)
+    folder = draw(run, write(tmp_path, "a [V] [N]"), seeds=8, batch=4, resolution=64)
+    assert order[:2] == ["drew", "drew"]
+    assert len(index(folder)) == len(files(folder, 64)) == 8
+
+
 def test_hosts_write_their_own_rows(run, painted, tmp_path, monkeypatch):
     """Each of two hosts in turn; both see all rows, and store every second one."""
     monkeypatch.setattr(batch.hosts, "count", lambda: 2)
@@ -469,14 +604,15 @@ def test_killed_three_times_no_picture_is_made_twice(run, tmp_path):
     folder = run / "samples" / "job"
     assert len(files(folder)) == len(files(folder, 64)) == 12
     assert len({row["file"] for row in index(folder)}) == len(index(folder)) == 12
-    # A kill costs what is left of one batch: of 16 rows at 64 px, of 4 at 256.
+    # A kill costs what is left of two batches, one that is drawn and one that is
+    # stored: of 16 rows at 64 px, of 4 at 256.
     drawn = collections.Counter()
     for line in lines:
         if line.startswith("drew"):
             _, stage, rows = line.split()
             drawn[stage] += int(rows)
     assert drawn["base"] <= 12 + 16
-    assert drawn["sr256"] <= 12 + 2 * 4
+    assert drawn["sr256"] <= 12 + 2 * 2 * 4
 
 
 @pytest.fixture(scope="module")
@@ -506,3 +642,58 @@ def test_a_batch_draws_what_a_single_prompt_gets(finished, tmp_path):
     picture = next(batch_plan.plan(run, [base, sr256], source(), 0, 1))
     assert picture.spoken(base).prompt == f"a {NAME} dog"
     assert picture.spoken(sr256).prompt == "a dog"
+
+
+NIGHT = """
+import os, signal, sys
+from etils import epath
+from imagen_booth import batch
+from imagen_booth.data import pictures
+
+run, source, log, deadly = sys.argv[1:]
+save, saved = pictures.save_png, 0
+
+def resident():
+    with open("/proc/self/status") as status:
+        return next(line.split()[1] for line in status if line.startswith("VmRSS"))
+
+def saving(path, *rest):
+    global saved
+    save(path, *rest)
+    saved += 1
+    with open(log, "a") as file:
+        file.write(f"{path} {resident()}\\n")
+    if saved == int(deadly):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+pictures.save_png, batch.CHUNK = saving, 100
+batch.draw(epath.Path(run), source, "job", seeds=1, resolution=64, batch=16)
+"""
+
+
+@pytest.mark.slow
+def test_five_hundred_prompts_killed_three_times(run, tmp_path, capsys):
+    """With the real networks: complete, no picture made twice, and memory flat."""
+    places = ("", "in the snow", "on the beach", "in the jungle", "in a room")
+    lines = [f"a [V] [N] {places[n % 5]} {n}" for n in range(500)]
+    file, log = write(tmp_path, "\n".join(lines)), tmp_path / "log"
+    for deadly in (60, 130, 110, 0):
+        done = subprocess.run(
+            [sys.executable, "-c", NIGHT, run, file, log, str(deadly)],
+            env=os.environ | {"PYTHONPATH": os.getcwd()},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == (-signal.SIGKILL if deadly else 0), done.stderr
+    rows = [line.split() for line in log.read_text().splitlines()]
+    names = [name for name, _ in rows]
+    assert len(names) == len(set(names)) == 500
+    folder = run / "samples" / "job"
+    assert len(files(folder, 64)) == len({row["file"] for row in index(folder)}) == 500
+    # Of the last sitting, in which at least 200 were drawn, in KiB.
+    sizes = [int(size) for _, size in rows[-200:]]
+    early, late = max(sizes[:50]), max(sizes[-50:])
+    with capsys.disabled():
+        print(f"\nresident {early} KiB, 150 pictures later {late} KiB")
+    assert late - early < 32 * 1024

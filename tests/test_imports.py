@@ -16,9 +16,9 @@ ROOT = pathlib.Path(imagen_booth.__path__[0])
 # Imports go down, or stay on a floor without going round in a circle.
 FLOORS = {
     "commands": "cli config convert doctor evaluate pretrain reproduce sample train",
-    "work": "appraisal appraisal_page batch batch_page batch_plan booth checkup "
-    "failures_page gallery generate judging loop noun_check prepare pretraining prior "
-    "report report_page studies tune",
+    "work": "appraisal appraisal_page batch batch_log batch_page batch_plan booth "
+    "checkup failures_page gallery generate invert judging keep loop noun_check "
+    "prepare pretraining previews prior report report_page studies tune",
     "parts": "budget cascade checkpoint embed evaluation hosts job metrics optim "
     "settings sharding stage state steps weights workdir",
     "ground": "data diffusion models text",

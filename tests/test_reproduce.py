@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from etils import epath
 
-from imagen_booth import booth, budget, config
+from imagen_booth import booth, budget, config, steps
 from imagen_booth.cascade import by_name
 from imagen_booth.data import pictures
 from imagen_booth.data.toybox.grammar import TIER_A
+from imagen_booth.embed import with_rows
 from imagen_booth.errors import InputError, Stopped
 from imagen_booth.evaluation import judge
 from imagen_booth.evaluation.scores import Score
@@ -32,6 +33,7 @@ from imagen_booth.studies import (
 from imagen_booth.studies.studio import Studio
 
 HERE = epath.Path("work")
+TEXT = config.to_job(config.inversion("tiny")).text
 
 
 @pytest.fixture(scope="module")
@@ -40,16 +42,19 @@ def job():
 
 
 def planned(job, quick=False, names=plan.STUDIES):
-    studies = plan.plan(job, by_name("tiny"), HERE, names, quick)
+    studies = plan.plan(job, by_name("tiny"), HERE, names, quick, TEXT)
     return {study.name: study.arms for study in studies}
 
 
 def test_the_plan_has_every_study_and_shares_runs(job):
     studies = planned(job)
     assert list(studies) == list(plan.STUDIES)
-    runs = plan.distinct(plan.plan(job, by_name("tiny"), HERE, plan.STUDIES, False))
-    # prior 8 x 3 x 2, then over 3 subjects: noun 3, identifier 2, photos 4, sr 2.
-    assert len(runs) == 48 + 9 + 6 + 12 + 6
+    runs = plan.distinct(
+        plan.plan(job, by_name("tiny"), HERE, plan.STUDIES, False, TEXT)
+    )
+    # prior 8 x 3 x 2, baselines 8 x 2 more, then over 3 subjects: sampler 2, noun 3,
+    # identifier 2, photos 4, sr 2.
+    assert len(runs) == 48 + 16 + 6 + 9 + 6 + 12 + 6
     assert len({run.name for run in runs}) == len(runs)
     usual = studies["fidelity"][plan.TUNED]
     assert len(usual) == 3
@@ -57,9 +62,14 @@ def test_the_plan_has_every_study_and_shares_runs(job):
         ("noun", plan.CORRECT),
         ("identifier", plan.RARE),
         ("photos", "5"),
+        ("sampler", plan.ANCESTRAL),
     ):
         assert studies[study][arm] == usual
     assert set(usual) <= set(studies["prior"][plan.ON])
+    four = studies["baselines"]
+    assert set(four[plan.DREAMBOOTH]) <= set(studies["prior"][plan.ON])
+    assert set(four[plan.NAIVE]) <= set(studies["prior"][plan.OFF])
+    assert {len(some) for some in four.values()} == {8}
     for run in runs:
         assert run.subject.seed < 9000
         assert run.job.cache == "work/cache"
@@ -68,12 +78,12 @@ def test_the_plan_has_every_study_and_shares_runs(job):
 
 def test_the_quick_form_is_part_of_the_full_one(job):
     full, quick = (
-        plan.distinct(plan.plan(job, by_name("tiny"), HERE, plan.STUDIES, quick))
+        plan.distinct(plan.plan(job, by_name("tiny"), HERE, plan.STUDIES, quick, TEXT))
         for quick in (False, True)
     )
     assert set(quick) <= set(full)
     assert len({run.subject for run in quick}) == 2
-    assert len(quick) == 4 + 6 + 4 + 4 + 4
+    assert len(quick) == 4 + 4 + 4 + 6 + 4 + 4 + 4
 
 
 def test_the_arms_of_the_prior_loss_differ_in_nothing_else(job):
@@ -87,6 +97,32 @@ def test_the_arms_of_the_prior_loss_differ_in_nothing_else(job):
         assert dataclasses.replace(off.job, base=base) == on.job
     seeds = {(run.subject, run.job.seed) for run in arms[plan.ON]}
     assert len(seeds) == len(arms[plan.ON]) == 24
+
+
+def test_the_baselines_tune_what_their_names_say(job):
+    """One of them the U-Net, one a word, one nothing; all from the same photos."""
+    arms = planned(job, names=["baselines"])["baselines"]
+    for usual, naive, inverted, described in zip(*arms.values(), strict=True):
+        photos = {run.job.subject.photos for run in (usual, naive, inverted, described)}
+        assert len(photos) == 1
+        assert usual.job.tuned_parts == naive.job.tuned_parts == ("base",)
+        assert (usual.job.base.class_rows, naive.job.base.class_rows) == (2, 0)
+        assert inverted.job.tuned_parts == ("text",)
+        assert inverted.job.text.steps == TEXT.steps
+        assert described.job.tuned_parts == ()
+        words = described.job.subject.description.split()
+        assert words == [described.subject.individual.colour, described.subject.noun]
+
+
+def test_the_arms_of_class_images_differ_in_their_sampler(job):
+    arms = planned(job, names=["sampler"])["sampler"]
+    for usual, more, solver in zip(*arms.values(), strict=True):
+        samplers = [run.job.class_images.sampler for run in (usual, more, solver)]
+        assert [s.method for s in samplers] == ["ancestral", "ancestral", "dpmpp_2m"]
+        assert [s.steps for s in samplers] == [4, 40, 2]
+        for run in (more, solver):
+            same = dataclasses.replace(run.job, class_images=usual.job.class_images)
+            assert same == usual.job
 
 
 def test_the_arms_of_noun_and_identifier(job):
@@ -141,7 +177,7 @@ def test_the_plan_is_priced_without_what_is_shared_or_done(job, monkeypatch):
     monkeypatch.setattr(cost, "run_flops", lambda studio, run, measured: 60.0)
     monkeypatch.setattr(cost, "class_flops", lambda studio, job: 6000.0)
     names = ["prior", "noun"]
-    studies = plan.plan(job, by_name("tiny"), HERE, names, True)
+    studies = plan.plan(job, by_name("tiny"), HERE, names, True, TEXT)
     done = {studies[0].arms[plan.ON][0].name}
     lines = cost.table(mock.Mock(), studies, done, (1.0, 0.02), 0).splitlines()
     # 3 runs to go at a minute, and one set of class images: the other's run is done.
@@ -151,6 +187,44 @@ def test_the_plan_is_priced_without_what_is_shared_or_done(job, monkeypatch):
     assert lines[2].split() == ["noun", "6", "0", "206"]
     assert "10 runs, about 309 minutes" in lines[3]
     assert "20 ms" in lines[3]
+
+
+def test_class_images_by_other_samplers_are_paid_for(job, monkeypatch):
+    monkeypatch.setattr(cost, "run_flops", lambda studio, run, measured: 0.0)
+    monkeypatch.setattr(cost, "class_flops", lambda studio, job: 60.0)
+    studies = plan.plan(
+        job, by_name("tiny"), HERE, ["baselines", "sampler"], True, TEXT
+    )
+    lines = cost.table(mock.Mock(), studies, (), (1.0, 0.02), 0).splitlines()
+    # Of two nouns: one set each by default, and one each by either other sampler.
+    assert lines[1].split() == ["baselines", "8", "0", "2"]
+    assert lines[2].split() == ["sampler", "4", "0", "4"]
+
+
+def test_inversion_costs_its_passes(job, tmp_path):
+    """Counted in the program that is differentiated, of which weights are no part."""
+    studio = Studio(job, epath.Path(tmp_path))
+    cascade, stage = studio.cascade, studio.cascade.stage("base")
+    text = dataclasses.replace(TEXT, subject_rows=4)
+    priced = cost.inversion_flops(studio, dataclasses.replace(job, text=text))
+    parts = {name: studio.part(name) for name in ("text", "base")}
+    batch = budget.batch_shapes(cascade, stage, 4)
+    tokens = jax.ShapeDtypeStruct((4, cascade.text.length), jnp.int32)
+    batch = {name: batch[name] for name in ("image", "weight", "group")}
+
+    def loss(rows, batch):
+        encoder = with_rows(parts["text"].params, (2018,), rows)
+        whole = {"text": encoder, "unet": parts["base"].params}
+        applies = parts["base"].apply, parts["text"].apply
+        return steps.batch_loss(
+            stage, *applies, steps.LossConfig(), whole, batch, jax.random.key(0)
+        )[0]
+
+    rows = jax.ShapeDtypeStruct((1, cascade.text.encoder.width), jnp.float32)
+    there = budget.flops(loss, rows, batch | {"tokens": tokens})
+    counted = budget.flops(jax.grad(loss), rows, batch | {"tokens": tokens})
+    assert priced == pytest.approx(2 * there * text.steps, rel=0.02)
+    assert 0.5 * priced < counted * text.steps < 1.5 * priced
 
 
 def test_longer_fitting_costs_its_steps(job, tmp_path):
@@ -313,10 +387,9 @@ def test_the_page_says_what_was_found(tmp_path):
     assert 'width="64" height="64"' in text
 
 
-@pytest.mark.slow
-def test_all_studies_on_the_tiny_cascade(job, tmp_path, monkeypatch):
-    """One subject, few pictures, a judge that knows nothing; twice."""
-    folder = epath.Path(tmp_path)
+@pytest.fixture
+def little(monkeypatch):
+    """One subject, few pictures, a judge that knows nothing."""
     monkeypatch.setattr(plan, "QUICK", 1)
     monkeypatch.setattr(album, "PICTURES", 2)
     monkeypatch.setattr(album, "CLASS_PICTURES", 2)
@@ -327,6 +400,53 @@ def test_all_studies_on_the_tiny_cascade(job, tmp_path, monkeypatch):
     params = Network(judge.CONFIG).init(jax.random.key(0), blank)["params"]
     monkeypatch.setattr(judge, "load", lambda: judge.Judge(dict(params)))
 
+
+@pytest.mark.slow
+def test_the_four_way_comparison_on_the_tiny_cascade(job, little, tmp_path):
+    """Every arm is run, measured by the same four scores, and on the page."""
+    folder = epath.Path(tmp_path)
+    names = ["baselines", "sampler"]
+    path = conduct.conduct(job, folder, names, True, TEXT)
+    results = json.loads((folder / "results.json").read_text())["studies"]
+    for name, arms in planned(job, True, names).items():
+        [table] = results[name]["tables"]
+        assert set(table) == set(arms)
+        for scores in table.values():
+            assert set(scores) == {"subject", "prompt", "pres", "div"}
+            for score in scores.values():
+                assert score["low"] <= score["mean"] <= score["high"]
+    # What tunes no network leaves the class as it was; the other two do not.
+    pres = {arm: each["pres"]["mean"] for arm, each in table_of(results).items()}
+    assert pres[plan.INVERTED] == pres[plan.DESCRIBED]
+    assert pres[plan.DREAMBOOTH] != pres[plan.INVERTED] != pres[plan.NAIVE]
+    prompts = {
+        arm: pictures.read_png_metadata(
+            folder / "pictures" / "subject" / name / "00_0.png"
+        )["prompt"]
+        for arm, name in (
+            (plan.DREAMBOOTH, "dog_301"),
+            (plan.INVERTED, "dog_301.inverted"),
+            (plan.DESCRIBED, "dog_301.described"),
+        )
+    }
+    assert re.fullmatch("a [a-z]+ dog in the snow", prompts[plan.DREAMBOOTH])
+    assert re.fullmatch("a [a-z]+ in the snow", prompts[plan.INVERTED])
+    assert prompts[plan.DESCRIBED].startswith("a ")
+    text = path.read_text()
+    for arm in (*table_of(results), plan.MORE_STEPS, plan.SOLVER):
+        assert f"<td>{arm}</td>" in text
+    assert "0.668" in text
+    assert "The descriptions: " in text
+
+
+def table_of(results):
+    return results["baselines"]["tables"][0]
+
+
+@pytest.mark.slow
+def test_all_studies_on_the_tiny_cascade(job, little, tmp_path, monkeypatch):
+    """Stopped once and run twice."""
+    folder = epath.Path(tmp_path)
     run, started = booth.run, []
 
     def stopping(job, work, overwrite):
@@ -337,11 +457,11 @@ def test_all_studies_on_the_tiny_cascade(job, tmp_path, monkeypatch):
 
     monkeypatch.setattr(booth, "run", stopping)
     with pytest.raises(Stopped):
-        conduct.conduct(job, folder, plan.STUDIES, True)
-    path = conduct.conduct(job, folder, plan.STUDIES, True)
+        conduct.conduct(job, folder, plan.STUDIES, True, TEXT)
+    path = conduct.conduct(job, folder, plan.STUDIES, True, TEXT)
     # The first run is not done again, the one that was stopped is.
     assert started[1] == started[2]
-    assert len(started) == len(set(started)) + 1 == 12
+    assert len(started) == len(set(started)) + 1 == 16
     results = json.loads((folder / "results.json").read_text())
     assert set(results["studies"]) == set(plan.STUDIES)
     # Of one subject only this much can be claimed: every claim has its verdict.
@@ -355,8 +475,8 @@ def test_all_studies_on_the_tiny_cascade(job, tmp_path, monkeypatch):
     assert "these weights are random" in path.read_text()
     drawn = folder / "pictures" / "subject" / "dog_301" / "drawn.json"
     before = drawn.stat().mtime
-    conduct.conduct(job, folder, ["prior"], True)
-    assert len(started) == 12
+    conduct.conduct(job, folder, ["prior"], True, TEXT)
+    assert len(started) == 16
     assert drawn.stat().mtime == before
     again = json.loads((folder / "results.json").read_text())
     assert set(again["studies"]) == set(plan.STUDIES)

@@ -83,7 +83,9 @@ class Album:
         """What a run draws for the applications' prompts."""
         requests = self.studio.requests(self.templates, range(PICTURES), run.name)
         ready = self.studio.ready("base", run.name)
-        files = self.studio.draw(f"subject/{run.name}", ready, requests)
+        learned = self.studio.learned(run.name)
+        name = f"subject/{run.name}"
+        files = self.studio.draw(name, ready, requests, learned=learned)
         return self._looked_at(files, run.subject)
 
     def _true(self, subject: Subject) -> Seen:

@@ -24,6 +24,10 @@ PAPER: dict[str, dict[str, dict[str, float]]] = {
         "photos": {"subject": 0.774},
         plan.TUNED: {"subject": 0.696, "prompt": 0.306},
     },
+    "baselines": {  # on Stable Diffusion, which both were run on
+        plan.DREAMBOOTH: {"subject": 0.668, "prompt": 0.305},
+        plan.INVERTED: {"subject": 0.569, "prompt": 0.255},
+    },
     "prior": {
         plan.ON: {"pres": 0.493, "div": 0.391, "subject": 0.684, "prompt": 0.308},
         plan.OFF: {"pres": 0.664, "div": 0.371, "subject": 0.712, "prompt": 0.306},
@@ -66,6 +70,29 @@ CLAIMS = (
         plan.TUNED,
         plan.UNTUNED,
     ),
+    *(
+        Claim("baselines", f"DreamBooth {does} than {beside}.", metric, *sides)
+        for does, beside, metric, sides in (
+            (
+                "serves the subject better",
+                "Textual Inversion",
+                "subject",
+                (plan.DREAMBOOTH, plan.INVERTED),
+            ),
+            (
+                "serves the prompt better",
+                "Textual Inversion",
+                "prompt",
+                (plan.DREAMBOOTH, plan.INVERTED),
+            ),
+            (
+                "serves the subject better",
+                "a description in the prompt",
+                "subject",
+                (plan.DREAMBOOTH, plan.DESCRIBED),
+            ),
+        )
+    ),
     Claim(
         "prior",
         "The prior loss keeps the class from drifting to the subject (PRES lower).",
@@ -86,6 +113,27 @@ CLAIMS = (
         "subject",
         plan.OFF,
         plan.ON,
+    ),
+    *(
+        Claim(
+            "sampler",
+            f"Class images by {words} keep the class from drifting (PRES lower).",
+            "pres",
+            above,
+            below,
+        )
+        for words, above, below in (
+            (
+                "the ancestral sampler better than by a solver of few steps",
+                plan.SOLVER,
+                plan.ANCESTRAL,
+            ),
+            (
+                "ten times the ancestral steps better than by the default's",
+                plan.ANCESTRAL,
+                plan.MORE_STEPS,
+            ),
+        )
     ),
     Claim(
         "noun",

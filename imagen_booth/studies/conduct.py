@@ -11,7 +11,7 @@ from imagen_booth import booth
 from imagen_booth.data import pictures
 from imagen_booth.data.toybox import subjects as toys
 from imagen_booth.evaluation import judge
-from imagen_booth.job import Job
+from imagen_booth.job import Inversion, Job
 from imagen_booth.prepare import TOY_SIZE
 from imagen_booth.studies import cost, page, plan
 from imagen_booth.studies.measure import Lab
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def conduct(
-    job: Job, folder: epath.Path, names: Collection[str], quick: bool
+    job: Job, folder: epath.Path, names: Collection[str], quick: bool, text: Inversion
 ) -> epath.Path:
     """Says what is to be done, runs every arm, measures, and writes the page.
 
@@ -34,6 +34,7 @@ def conduct(
             were measured there before, of the same weights, stay on it.
         names: of studies.
         quick: two subjects and one seed for every study.
+        text: how Textual Inversion learns on this cascade.
 
     Returns:
         Path of ``reproduce.html``.
@@ -44,7 +45,7 @@ def conduct(
     """
     plan.check(names)
     studio = Studio(job, folder)
-    studies = plan.plan(job, studio.cascade, folder, names, quick)
+    studies = plan.plan(job, studio.cascade, folder, names, quick, text)
     reader = judge.load()  # before hours are spent
     runs = plan.distinct(studies)
     to_do = [run for run in runs if not studio.finished(run.name, run.job)]
@@ -66,8 +67,8 @@ def conduct(
             "quick": quick,
             "measured": now(),
         }
-        text = json.dumps(results, indent=1)
-        pictures.write_atomic(folder / "results.json", text.encode())
+        found = json.dumps(results, indent=1)
+        pictures.write_atomic(folder / "results.json", found.encode())
     return page.write(folder, results)
 
 

@@ -11,9 +11,11 @@ from imagen_booth import budget
 from imagen_booth.diffusion import sampler
 from imagen_booth.diffusion.sampler import SamplerConfig
 from imagen_booth.job import Job
+from imagen_booth.models.t5 import stack
 from imagen_booth.stage import Stage
 from imagen_booth.studies.plan import Run, Study
 from imagen_booth.studies.studio import Studio
+from imagen_booth.weights.load import network, plain_shapes
 
 BASE = "base"
 ROWS, TIMES = 8, 3  # of the forward pass that is timed
@@ -31,11 +33,30 @@ def run_flops(studio: Studio, run: Run, measured: int) -> float:
         tuning = run.job.tuning(stage.name)
         total += cost.step_flops * tuning.steps
         drawn = len(pictures.prompts) * pictures.seeds
-        if stage.name == BASE and tuning.steps:
+        if stage.name == BASE and run.job.names(BASE, tuning.steps):
             drawn += measured
         calls = _calls(stage, getattr(pictures, stage.name))
         total += drawn * calls * cost.row_flops
-    return total
+    return total + inversion_flops(studio, run.job)
+
+
+def inversion_flops(studio: Studio, job: Job) -> float:
+    """Arithmetic of Textual Inversion: the whole way there and back for each row.
+
+    Back through weights that do not change costs as much as the way there.
+    """
+    if job.text.steps == 0:
+        return 0.0
+    forward = _cost(studio, studio.cascade.stage(BASE), job).row_flops
+    _, encoder = network(studio.cascade, "text", jnp.float32)
+    shapes = plain_shapes(studio.cascade, "text")
+    if studio.cascade.text.encoder.scan:
+        shapes = jax.eval_shape(stack, shapes)
+    tokens = jax.ShapeDtypeStruct((1, studio.cascade.text.length), jnp.int32)
+    forward += budget.flops(encoder, shapes, tokens)
+    multiple = studio.mesh.size * job.text.accumulate
+    rows = -(-job.text.subject_rows // multiple) * multiple
+    return 2 * forward * rows * job.text.steps
 
 
 def class_flops(studio: Studio, job: Job) -> float:
@@ -99,7 +120,10 @@ def table(
                 done += 1
                 continue
             minutes += run_flops(studio, run, measured) / per_second / 60
-            shared = run.job.subject.class_noun, run.job.seed
+            shared = (
+                *(run.job.subject.class_noun, run.job.seed),
+                run.job.class_images,
+            )
             if run.job.base.steps and run.job.base.class_rows and shared not in sets:
                 sets.add(shared)
                 minutes += class_flops(studio, run.job) / per_second / 60

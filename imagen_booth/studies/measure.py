@@ -55,7 +55,9 @@ class Lab:
         special = {
             "vanilla": self._vanilla,
             "fidelity": self._fidelity,
+            "baselines": self._beside,
             "prior": self._prior,
+            "sampler": self._beside,
             "sr": self._sr,
         }
         return special.get(study.name, self._compared)(study)
@@ -142,21 +144,7 @@ class Lab:
 
     def _prior(self, study: Study) -> dict[str, Any]:
         """PRES, DIV, both fidelities, and how "a dog" drifts."""
-
-        def measured(runs: Sequence[Run]) -> dict[str, list[np.ndarray]]:
-            seen = _fidelities(_by_subject(runs, self.album.seen))
-            return seen | {
-                "pres": _joined(
-                    _by_subject(
-                        runs, lambda r: self.album.of_class(r.subject, r.name)[1]
-                    )
-                ),
-                "div": _joined(
-                    _by_subject(runs, lambda r: self.album.seen(r).diversity())
-                ),
-            }
-
-        arms: Arms = {name: measured(runs) for name, runs in study.arms.items()}
+        arms: Arms = {name: self._all_four(runs) for name, runs in study.arms.items()}
         pairs = [
             pair
             for pair in zip(study.arms[plan.ON], study.arms[plan.OFF], strict=True)
@@ -177,6 +165,40 @@ class Lab:
                 files = self.album.of_class(subject, name)[0][:SHOWN]
                 cells.append(self._cell(f"“a {subject.noun}”, {label}", files))
         return entry(study.name, [arms], cells, [])
+
+    def _all_four(self, runs: Sequence[Run]) -> dict[str, list[np.ndarray]]:
+        """Both fidelities, PRES and DIV of an arm."""
+
+        def pres(run: Run) -> np.ndarray:
+            # Untuned, the base stage draws the class as it always did.
+            name = run.name if run.job.base.steps else ""
+            return self.album.of_class(run.subject, name)[1]
+
+        def div(run: Run) -> np.ndarray:
+            return self.album.seen(run).diversity()
+
+        return _fidelities(_by_subject(runs, self.album.seen)) | {
+            "pres": _joined(_by_subject(runs, pres)),
+            "div": _joined(_by_subject(runs, div)),
+        }
+
+    def _beside(self, study: Study) -> dict[str, Any]:
+        """All four scores of every arm, and one picture of each prompt."""
+        arms = {name: self._all_four(runs) for name, runs in study.arms.items()}
+        cells = []
+        for several in list(zip(*study.arms.values(), strict=True))[:SHOWN_SUBJECTS]:
+            subject = several[0].subject
+            files = self.album.photo_files(subject)
+            cells.append(self._cell(f"photos of {_title(subject)}", files))
+            for name, run in zip(study.arms, several, strict=True):
+                files = self.album.seen(run).files[:: album.PICTURES]
+                cells.append(self._cell(f"{_title(subject)}, {name}", files))
+        notes = []
+        if plan.DESCRIBED in study.arms:
+            described = study.arms[plan.DESCRIBED]
+            words = dict.fromkeys(run.job.subject.description for run in described)
+            notes.append(f"The descriptions: {', '.join(words)}.")
+        return entry(study.name, [arms], cells, notes)
 
     def _compared(self, study: Study) -> dict[str, Any]:
         """Both fidelities of every arm."""

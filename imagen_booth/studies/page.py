@@ -24,7 +24,9 @@ CELL, ACROSS = 128, 8  # pixels of a picture among others, and how many in a row
 TITLES = {
     "vanilla": "The prior",
     "fidelity": "Subject and prompt",
+    "baselines": "Beside other ways",
     "prior": "Prior preservation",
+    "sampler": "How class images are drawn",
     "noun": "The class noun",
     "identifier": "The identifier",
     "photos": "How many photos",
@@ -36,8 +38,15 @@ ABOUT = {
     "fidelity": "The subject in each of the paper's applications, beside the photos "
     "among themselves, true renders of the same prompts, and the class as the untuned "
     "model draws it.",
+    "baselines": "The same subjects by DreamBooth, by naive tuning without class "
+    "images, by Textual Inversion (only what the identifier means is learnt, the "
+    "networks stay as they came), and by a description in the prompt with nothing "
+    "tuned. The paper’s figures are those on Stable Diffusion.",
     "prior": "Tuned with and without class images. PRES: how much pictures of the "
     "class alone look like the subject. DIV: how much pictures of one prompt differ.",
+    "sampler": "The class images of a run by the ancestral sampler as by default, by "
+    "the same at ten times the steps, and by a solver at half of them. Where the "
+    "intervals overlap, the cheaper way is as good as far as this can tell.",
     "noun": "The noun in the instance prompt and the class prompt: the right one, "
     "none, that of another class, and that of another class with longer fitting. "
     "Without a noun there is no class, and so no prior loss.",

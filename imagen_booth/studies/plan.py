@@ -11,11 +11,13 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from etils import epath
 
 from imagen_booth.cascade import Cascade
+from imagen_booth.data.toybox import subjects as toys
 from imagen_booth.data.toybox.knowledge import beyond
 from imagen_booth.data.toybox.subjects import Subject
+from imagen_booth.diffusion import sampler as samplers
 from imagen_booth.embed import tokenizer
 from imagen_booth.errors import InputError
-from imagen_booth.job import Job
+from imagen_booth.job import Inversion, Job
 from imagen_booth.prepare import TOY_PHOTOS
 from imagen_booth.text import identifier
 
@@ -29,7 +31,17 @@ SUBJECTS = tuple(
 )
 FEW, QUICK = 3, 2  # subjects of the other studies than "prior", and of the quick form
 SEEDS = 3  # of "prior"
-STUDIES = ("vanilla", "fidelity", "prior", "noun", "identifier", "photos", "sr")
+STUDIES = (
+    "vanilla",
+    "fidelity",
+    "baselines",
+    "prior",
+    "sampler",
+    "noun",
+    "identifier",
+    "photos",
+    "sr",
+)
 
 # Arms. The first of each line tunes as the job says.
 TUNED, UNTUNED = "tuned", "untuned"
@@ -38,8 +50,13 @@ CORRECT, NO_NOUN, WRONG = "correct noun", "no noun", "wrong noun"
 WRONG_LONG = "wrong noun, three times as long"
 RARE, COMMON, CHARACTERS = "rare word", "common word", "random characters"
 LOW, NORMAL = "low level", "normal level"
+DREAMBOOTH, NAIVE = "DreamBooth", "no prior loss"
+INVERTED, DESCRIBED = "Textual Inversion", "prompts only"
+ANCESTRAL = "ancestral sampler"
+MORE_STEPS, SOLVER = "ancestral, ten times the steps", "solver of few steps"
 
 LONGER = 3
+MORE = 10  # times the class images' ancestral steps
 RANDOM_CHARACTERS = "xxy5syt00"
 SR_LOW = "sr_low"  # in the names of runs
 
@@ -114,7 +131,12 @@ def prompts(knows: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
 
 
 def plan(
-    job: Job, cascade: Cascade, folder: epath.Path, names: Collection[str], quick: bool
+    job: Job,
+    cascade: Cascade,
+    folder: epath.Path,
+    names: Collection[str],
+    quick: bool,
+    text: Inversion,
 ) -> list[Study]:
     """All studies called for, in the order of ``STUDIES``.
 
@@ -124,12 +146,13 @@ def plan(
         folder: where photos and the shared cache go.
         names: of studies.
         quick: two subjects and one seed for every study.
+        text: how Textual Inversion learns on this cascade.
 
     Raises:
         InputError: a name that is no study, or no name.
     """
     check(names)
-    maker = _Maker(job, cascade, folder)
+    maker = _Maker(job, cascade, folder, text)
     many = SUBJECTS[:QUICK] if quick else SUBJECTS
     few = many[:FEW]
     seeds = range(1 if quick else SEEDS)
@@ -141,11 +164,25 @@ def plan(
     def prior(on: bool) -> tuple[Run, ...]:
         return tuple(maker.usual(s, seed, prior=on) for s in many for seed in seeds)
 
+    def all_over(make: Callable[..., Run], **settings: bool) -> tuple[Run, ...]:
+        return tuple(make(subject, **settings) for subject in many)
+
     usual = over(maker.usual)
     studies = {
         "vanilla": {},
         "fidelity": {TUNED: usual},
+        "baselines": {
+            DREAMBOOTH: all_over(maker.usual),
+            NAIVE: all_over(maker.usual, prior=False),
+            INVERTED: all_over(maker.inverted),
+            DESCRIBED: all_over(maker.described),
+        },
         "prior": {ON: prior(True), OFF: prior(False)},
+        "sampler": {
+            ANCESTRAL: usual,
+            MORE_STEPS: over(maker.class_images_of, more=True),
+            SOLVER: over(maker.class_images_of, more=False),
+        },
         "noun": {
             CORRECT: usual,
             NO_NOUN: over(maker.no_noun),
@@ -192,6 +229,7 @@ class _Maker:
     job: Job
     cascade: Cascade
     folder: epath.Path
+    text: Inversion
 
     def usual(
         self,
@@ -245,6 +283,34 @@ class _Maker:
         """Characters at random, which the tokenizer takes one by one."""
         job = _with_subject(self._job(subject), identifier=RANDOM_CHARACTERS)
         return self._run(subject, ["characters"], TOY_PHOTOS, _base_only(job))
+
+    def inverted(self, subject: Subject) -> Run:
+        """Textual Inversion: the networks as they came, the identifier learnt."""
+        text = dataclasses.replace(self.text, preview_every=0)
+        job = dataclasses.replace(_with_base(self._job(subject), steps=0), text=text)
+        return self._run(subject, ["inverted"], TOY_PHOTOS, _base_only(job))
+
+    def described(self, subject: Subject) -> Run:
+        """The subject in words, and nothing tuned."""
+        job = _base_only(_with_base(self._job(subject), steps=0))
+        job = _with_subject(job, description=toys.describe(subject))
+        return self._run(subject, ["described"], TOY_PHOTOS, job)
+
+    def class_images_of(self, subject: Subject, *, more: bool) -> Run:
+        """Class images by many more ancestral steps, or by a solver at half of them."""
+        job = self._job(subject)
+        usual = job.class_images.sampler
+        schedule = self.cascade.stage("base").schedule
+        steps = len(samplers.plan(schedule, usual).t)  # a setting may list sections
+        sampler = (
+            dataclasses.replace(usual, steps=MORE * steps)
+            if more
+            else dataclasses.replace(usual, method="dpmpp_2m", steps=max(2, steps // 2))
+        )
+        own = dataclasses.replace(job.class_images, sampler=sampler)
+        job = _base_only(dataclasses.replace(job, class_images=own))
+        mark = "class_more" if more else "class_solver"
+        return self._run(subject, [mark], TOY_PHOTOS, job)
 
     def enlarging(self, subject: Subject, *, low: bool) -> Run:
         """The super-resolution stages alone, at the job's level or pretraining's."""

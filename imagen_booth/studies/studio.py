@@ -9,12 +9,12 @@ import jax
 import numpy as np
 from etils import epath
 
-from imagen_booth import gallery, loop, sharding
+from imagen_booth import gallery, loop, settings, sharding
 from imagen_booth.booth import activation_dtype, cache_folder
 from imagen_booth.cascade import by_name
 from imagen_booth.data import pictures
-from imagen_booth.embed import embed
-from imagen_booth.generate import Ready, Request, draw_stage, rows_at, store
+from imagen_booth.embed import Learned, embed
+from imagen_booth.generate import Ready, Request, about, draw_stage, rows_at, store
 from imagen_booth.job import Job
 from imagen_booth.text.prompts import fill
 from imagen_booth.weights.load import Part, load, origin, resolve
@@ -59,9 +59,9 @@ class Studio:
         manifest, file = self.manifest(name), self.run_folder(name) / "config.json"
         if manifest.get("status") != "done" or not file.exists():
             return False
-        wanted = json.loads(json.dumps(dataclasses.asdict(job), default=str))
         parts = manifest.get("cascade", {}).get("parts", {})
-        return json.loads(file.read_text()) == wanted and all(
+        made = settings.build(Job, json.loads(file.read_text()), "config")
+        return made == job and all(
             parts.get(part, {}).get("sha256") == each["sha256"]
             for part, each in self.origins.items()
         )
@@ -81,11 +81,19 @@ class Studio:
         """
         stage, part = self.cascade.stage(name), self.part(name)
         if not run:
-            return Ready(stage, part, part.params, stage.normal_level, 0)
+            return Ready(stage, part, part.params, stage.normal_level, 0, False)
         finished = gallery.read_run(self.run_folder(run))
         found = gallery.open_stage(finished, stage, self.mesh, self.dtype)
         # One network serves every run, so that its sampler compiles once.
         return dataclasses.replace(found, part=part)
+
+    def learned(self, run: str) -> Learned | None:
+        """What a finished run's identifier was taught to mean; None where nothing was.
+
+        Raises:
+            InputError: the run has not come to its end.
+        """
+        return gallery.learned_by(gallery.read_run(self.run_folder(run)))
 
     def requests(
         self,
@@ -100,13 +108,14 @@ class Studio:
             run: whose identifier and class noun are filled in; "" for none.
             noun: the class noun where there is no run.
         """
-        word = ""
+        word, alone = "", False
         if run:
             said = self.manifest(run)["subject"]
             word, noun = said["identifier"], said["class_noun"]
+            alone = said.get("alone", False)
         return [
             Request(
-                fill(template, word, noun),
+                fill(template, word, noun, alone=alone),
                 fill(template, "", noun),
                 seed,
                 f"{index:02d}_{seed}",
@@ -121,12 +130,14 @@ class Studio:
         ready: Ready,
         requests: Sequence[Request],
         lows: Sequence[np.ndarray] | None = None,
+        learned: Learned | None = None,
     ) -> list[epath.Path]:
         """Draws pictures with one stage, or finds them drawn already.
 
         Args:
             name: of their folder in ``pictures/``; it says which run drew them.
             lows: uint8 pictures to enlarge, one per request; None for the base stage.
+            learned: what the run's identifier was taught to mean.
 
         Returns:
             A file per request.
@@ -141,11 +152,12 @@ class Studio:
             "steps": ready.steps,
             "level": ready.level,
             "sampler": dataclasses.asdict(sampler),
+            **({"learned": learned.digest()} if learned is not None else {}),
         }
         done = folder / "drawn.json"
         if done.exists() and json.loads(done.read_text()) == made:
             return files
-        spoken = [each.prompt if ready.steps else each.plain for each in requests]
+        spoken = [each.prompt if ready.named else each.plain for each in requests]
         rows = rows_at(stage, self.job.pictures.batch)
         drawn = []
         with jax.set_mesh(self.mesh), loop.StopRequest() as stop:
@@ -158,6 +170,7 @@ class Studio:
                 cache=self.cache,
                 mesh=self.mesh,
                 dtype=self.dtype,
+                learned=learned,
             )
             for start in range(0, len(requests), rows):
                 stop.check()
@@ -176,7 +189,8 @@ class Studio:
                     rows=rows,
                 )
                 drawn.append(images)
-        story = {"run": name, "licence": self.cascade.licence}
+        story = {"run": name, "cascade": self.cascade.name}
+        story |= {"licence": self.cascade.licence} | about(ready, sampler)
         store(folder, requests, np.concatenate(drawn), story)
         pictures.write_atomic(done, json.dumps(made).encode())
         return files

@@ -27,12 +27,16 @@ def article(word: str) -> str:
     return "an" if (vowel and not _A.match(word)) or _AN.match(word) else "a"
 
 
-def fill(template: str, identifier: str, noun: str) -> str:
+def fill(template: str, identifier: str, noun: str, *, alone: bool = False) -> str:
     """A prompt from a template such as 'a [V] [N] on the beach'.
 
     [V] is the identifier, [N] the class noun. An article straight before a place is
     chosen anew for the word put there. Without an identifier ('') the prompt is that of
     the class: 'a dog on the beach'.
+
+    Args:
+        alone: the identifier says what the subject is, so a class noun straight after
+            it is left out: 'a [V] on the beach'.
 
     Raises:
         InputError: the template holds another word in brackets.
@@ -46,6 +50,8 @@ def fill(template: str, identifier: str, noun: str) -> str:
         )
     if not identifier:
         template = re.sub(r"\[v\]\s*", "", template, flags=re.IGNORECASE)
+    elif alone:
+        template = re.sub(r"(\[v\])\s*\[n\]", r"\1", template, flags=re.IGNORECASE)
 
     def put(match: re.Match[str]) -> str:
         word = places[(match[2] or match[3]).lower()]
@@ -62,9 +68,9 @@ def class_prompt(noun: str) -> str:
     return fill("a [N]", "", noun)
 
 
-def instance_prompt(identifier: str, noun: str) -> str:
-    """'a [V] dog' with the identifier in its place."""
-    return fill("a [V] [N]", identifier, noun)
+def instance_prompt(identifier: str, noun: str, *, alone: bool = False) -> str:
+    """'a [V] dog' with the identifier in its place; 'a [V]' where it stands alone."""
+    return fill("a [V] [N]", identifier, noun, alone=alone)
 
 
 def simple_clean(text: str) -> str:

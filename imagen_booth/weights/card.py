@@ -15,7 +15,8 @@ def write(
 
     Args:
         licence: of the weights it was made from.
-        story: ``steps``, ``subject``, ``cleaning`` and ``made_from``, as far as known.
+        story: ``steps``, ``subject``, ``run``, ``seed``, ``cleaning`` and
+            ``made_from``, as far as known.
         learned_variance: the network's variance is up to date.
     """
     enlarging = stage.low_resolution is not None
@@ -33,6 +34,8 @@ def write(
         if steps
         else "Converted by imagen_booth, not fine-tuned"
     )
+    if story.get("run"):
+        made += f" (run `{story['run']}`, seed {story.get('seed')})"
     variance = (
         "The variance that the network puts out is up to date, and the scheduler uses "
         "it (`variance_type: learned_range`)."

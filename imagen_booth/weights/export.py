@@ -21,6 +21,8 @@ from imagen_booth.state import flatten
 from imagen_booth.weights import card, deepfloyd, load, own, t5, tensors
 from imagen_booth.weights.tensors import Found, Tensor
 
+TABLE = "token_embedder/embedding"  # of a text encoder
+
 
 @dataclasses.dataclass(frozen=True)
 class Parcel:
@@ -73,8 +75,20 @@ def of_run(run: epath.Path, parts: Sequence[str]) -> list[Parcel]:
             described = own.read_network(origin["network"], f"{file}: {origin['name']}")
             cascade = cascade.having(described)
     tuned = [stage.name for stage in cascade.stages if (run / stage.name).exists()]
+    kept = story.get("kept") or {}
+    said = {
+        "cleaning": origins.get("text", {}).get("cleaning"),
+        "subject": story.get("subject", {}).get("instance_prompt"),
+        "run": story.get("run"),
+        "seed": story.get("seed"),
+        "made_by": story.get("versions", {}),
+        **{key: story[key] for key in ("prior",) if key in story},
+    }
     parcels = []
-    for stage in tuned:
+    if (run / "text" / "recipe.json").exists() and (not parts or "text" in parts):
+        tuned.insert(0, "text")
+        parcels.append(_learnt_words(run, cascade, story, said))
+    for stage in [name for name in tuned if name != "text"]:
         try:
             params, steps = checkpoint.read_params(run / stage)
         except FileNotFoundError:
@@ -83,6 +97,7 @@ def of_run(run: epath.Path, parts: Sequence[str]) -> list[Parcel]:
                     f"{run / stage} holds no finished checkpoint; finish the run first"
                 ) from None
             continue
+        steps = (kept.get(stage) or {}).get("step", steps)
         for kind, name in (("unet", stage), ("text", "text")):
             if kind not in params or (parts and name not in parts):
                 continue
@@ -103,14 +118,7 @@ def of_run(run: epath.Path, parts: Sequence[str]) -> list[Parcel]:
                     cascade.name,
                     origin.get("licence", cascade.licence),
                     True,
-                    {
-                        "steps": steps,
-                        "cleaning": origins.get("text", {}).get("cleaning"),
-                        "made_from": origin,
-                        "subject": story.get("subject", {}).get("instance_prompt"),
-                        "made_by": story.get("versions", {}),
-                        **{key: story[key] for key in ("prior",) if key in story},
-                    },
+                    said | {"steps": steps, "made_from": origin},
                     steps,
                     settings.build(SamplerConfig, drawn, "pictures") if drawn else None,
                 )
@@ -122,6 +130,53 @@ def of_run(run: epath.Path, parts: Sequence[str]) -> list[Parcel]:
             f"{run}; tuned stages there: {', '.join(tuned) or 'none'}"
         )
     return parcels
+
+
+def _learnt_words(
+    run: epath.Path,
+    cascade: Cascade,
+    story: Mapping[str, Any],
+    said: Mapping[str, Any],
+) -> Parcel:
+    """The text encoder of a run with the rows that Textual Inversion gave it.
+
+    Raises:
+        InputError: the learning has not come to an end, or the weights that it began
+            from are gone.
+    """
+    try:
+        tree, steps = checkpoint.read_params(run / "text")
+    except FileNotFoundError:
+        raise InputError(
+            f"{run / 'text'} holds no finished checkpoint; finish the run first"
+        ) from None
+    subject, origin = story["subject"], story["cascade"]["parts"]["text"]
+    ids = list(dict.fromkeys(subject["identifier_ids"]))
+    found = load.find(cascade, "text", origin["source"])
+    if found is None:
+        params = load.random_params(cascade, "text")
+        weights = {path: tensors.held(each) for path, each in flatten(params).items()}
+    else:
+        weights = dict(found.matched(load.plain_shapes(cascade, "text")))
+    table = np.array(weights[TABLE].whole(), np.float32)
+    table[ids] = np.asarray(tree["rows"]["vectors"], np.float32)
+    weights[TABLE] = tensors.held(table)
+    steps = ((story.get("kept") or {}).get("text") or {}).get("step", steps)
+    return Parcel(
+        "text",
+        weights,
+        cascade.text.encoder,
+        cascade.name,
+        origin.get("licence", cascade.licence),
+        True,
+        {
+            **said,
+            "steps": steps,
+            "made_from": {name: origin[name] for name in origin if name != "network"},
+            "learned": {"identifier": subject["identifier"], "ids": ids},
+        },
+        steps,
+    )
 
 
 def of_folder(folder: epath.Path, parts: Sequence[str]) -> list[Parcel]:
@@ -228,7 +283,8 @@ def write_diffusers(
     """Writes each stage as a folder that diffusers reads: ``TO/base``, ``TO/sr256``.
 
     It holds the U-Net, the schedulers and a model card. Text encoders are passed
-    over: they are not tuned, and belong to their own licence.
+    over: they belong to their own licence, and diffusers' IF pipelines take no learnt
+    words.
 
     Returns:
         The folders.
@@ -237,7 +293,12 @@ def write_diffusers(
         InputError: a network or a schedule that diffusers does not have.
         StorageError: they cannot be written.
     """
-    written = []
+    written, parcels = [], list(parcels)
+    if all(parcel.name == "text" for parcel in parcels):
+        raise InputError(
+            "there is only a text encoder to export, which diffusers' IF pipelines do "
+            "not take from elsewhere; use --layout=own"
+        )
     for parcel in parcels:
         stage = parcel.network
         if not isinstance(stage, Stage):

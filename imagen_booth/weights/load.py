@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from etils import epath
 
 from imagen_booth import sharding
@@ -311,6 +312,13 @@ def plain_shapes(cascade: Cascade, name: str) -> Params:
     """Shapes of a part's parameters, each layer by itself."""
     init, _ = network(cascade, name, jnp.float32, plain=True)
     return jax.eval_shape(init, jax.random.key(0))
+
+
+def random_params(cascade: Cascade, name: str) -> Params:
+    """The random weights of a part as numpy, each layer by itself."""
+    init, _ = network(cascade, name, jnp.float32, plain=True)
+    params = jax.jit(init)(jax.random.key(_seed(name)))
+    return jax.tree.map(np.asarray, params)
 
 
 def plain(params: Params) -> Params:

@@ -51,6 +51,15 @@ class Subject:
         return max(candidates, key=_marks)
 
 
+def describe(subject: Subject) -> str:
+    """A subject in the words of the grammar: its colour and its noun.
+
+    The grammar has no words for marks and materials, nor has any cascade been taught
+    some, so this is all that a prompt can say of how a subject looks.
+    """
+    return f"{subject.individual.colour} {subject.noun}"
+
+
 def _marks(individual: Individual) -> int:
     """How many materials an individual is made of, textured ones counted twice."""
     rng = np.random.default_rng(individual.seed)

@@ -1,0 +1,16 @@
+"""A toy dog tuned naively, lambda 0: no class images keep the class from drifting.
+
+    python -m imagen_booth.train --config=configs/no_prior.py
+
+Cascades follow after a colon as in configs/dog.py.
+"""
+
+from imagen_booth.config import booth
+
+
+def get_config(cascade=None):
+    config = booth(cascade)
+    config.subject.photos = "toybox:dog/7"
+    config.subject.class_noun = "dog"
+    config.base.class_rows = 0
+    return config
