@@ -1,7 +1,6 @@
 """What makes XLA's programs for a CPU faster; set before jax meets a device."""
 
 import importlib.util
-import os
 from collections.abc import MutableMapping
 
 # The convolutions of the library that XLA prefers, YNNPACK, are slower than those of
