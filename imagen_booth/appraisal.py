@@ -19,7 +19,7 @@ from imagen_booth import appraisal_page, batch_plan, report, sharding
 from imagen_booth.data.pictures import write_atomic
 from imagen_booth.errors import InputError
 from imagen_booth.evaluation import failures, folders, judge, protocol, runs
-from imagen_booth.evaluation.folders import Subject, Templates, Work
+from imagen_booth.evaluation.folders import Look, Subject, Templates, Work
 from imagen_booth.evaluation.protocol import Grouped, Instruments
 from imagen_booth.evaluation.scores import DRAWS, LEVEL
 from imagen_booth.text.suites import DREAMBENCH_CLASSES, dreambench
@@ -53,7 +53,7 @@ class Asked:
         runs: work directories, each ``DIR`` or ``NAME=DIR``.
         systems: folders of pictures, each ``NAME=DIR``.
         classes: folders of pictures of the class alone, each ``NAME=DIR``.
-        photos: of the subjects of ``systems``; "" for those of the only run.
+        photos: of the subjects; "" for the crops that each run saw in training.
         nouns: each ``NOUN`` or ``SUBJECT=NOUN``.
         prompts: a file, a suite, ``dreambench``, or "".
         name: of the folder in each run's ``samples``; "" to find it.
@@ -88,11 +88,13 @@ def appraise(
     if reader is None and toys:
         reader = judge.shipped()
     looks = folders.survey(every)
+    subjects = _subjects(every, looks)
     mesh = sharding.make_mesh()
     with jax.set_mesh(mesh):
-        through = _instruments(places, reader, cache, mesh)
+        through = _instruments(places, reader, cache, mesh, looks)
         warnings = _warnings(systems, looks, through)
-        subjects = _subjects(every)
+        log.info("looking at %d pictures", len(looks))
+        protocol.look_ahead(through)
         measured: dict[str, dict[str, list[Grouped]]] = {
             protocol.PHOTOS: {
                 name: [protocol.measure_photos(subject, through)]
@@ -148,15 +150,24 @@ def gather(asked: Asked) -> tuple[dict[str, list[Work]], dict[epath.Path, Work]]
         )
     templates = _templates(asked.prompts)
     systems: dict[str, list[Work]] = {}
+    known = _known(asked) if asked.photos else {}
     tuned: dict[epath.Path, Work] = {}
     for each in asked.runs:
         label, path = named(each)
         usual, work = runs.finished(path, asked.name, asked.prompts, templates)
+        work = _held_against(work, known)
         tuned[path] = work
         systems.setdefault(label or usual, []).append(work)
-    of_runs = _subjects(list(tuned.values()))
+    of_runs = {work.subject.name: work.subject for work in tuned.values()}
+    known = {name: of_runs.get(name, subject) for name, subject in known.items()}
+    if asked.systems and not known:
+        if len(of_runs) != 1:
+            raise InputError(
+                "--photos is missing; give the folder of the subject's photos, or one "
+                "with a folder of photos for each subject"
+            )
+        known = of_runs
     classes = dict(named(each) for each in asked.classes)
-    known = _known(asked, of_runs) if asked.systems else {}
     for each in asked.systems:
         label, path = named(each)
         if not label:
@@ -201,15 +212,8 @@ def _listed(source: str) -> list[str]:
     return [row.prompt for row in rows]
 
 
-def _known(asked: Asked, of_runs: Mapping[str, Subject]) -> dict[str, Subject]:
-    """The subjects of folders of pictures."""
-    if not asked.photos:
-        if len(of_runs) == 1:
-            return dict(of_runs)
-        raise InputError(
-            "--photos is missing; give the folder of the subject's photos, or one with "
-            "a folder of photos for each subject"
-        )
+def _known(asked: Asked) -> dict[str, Subject]:
+    """The subjects of ``--photos``."""
     pairs = [each.rpartition("=") for each in asked.nouns]
     told = {subject: noun for subject, _, noun in pairs}
     nouns = told if "" in told else {**DREAMBENCH_CLASSES, **told}
@@ -224,26 +228,49 @@ def _known(asked: Asked, of_runs: Mapping[str, Subject]) -> dict[str, Subject]:
     return known
 
 
-def _subjects(every: Sequence[Work]) -> dict[str, Subject]:
+def _held_against(work: Work, known: Mapping[str, Subject]) -> Work:
+    """A run's pictures with the photos of ``--photos`` in place of its own."""
+    if not known:
+        return work
+    own = work.subject
+    name = next(iter(known)) if len(known) == 1 else own.name
+    if name not in known:
+        raise InputError(
+            f"--photos has no folder {name!r} for that subject of a run; it has "
+            f"{', '.join(known)}"
+        )
+    subject = dataclasses.replace(known[name], noun=own.noun)
+    return dataclasses.replace(work, subject=subject)
+
+
+def _subjects(every: Sequence[Work], looks: Mapping[Any, Look]) -> dict[str, Subject]:
     """Subjects by name.
 
     Raises:
-        InputError: two of one name with different numbers of photos.
+        InputError: two of one name that have other photos.
     """
     found: dict[str, Subject] = {}
     for work in every:
         other = found.setdefault(work.subject.name, work.subject)
-        if len(other.photos) != len(work.subject.photos):
+        one, two = (
+            {looks[file].digest for file in subject.photos}
+            for subject in (other, work.subject)
+        )
+        if one != two:
             raise InputError(
-                f"subject {other.name!r} has {len(other.photos)} photos in "
-                f"{other.photos[0].parent} and {len(work.subject.photos)} in "
-                f"{work.subject.photos[0].parent}; they cannot stand in one table"
+                f"subject {other.name!r} has other photos in {other.photos[0].parent} "
+                f"than in {work.subject.photos[0].parent}; give --photos, so that all "
+                "are held against the same"
             )
     return found
 
 
 def _instruments(
-    places: Places, reader: judge.Judge | None, cache: epath.Path, mesh: Any
+    places: Places,
+    reader: judge.Judge | None,
+    cache: epath.Path,
+    mesh: Any,
+    looks: Mapping[epath.Path, Look],
 ) -> Instruments:
     wanted = {
         "dino": ("dino_vits16", places.dino),
@@ -265,7 +292,7 @@ def _instruments(
         flag: protocol.open_network(flag, name, place, mesh) if place else None
         for flag, (name, place) in wanted.items()
     }
-    return Instruments(**parts, judge=reader, cache=cache, mesh=mesh)
+    return Instruments(**parts, judge=reader, cache=cache, mesh=mesh, looks=looks)
 
 
 def _warnings(
@@ -293,7 +320,7 @@ def _warnings(
     return said
 
 
-def _counts(some: Sequence[Work], looks: Mapping[Any, folders.Look]) -> dict[str, Any]:
+def _counts(some: Sequence[Work], looks: Mapping[Any, Look]) -> dict[str, Any]:
     shots = [shot for work in some for shot in work.pictures]
     skipped = [str(file) for work in some for file in work.skipped]
     return {

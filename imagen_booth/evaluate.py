@@ -30,7 +30,9 @@ _CLASS = flags.DEFINE_multi_string(
     [],
     "pictures of the class alone, for PRES: NAME=DIR, or DIR with --images",
 )
-_PHOTOS = flags.DEFINE_string("photos", None, "photos of the subject or subjects")
+_PHOTOS = flags.DEFINE_string(
+    "photos", None, "photos of the subject or subjects; default those of the run"
+)
 _NOUN = flags.DEFINE_multi_string(
     "noun", [], "what [N] stands for: NOUN, or SUBJECT=NOUN; DreamBench's are known"
 )

@@ -43,14 +43,13 @@ def section(found: Mapping[str, Any], shown: Callable[[str, str], str]) -> str:
         title, about, mend = _MODES[name]
         seen = mode["verdict"] == _SEEN
         parts.append(f"<h3>{html.text(title)}: {html.text(mode['verdict'])}</h3>")
-        lines = f"{about} {mode['said']}"
         if seen:
-            parts.append(html.note(f"{about}", [f"{mode['said']} {mend}"]))
+            parts.append(html.note(about, [f"{mode['said']} {mend}"]))
         else:
-            parts.append(f"<p>{html.text(lines)}</p>")
+            parts.append(f"<p>{html.text(mode['said'])}</p>")
+        parts.append(f'<p class="facts">{html.text(mode["rule"])}</p>')
         figures = [shown(each["file"], each["said"]) for each in mode["evidence"]]
         figures = [each for each in figures if each]
         if figures:
             parts.append(html.grid(figures, 4, 2, "small"))
-        parts.append(f'<p class="facts">{html.text(mode["rule"])}</p>')
     return "".join(parts)

@@ -114,9 +114,12 @@ def test_every_score_is_that_of_plain_loops(small, run, tmp_path, a_judge):
         )
     }
     reader = judge.load(a_judge)
-    through = Instruments(**parts, judge=reader, cache=epath.Path(tmp_path), mesh=mesh)
     systems, _ = appraisal.gather(Asked(runs=[str(run)]))
     ((work,),) = systems.values()
+    seen_files = folders.survey([work])
+    through = Instruments(
+        **parts, judge=reader, cache=epath.Path(tmp_path), mesh=mesh, looks=seen_files
+    )
     assert [shot.prompt for shot in work.pictures] == [
         prompt for prompt in PROMPTS for _ in range(2)
     ]
@@ -191,9 +194,12 @@ def test_every_score_is_that_of_plain_loops(small, run, tmp_path, a_judge):
 def test_photos_among_themselves(small, run, tmp_path):
     mesh = sharding.make_mesh()
     part = protocol.open_network("dino", "dino_vits16", "random", mesh)
-    through = Instruments(part, None, None, None, epath.Path(tmp_path), mesh)
     files = tuple(run / "photos" / f"{number}.png" for number in range(3))
-    found = protocol.measure_photos(Subject("dog", "dog", files), through)
+    subject = Subject("dog", "dog", files)
+    looks = folders.survey([Work(subject, ())])
+    cache = epath.Path(tmp_path)
+    through = Instruments(part, None, None, None, cache, mesh, looks)
+    found = protocol.measure_photos(subject, through)
     recipe = preprocess.RECIPES["dino_vits16"]
     prepared = [preprocess.prepare(pictures.load_png(f), recipe) for f in files]
     seen = [np.asarray(part.apply(part.params, each[None]))[0] for each in prepared]
@@ -257,6 +263,24 @@ def test_a_run_and_another_system_in_one_table(small, run, tmp_path, a_judge):
     assert not [each for each in shown.all("img") if "data:" not in each["src"]]
     assert (run / "failures.json").exists()
     assert "Failure modes" in (run / "report.html").read_text()
+
+
+def test_runs_of_one_subject_need_the_same_photos(small, run, tmp_path):
+    """As where two runs were tuned on more and fewer photos."""
+    other = run.parent / "fewer"
+    shutil.copytree(run, other)
+    (other / "photos" / "2.png").unlink()
+    both = [f"more={run}", f"fewer={other}"]
+    to, cache = epath.Path(tmp_path) / "out", epath.Path(tmp_path) / "cache"
+    places = Places(dino="random")
+    with pytest.raises(InputError, match="has other photos in .*; give --photos"):
+        appraisal.appraise(Asked(runs=both), places, to, cache)
+    photos = str(run / "photos")
+    appraisal.appraise(Asked(runs=both, photos=photos), places, to, cache)
+    found = json.loads((to / "evaluation.json").read_text())
+    assert found["subjects"] == {"photos": {"noun": "dog", "photos": 3}}
+    more, fewer = (found["systems"][name]["scores"] for name in ("more", "fewer"))
+    assert more == fewer
 
 
 def test_features_are_kept(small, run, tmp_path, monkeypatch):

@@ -104,6 +104,13 @@ def test_places_apart_but_all_near_the_photos_are_no_failure():
     assert found.verdict == UNSEEN
 
 
+def test_pictures_without_their_place_say_nothing_of_it():
+    likeness = [0.9, 0.91, 0.89, 0.9] + [0.3] * 4 + [0.9, 0.91, 0.89, 0.9]
+    shown = [PLAIN] * 4 + ["room"] * 4 + ["beach"] * 4
+    place, found = looked(PLACES, read(shown, likeness=likeness))
+    assert (place.verdict, found.verdict) == (SEEN, UNSEEN)
+
+
 def test_a_colour_that_comes_with_a_place():
     colours = ["brown"] * 4 + ["white"] * 4 + ["brown"] * 4
     _, found = looked(PLACES, read(RIGHT, colours))

@@ -182,15 +182,16 @@ def entangled(
 ) -> Mode:
     """Whether the subject looks another in some places.
 
-    Only prompts that ask for nothing but a place are looked at, and places, or the
-    plain backdrop, of which there are two pictures or more.
+    Only prompts that ask for nothing but a place are looked at, pictures that show it,
+    and places, or the plain backdrop, of which there are two such pictures or more.
     """
     groups: dict[str, list[int]] = {}
     for number, each in enumerate(asked):
-        if each is not None and each == Attributes(
-            noun=each.noun, context=each.context
-        ):
-            groups.setdefault(each.context or PLAIN, []).append(number)
+        if each is None or each != Attributes(noun=each.noun, context=each.context):
+            continue
+        place = each.context or PLAIN
+        if readings.words["context"][number] == place:
+            groups.setdefault(place, []).append(number)
     groups = {place: some for place, some in groups.items() if len(some) > 1}
     if len(groups) < 2 or len(photos.subjects) < 2:
         said = (

@@ -39,10 +39,26 @@ def of_images(
     Returns:
         f32 [N, F], in the order of the pictures.
     """
+    known = ((digest(picture), lambda picture=picture: picture) for picture in pictures)
+    return of_known(network, known, cache=cache, mesh=mesh)
+
+
+def of_known(
+    network: Part,
+    pictures: Iterable[tuple[str, Callable[[], np.ndarray]]],
+    *,
+    cache: epath.Path,
+    mesh: jax.sharding.Mesh,
+) -> np.ndarray:
+    """The same of pictures whose ``digest`` is known; read where they are needed.
+
+    Args:
+        pictures: digest of each, and what reads it.
+    """
     recipe = preprocess.RECIPES[network.name]
     inputs = (
-        (digest(picture), lambda picture=picture: preprocess.prepare(picture, recipe))
-        for picture in pictures
+        (key, lambda read=read: preprocess.prepare(read(), recipe))
+        for key, read in pictures
     )
     return _rows(network, inputs, _folder(cache, network), mesh)
 

@@ -5,6 +5,7 @@ toybox's judge: what stands for DINO, CLIP-T, PRES and DIV there.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -94,6 +95,7 @@ class Instruments:
 
     Attributes:
         cache: folder that keeps features.
+        looks: what ``folders.survey`` found in every file.
     """
 
     dino: Part | None
@@ -102,6 +104,15 @@ class Instruments:
     judge: judges.Judge | None
     cache: epath.Path
     mesh: jax.sharding.Mesh
+    looks: Mapping[epath.Path, Look]
+
+    def features(self, part: Part, files: Iterable[epath.Path]) -> np.ndarray:
+        """What DINO or CLIP sees in some files, f32 [N, F]."""
+        known = (
+            (self.looks[file].digest, functools.partial(folders.read, file))
+            for file in files
+        )
+        return features.of_known(part, known, cache=self.cache, mesh=self.mesh)
 
     def networks(self) -> dict[str, Part]:
         """The public ones that there are."""
@@ -142,6 +153,13 @@ def how_to_get(name: str) -> str:
     )
 
 
+def look_ahead(through: Instruments) -> None:
+    """Computes the features of every file in full batches, for later calls to find."""
+    for part in (through.dino, through.clip):
+        if part is not None:
+            through.features(part, through.looks)
+
+
 def measure(work: Work, through: Instruments) -> Grouped:
     """Values of every metric that can be measured, one array per prompt.
 
@@ -155,23 +173,19 @@ def measure(work: Work, through: Instruments) -> Grouped:
     files = [shot.file for shot in work.pictures]
     photos = work.subject.photos
 
-    def look(part: Part, which: Sequence[epath.Path]) -> np.ndarray:
-        images = map(folders.read, which)
-        return features.of_images(part, images, cache=through.cache, mesh=through.mesh)
-
     def grouped(values: np.ndarray) -> list[np.ndarray]:
         return [values[group] for group in numbers]
 
     if through.dino is not None:
-        seen = look(through.dino, photos)
-        pictures = look(through.dino, files)
+        seen = through.features(through.dino, photos)
+        pictures = through.features(through.dino, files)
         found["dino"] = grouped(scores.fidelity(pictures, seen))
         if work.class_pictures:
-            others = look(through.dino, work.class_pictures)
+            others = through.features(through.dino, work.class_pictures)
             found["pres"] = [scores.fidelity(others, seen)]
     if through.clip is not None:
-        pictures = look(through.clip, files)
-        likeness = scores.fidelity(pictures, look(through.clip, photos))
+        pictures = through.features(through.clip, files)
+        likeness = scores.fidelity(pictures, through.features(through.clip, photos))
         found["clip_i"] = grouped(likeness)
         if told:
             texts = features.of_prompts(
@@ -255,13 +269,7 @@ def measure_photos(subject: Subject, through: Instruments) -> Grouped:
     found: Grouped = {}
     for metric, part in (("dino", through.dino), ("clip_i", through.clip)):
         if part is not None:
-            seen = features.of_images(
-                part,
-                map(folders.read, subject.photos),
-                cache=through.cache,
-                mesh=through.mesh,
-            )
-            found[metric] = [_among(seen)]
+            found[metric] = [_among(through.features(part, subject.photos))]
     if through.judge is not None:
         images = map(folders.read, subject.photos)
         found["judge_subject"] = [_among(through.judge.read(images).subjects)]

@@ -6,6 +6,7 @@ import torch
 from transformers import CLIPConfig, CLIPModel, ViTConfig, ViTModel
 
 KINDS = {"dino": ViTModel, "clip": CLIPModel}
+OPTIONS = {"dino": {"add_pooling_layer": False}, "clip": {}}
 
 
 def write(folder, kind):
@@ -18,7 +19,7 @@ def write(folder, kind):
             intermediate_size=1536,
             layer_norm_eps=1e-12,  # as facebook/dino-vits16 has it
         )
-        model = ViTModel(config, add_pooling_layer=False)
+        model = ViTModel(config, **OPTIONS[kind])
     else:
         model = CLIPModel(CLIPConfig())
     model.save_pretrained(folder)
@@ -29,7 +30,8 @@ class Side:
 
     def __init__(self, name, place, pixels):
         self._kind = name.partition("_")[0]
-        self._model = KINDS[self._kind].from_pretrained(place).eval()
+        kind, options = KINDS[self._kind], OPTIONS[self._kind]
+        self._model = kind.from_pretrained(place, **options).eval()
         # Theirs are channels first.
         self._pixels = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
         self.output()
