@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 
 from imagen_booth import hosts, prepare, state
-from imagen_booth.data import photos, pictures
+from imagen_booth.data import photos, pictures, pipeline
 from imagen_booth.diffusion.sampler import SamplerConfig
 from imagen_booth.embed import Embedding
 from imagen_booth.evaluation import similarity
@@ -29,6 +29,15 @@ class Pair:
 
     image: np.ndarray
     low: np.ndarray | None
+
+    def example(self, embedding: Embedding) -> pipeline.Example:
+        """As a row of a batch."""
+        row = {
+            "image": self.image,
+            "text": embedding.text,
+            "text_mask": embedding.mask,
+        }
+        return row if self.low is None else row | {"low": self.low}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,7 +193,8 @@ def store(
         pictures.save_png(
             file_of(folder, step),
             sheet,
-            {name: json.dumps(value) for name, value in story.items()} | shown.story,
+            {name: json.dumps(value) for name, value in story.items()}
+            | dict(shown.story),
         )
 
 

@@ -17,6 +17,7 @@ from imagen_booth.previews import Measured, Pair, Preview
 from imagen_booth.stage import Stage
 from imagen_booth.weights.load import Part, place
 
+Loss = Callable[[state.Params, steps.Batch, Any], tuple[Any, dict[str, Any]]]
 Sheet = tuple[Any, Measured]  # a preview's picture, uint8 [H, W, 3], and its measures
 
 
@@ -53,37 +54,16 @@ def tune(
         The tuned parameters, and entries for the manifest, see ``fit``.
     """
     optimizer = optim.build(tuning.optim, tuning.steps)
-    loss_config = loss_config_of(tuning)
-
-    def loss_fn(params, batch, key):
-        return steps.batch_loss(
-            stage, part.apply, None, loss_config, params, batch, key
-        )
-
-    groups = [
-        pipeline.Group(
-            [_example(pair, subject_text) for pair in subject],
-            tuning.subject_rows,
-            1.0,
-            steps.SUBJECT,
-        )
-    ]
-    if tuning.class_rows:
-        groups.append(
-            pipeline.Group(
-                [_example(pair, class_text) for pair in class_pairs],
-                tuning.class_rows,
-                tuning.prior_weight,
-                steps.CLASS,
-            )
-        )
-    data = pipeline.batches(
-        groups,
+    loss_fn = loss_of(stage, part.apply, tuning)
+    data = batches(
+        stage,
+        tuning,
+        [pair.example(subject_text) for pair in subject],
+        [pair.example(class_text) for pair in class_pairs],
         seed=seed,
         host=hosts.index(),
         hosts=hosts.count(),
-        multiple=mesh.size * tuning.accumulate,
-        prepare=pipeline.random_crop(stage.crop, stage.scale) if stage.crop else None,
+        devices=mesh.size,
     )
 
     def draw(params: state.Params) -> Sheet:
@@ -110,12 +90,6 @@ def tune(
     return params["unet"], told
 
 
-def _example(pair: Pair, embedding: Embedding) -> pipeline.Example:
-    """A training image as a row of a batch."""
-    row = {"image": pair.image, "text": embedding.text, "text_mask": embedding.mask}
-    return row if pair.low is None else row | {"low": pair.low}
-
-
 def loss_config_of(tuning: Tuning) -> steps.LossConfig:
     """The loss that a tuning asks for."""
     return steps.LossConfig(
@@ -125,11 +99,69 @@ def loss_config_of(tuning: Tuning) -> steps.LossConfig:
     )
 
 
+def loss_of(stage: Stage, apply: Callable[..., Any], tuning: Tuning) -> Loss:
+    """What fine-tuning minimises: ``(params, batch, key) -> (loss, sums)``.
+
+    Args:
+        apply: the stage's network, parameters first.
+    """
+    config = loss_config_of(tuning)
+
+    def loss_fn(params, batch, key):
+        return steps.batch_loss(stage, apply, None, config, params, batch, key)
+
+    return loss_fn
+
+
+def step_of(loss_fn: Loss, optimizer: Any, tuning: Tuning, seed: int) -> Any:
+    """The pure step of fine-tuning, see ``steps.make_step``."""
+    return steps.make_step(
+        loss_fn,
+        optimizer,
+        seed=seed,
+        ema=tuning.optim.ema,
+        accumulate=tuning.accumulate,
+    )
+
+
+def batches(
+    stage: Stage,
+    tuning: Tuning,
+    subject: Sequence[pipeline.Example],
+    classes: Sequence[pipeline.Example],
+    *,
+    seed: int,
+    host: int,
+    hosts: int,
+    devices: int,
+) -> Any:
+    """The batches of fine-tuning, this host's rows of each, as grain's MapDataset.
+
+    Args:
+        subject, classes: rows that come in turn; the second unused where
+            ``tuning.class_rows`` is 0.
+        devices: of all hosts; the rows of a micro-batch are a multiple of them.
+    """
+    groups = [pipeline.Group(subject, tuning.subject_rows, 1.0, steps.SUBJECT)]
+    if tuning.class_rows:
+        groups.append(
+            pipeline.Group(classes, tuning.class_rows, tuning.prior_weight, steps.CLASS)
+        )
+    return pipeline.batches(
+        groups,
+        seed=seed,
+        host=host,
+        hosts=hosts,
+        multiple=devices * tuning.accumulate,
+        prepare=pipeline.random_crop(stage.crop, stage.scale) if stage.crop else None,
+    )
+
+
 def fit(
     name: str,
     tuning: Tuning,
     start: loop.Start,
-    loss_fn: Callable[..., Any],
+    loss_fn: Loss,
     optimizer: Any,
     data: Iterator[Any],
     draw: Callable[[state.Params], Sheet],
@@ -160,13 +192,7 @@ def fit(
     Raises:
         Stopped, NotFinite, StorageError: as ``loop.fit``.
     """
-    step_fn = steps.make_step(
-        loss_fn,
-        optimizer,
-        seed=seed,
-        ema=tuning.optim.ema,
-        accumulate=tuning.accumulate,
-    )
+    step_fn = step_of(loss_fn, optimizer, tuning, seed)
     with Checkpoints(folder, frozen=frozen) as checkpoints:
         latest = checkpoints.latest()
         if latest is None:

@@ -225,7 +225,9 @@ def test_two_processes_share_a_batch_job(tmp_path):
     assert not set(wrote[0]) & set(wrote[1])
     assert all(len(names) == 4 for names in wrote)
     folders = [tmp_path / name / "run" / "samples" / "job" for name in ("one", "two")]
-    lines = [sorted((folder / "index.jsonl").open()) for folder in folders]
+    lines = [
+        sorted((folder / "index.jsonl").read_text().splitlines()) for folder in folders
+    ]
     assert lines[0] == lines[1]
     assert len(lines[0]) == 8
     for line in lines[0]:

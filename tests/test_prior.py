@@ -119,7 +119,8 @@ def test_pictures_say_what_made_them(tmp_path):
     draw(tmp_path, 2)
     folder = prior.folder_of(RECIPE, tmp_path)
     story = pictures.read_png_metadata(folder / "00001.png")
-    assert story == {"prompt": "a dog", "seed": "41"}
+    assert (story["prompt"], story["seed"], story["weights"]) == ("a dog", "41", "1234")
+    assert {"stage", "weights_licence", "sampler"} < story.keys()
     recipe = json.loads((folder / "recipe.json").read_text())
     assert recipe["unet"] == "1234"
     assert recipe["sampler"]["steps"] == 2

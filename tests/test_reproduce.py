@@ -160,7 +160,7 @@ def test_the_arms_of_super_resolution(job):
 
 @pytest.mark.parametrize("names", [["priors"], [], ["sr", ""]])
 def test_studies_that_are_none(job, names):
-    with pytest.raises(InputError, match="vanilla, fidelity, prior"):
+    with pytest.raises(InputError, match="vanilla, fidelity, baselines, prior"):
         planned(job, names=names)
 
 
