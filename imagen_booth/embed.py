@@ -78,6 +78,7 @@ def embed(
     cache: epath.Path,
     mesh: jax.sharding.Mesh,
     dtype: np.dtype,
+    rules: Sequence[sharding.Rule] = (),
 ) -> tuple[dict[str, Embedding], dict[str, Any]]:
     """Embeddings of prompts, and of the null text under the key "".
 
@@ -88,6 +89,7 @@ def embed(
         prompts: any prompts; "" always comes along as the null text.
         weights: source of the encoder's weights.
         cleaning: as a job says it, see ``Job.cleaning``.
+        rules: how the encoder's parameters are cut, see ``sharding.spec_at``.
 
     Returns:
         {prompt: embedding}, and the encoder's origin for the manifest, with the name
@@ -110,7 +112,7 @@ def embed(
     ]
     missing = [row for row, path in enumerate(paths) if not path.exists()]
     if missing:
-        part = load(cascade, "text", weights, mesh, dtype)
+        part = load(cascade, "text", weights, mesh, dtype, rules)
         apply = jax.jit(part.apply)
         params = part.params
         for start in range(0, len(missing), ROWS):

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from imagen_booth import checkpoint, hosts, loop, settings, sharding
+from imagen_booth import checkpoint, hosts, loop, placement, settings
 from imagen_booth.booth import activation_dtype, cache_folder, story_of
 from imagen_booth.cascade import Cascade, by_name
 from imagen_booth.embed import embed
@@ -102,12 +102,12 @@ def open_stage(
     """
     source = getattr(run.job.weights, stage.name)
     if tuned_steps(run, stage) == 0:
-        part = load(run.cascade, stage.name, source, mesh, dtype)
+        part = load(run.cascade, stage.name, source, mesh, dtype, run.job.mesh.rules)
         return Ready(stage, part, part.params, stage.normal_level, 0)
     # The weights it was tuned from stay on disk.
     tree, steps = checkpoint.read_params(run.path / stage.name)
     _, apply = network(run.cascade, stage.name, dtype)
-    params = place(tree["unet"], mesh)
+    params = place(tree["unet"], mesh, run.job.mesh.rules)
     about = origin(run.cascade, stage.name, source)
     known = about["sha256"], about["licence"], about["pretrained"]
     part = Part(apply, params, stage.name, source, *known)
@@ -150,7 +150,7 @@ def draw(
         for index, prompt in enumerate(prompts)
         for seed in seeds
     ]
-    mesh = sharding.make_mesh(job.mesh.data, job.mesh.fsdp)
+    mesh = placement.mesh_to_draw(finished.cascade, job)
     dtype = activation_dtype(job.dtype)
     folder = run / "samples" / name
     with jax.set_mesh(mesh), loop.StopRequest() as stop:
@@ -163,6 +163,7 @@ def draw(
             cache=cache_folder(job, run),
             mesh=mesh,
             dtype=dtype,
+            rules=job.mesh.rules,
         )
         for stage, images in draw_cascade(
             [open_stage(finished, stage, mesh, dtype) for stage in finished.stages],

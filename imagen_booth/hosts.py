@@ -140,6 +140,14 @@ def any_host(flag: bool) -> bool:
     return bool(multihost_utils.process_allgather(flag).any())
 
 
+def least(number: int) -> int:
+    """The smallest ``number`` that any process gives, on every process."""
+    if count() == 1:
+        return number
+    given = multihost_utils.process_allgather(np.asarray([number], np.float32))
+    return int(np.min(given))
+
+
 def check_shared(name: str, folder: epath.PathLike) -> None:
     """Makes sure that all hosts see one and the same folder.
 

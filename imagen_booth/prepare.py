@@ -247,6 +247,7 @@ def choose_words(
         cache=cache,
         mesh=mesh,
         dtype=dtype,
+        rules=job.mesh.rules,
     )
     reading = origin["sha256"]
     if origin["cleaning"] != cleaning_of(cascade, ""):

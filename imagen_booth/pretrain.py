@@ -30,6 +30,9 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "where the run lives, local or g
 _INIT = flags.DEFINE_string(
     "init", "", "start from these weights: a folder, or shipped; default random"
 )
+_PROFILE = flags.DEFINE_bool(
+    "profile", False, "leave a profiler's trace of early steps in DIR/profile"
+)
 cli.define_hosts()
 
 
@@ -50,12 +53,14 @@ def main() -> None:
     if "pairs" in _CONFIG.value:
         if _INIT.value:
             raise InputError(f"--init={_INIT.value} is for stages; leave it out")
+        if _PROFILE.value:
+            raise InputError("--profile is for stages; leave it out")
         job = from_config(judging.Judging, _CONFIG.value)
         return judging.run(job, epath.Path(_WORKDIR.value))
     job = from_config(Pretraining, _CONFIG.value)
     if _INIT.value:
         job = dataclasses.replace(job, init=_INIT.value)
-    return pretraining.run(job, epath.Path(_WORKDIR.value))
+    return pretraining.run(job, epath.Path(_WORKDIR.value), profile=_PROFILE.value)
 
 
 if __name__ == "__main__":

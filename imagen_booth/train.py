@@ -23,6 +23,9 @@ _WORKDIR = flags.DEFINE_string(
 _OVERWRITE = flags.DEFINE_list(
     "overwrite", [], "parts to redo: base, sr256, sr1024, samples, all"
 )
+_PROFILE = flags.DEFINE_bool(
+    "profile", False, "leave a profiler's trace of early steps in DIR/profile"
+)
 cli.define_hosts()
 
 
@@ -44,7 +47,12 @@ def main() -> None:
     if job.cache:
         hosts.check_shared("config.cache", job.cache)
     hosts.check_same_files("config.subject.photos", job.subject.photos)
-    page = booth.run(job, epath.Path(workdir), frozenset(_OVERWRITE.value))
+    page = booth.run(
+        job,
+        epath.Path(workdir),
+        frozenset(_OVERWRITE.value),
+        profile=_PROFILE.value,
+    )
     print(f"open {page}")
 
 

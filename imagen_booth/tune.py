@@ -79,6 +79,8 @@ def tune(
     mesh: jax.sharding.Mesh,
     metrics: MetricWriter,
     stop: loop.StopRequest,
+    rules: Sequence[sharding.Rule] = (),
+    profile: epath.Path | None = None,
 ) -> tuple[state.Params, dict[str, Any]]:
     """Fine-tunes a stage, from its newest checkpoint if there is one.
 
@@ -89,6 +91,8 @@ def tune(
         seed: of data order, noise and times.
         folder: of the checkpoints.
         previews: of the preview grids.
+        rules: how parameters are cut, see ``sharding.spec_at``.
+        profile: where a trace of early steps is left; None for none.
 
     Returns:
         The tuned parameters, and before/after similarity for the manifest.
@@ -145,7 +149,13 @@ def tune(
     with Checkpoints(folder) as checkpoints:
         final = loop.fit(
             stage.name,
-            start_state({"unet": part.params}, optimizer, tuning.optim.ema > 0, mesh),
+            start_state(
+                {"unet": part.params},
+                optimizer,
+                tuning.optim.ema > 0,
+                mesh,
+                rules=rules,
+            ),
             step_fn,
             iter(data.to_iter_dataset()),
             loop.LoopConfig(
@@ -162,6 +172,7 @@ def tune(
             inference=lambda now: state.ema_params(now, tuning.optim.ema),
             diagnose=lambda now, batch: steps.not_finite(loss_fn, now, batch, seed),
             stop=stop,
+            profile=profile,
         )
     before, after = (_measured(previews, step) for step in (0, tuning.steps))
     return state.ema_params(final, tuning.optim.ema)["unet"], {
@@ -175,6 +186,7 @@ def start_state(
     ema: bool,
     mesh: jax.sharding.Mesh,
     trainable: tuple[str, ...] = ("unet/.*",),
+    rules: Sequence[sharding.Rule] = (),
 ) -> loop.Start:
     """The state at step 0: its shapes on the mesh, and how to make it.
 
@@ -186,7 +198,7 @@ def start_state(
         return state.create(params, trainable, optimizer, ema)
 
     shapes = jax.eval_shape(create, params)
-    placement = sharding.tree_shardings(shapes, mesh)
+    placement = sharding.tree_shardings(shapes, mesh, rules)
     abstract = jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(
             leaf.shape, leaf.dtype, sharding=where
