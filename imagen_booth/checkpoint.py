@@ -2,9 +2,11 @@
 
 A checkpoint holds ``state`` (everything a step changes), ``data`` (the position
 of the batch iterator) and, when a stage is finished, ``params`` (what sampling
-uses).  Orbax writes beside and renames, so a half-written one is never found.
+uses).  Orbax writes beside and renames, so a half-written one is never found; one
+that was damaged later is passed over for the one before.
 """
 
+import logging
 import os
 from typing import Any
 
@@ -13,8 +15,11 @@ import numpy as np
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
+from imagen_booth import hosts
 from imagen_booth.errors import StorageError
 from imagen_booth.state import TrainState
+
+log = logging.getLogger(__name__)
 
 KEEP = 2  # the newest, and one to fall back on
 
@@ -24,8 +29,11 @@ class Checkpoints:
 
     def __init__(self, directory: epath.Path):
         self.directory = _absolute(directory)
+        self._ocp = self._open()
+
+    def _open(self) -> Any:
         try:
-            self._ocp = ocp.training.Checkpointer(
+            return ocp.training.Checkpointer(
                 self.directory,
                 preservation_policy=_newest(KEEP),
                 cleanup_tmp_directories=True,
@@ -36,7 +44,9 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, kind, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, *_: object) -> None:
+        if error is not None and hosts.lost(error):
+            return  # closing would wait for those that are gone
         try:
             self._ocp.close()
         except OSError as error:
@@ -82,10 +92,44 @@ class Checkpoints:
             raise _storage(self.directory, error) from error
 
     def restore(self, abstract: TrainState, data: Any) -> TrainState:
-        """The newest state, in the shardings of ``abstract``; moves ``data`` along."""
-        return self._ocp.load_checkpointables(None, {"state": abstract, "data": data})[
-            "state"
-        ]
+        """The newest state that can be read; moves ``data`` along with it.
+
+        Those that cannot be read are deleted, so that they can be written again.
+
+        Args:
+            abstract: shapes, dtypes and shardings of the state.
+
+        Raises:
+            StorageError: none can be read; they are all left as they are.
+        """
+        wanted, broken = {"state": abstract, "data": data}, []
+        for step in sorted(known.step for known in self._ocp.checkpoints)[::-1]:
+            state, reason = None, ""
+            try:
+                state = self._ocp.load_checkpointables(step, wanted)["state"]
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                if hosts.lost(error):
+                    raise
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            if not hosts.any_host(state is None):
+                self._drop(broken)
+                return state
+            broken.append(step)
+            log.warning("%s/%d cannot be read: %s", self.directory, step, reason)
+        raise StorageError(
+            f"no checkpoint in {self.directory} can be read; delete that folder to "
+            "begin again, or bring the files back"
+        )
+
+    def _drop(self, damaged: list[int]) -> None:
+        if not damaged:
+            return
+        self._ocp.close()
+        if hosts.is_first():
+            for step in damaged:
+                (self.directory / str(step)).rmtree()
+        hosts.wait("damaged checkpoints")
+        self._ocp = self._open()
 
 
 def read_params(directory: epath.Path) -> tuple[Any, int]:

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from absl import app, flags
 from absl import logging as absl_logging
 
+from imagen_booth import watch
 from imagen_booth.errors import BoothError, StorageError
 
 USAGE = 2
@@ -65,7 +66,12 @@ def run(
             raise
         _fail(str(error), StorageError.exit_code)
     except KeyboardInterrupt:
-        _fail("interrupted; run the same command again to go on", 75)
+        _fail("interrupted; run the same command again to go on", watch.AGAIN)
+    except Exception as error:
+        if _is_lost(error):
+            watch.leave_lost()
+        raise
+    watch.note(0)
     sys.exit(0)
 
 
@@ -87,7 +93,16 @@ def start_hosts() -> None:
     from imagen_booth import hosts  # slow; --help does without
 
     given = flags.FLAGS
-    hosts.start(given.coordinator, given.processes, given.process_id)
+    where = given.coordinator, given.processes, given.process_id
+    if hosts.may_be_several(*where):
+        watch.over()
+    hosts.start(*where)
+
+
+def _is_lost(error: Exception) -> bool:
+    """Whether an error says that another host is gone."""
+    hosts = sys.modules.get("imagen_booth.hosts")
+    return hosts is not None and hosts.lost(error)
 
 
 def default_workdir(config: str) -> str:
@@ -172,4 +187,5 @@ class _BesideBars(logging.Handler):
 
 def _fail(message: str, code: int) -> NoReturn:
     print(f"{message.strip()}", file=sys.stderr)
+    watch.note(code)
     sys.exit(code)

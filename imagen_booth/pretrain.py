@@ -41,6 +41,7 @@ def main() -> None:
         raise InputError("--config is missing; see --help")
     if not _WORKDIR.value:
         raise InputError("--workdir is missing; give a folder for checkpoints")
+    cli.start_hosts()
     # Slow imports come after the flags, so that --help and bad flags answer at once.
     from etils import epath
 
@@ -48,7 +49,6 @@ def main() -> None:
     from imagen_booth.config import from_config
     from imagen_booth.job import Pretraining
 
-    cli.start_hosts()
     hosts.check_shared("--workdir", _WORKDIR.value)
     if "pairs" in _CONFIG.value:
         if _INIT.value:

@@ -32,6 +32,7 @@ cli.define_hosts()
 def main() -> None:
     if _CONFIG.value is None:
         raise InputError("--config is missing; give --config=configs/dog.py")
+    cli.start_hosts()
     # Slow imports come after the flags, so that --help and bad flags answer at once.
     from etils import epath
 
@@ -42,7 +43,6 @@ def main() -> None:
     workdir = _WORKDIR.value or cli.default_workdir(
         config_flags.get_config_filename(flags.FLAGS["config"])
     )
-    cli.start_hosts()
     hosts.check_shared("--workdir", workdir)
     if job.cache:
         hosts.check_shared("config.cache", job.cache)
