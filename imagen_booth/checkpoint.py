@@ -6,6 +6,7 @@ uses).  Orbax writes beside and renames, so a half-written one is never found; o
 that was damaged later is passed over for the one before.
 """
 
+import json
 import logging
 import os
 from typing import Any
@@ -102,11 +103,16 @@ class Checkpoints:
         Raises:
             StorageError: none can be read; they are all left as they are.
         """
-        wanted, broken = {"state": abstract, "data": data}, []
+        broken: list[int] = []
         for step in sorted(known.step for known in self._ocp.checkpoints)[::-1]:
             state, reason = None, ""
             try:
-                state = self._ocp.load_checkpointables(step, wanted)["state"]
+                # Told by process 0 for all: the next run may have more of them, or less.
+                [position] = (self.directory / str(step) / "data").glob("process_0-*")
+                data.set_state(json.loads(position.read_text()))
+                state = self._ocp.load_checkpointables(step, {"state": abstract})[
+                    "state"
+                ]
             except (OSError, ValueError, KeyError, TypeError) as error:
                 if hosts.lost(error):
                     raise

@@ -39,7 +39,7 @@ def start(then: str) -> subprocess.Popen:
 )
 def test_how_a_watched_process_ends(then, code, said):
     with start(then) as process:
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=600)
     assert process.returncode == code
     assert err.strip() == said
     assert out.strip() == ("['word']" if "argv" in then else "")
@@ -54,7 +54,7 @@ def test_signals_are_handed_on_once():
         assert process.stdout is not None
         process.stdout.readline()
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=60)
+        process.communicate(timeout=600)
     assert process.returncode == 41
 
 
