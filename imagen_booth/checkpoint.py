@@ -107,7 +107,7 @@ class Checkpoints:
         for step in sorted(known.step for known in self._ocp.checkpoints)[::-1]:
             state, reason = None, ""
             try:
-                # Told by process 0 for all: the next run may have more of them, or less.
+                # Told by process 0 for all: the next run may have fewer, or more.
                 [position] = (self.directory / str(step) / "data").glob("process_0-*")
                 data.set_state(json.loads(position.read_text()))
                 state = self._ocp.load_checkpointables(step, {"state": abstract})[

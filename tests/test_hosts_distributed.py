@@ -6,7 +6,16 @@ import time
 
 import numpy as np
 import pytest
-from train_jobs import ALONE, LIMIT, TRAIN, losses, make_photos, running, settings, train
+from train_jobs import (
+    ALONE,
+    LIMIT,
+    TRAIN,
+    losses,
+    make_photos,
+    running,
+    settings,
+    train,
+)
 
 from imagen_booth.hosts import SILENCE
 

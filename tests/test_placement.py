@@ -1,6 +1,7 @@
 """Meshes chosen by size, rules of a config, and what really lies on each device."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,6 @@ from imagen_booth import (
     metrics,
     placement,
     sharding,
-    state,
     steps,
     tune,
 )
@@ -33,7 +33,10 @@ TINY = by_name("tiny")
 MIB = 2**20
 
 
-def settings(mesh=job.Mesh()):
+LEFT_ALONE = job.Mesh()
+
+
+def settings(mesh=LEFT_ALONE):
     subject = job.Subject("photos", "dog")
     return dataclasses.replace(
         config.to_job(config.booth("tiny")), subject=subject, mesh=mesh
@@ -139,21 +142,19 @@ def batches(stage, mesh, rows=5):
 def fit(cascade, stage, mesh, folder, count, watch=lambda state: None, rules=()):
     """Trains through the loop; ``watch`` is called between steps."""
     part = load.load(cascade, "base", "random", mesh, jnp.float32, rules)
+    apply, params = part.apply, {"unet": part.params}
     optimizer = optax.adam(1e-3)
 
     def loss_fn(params, batch, key):
         config = steps.LossConfig()
-        return steps.batch_loss(stage, part.apply, None, config, params, batch, key)
+        return steps.batch_loss(stage, apply, None, config, params, batch, key)
 
     with (
         jax.set_mesh(mesh),
         checkpoint.Checkpoints(folder / "base") as checkpoints,
         metrics.MetricWriter(folder, active=True) as writer,
     ):
-        start = tune.start_state(
-            {"unet": part.params}, optimizer, True, mesh, rules=rules
-        )
-        del part  # as it came; the state holds what trains
+        start = tune.start_state(params, optimizer, True, mesh, rules=rules)
         return loop.fit(
             "base",
             start,
@@ -169,3 +170,98 @@ def fit(cascade, stage, mesh, folder, count, watch=lambda state: None, rules=())
             diagnose=lambda now, batch: [],
             stop=loop.StopRequest(),
         )
+
+
+def test_fewer_photos_than_devices_and_odd_rows_train_the_same(tmp_path):
+    """One, two and four devices; rows of weight 0 fill a batch up to them."""
+    stage, found = TINY.stage("base"), {}
+    for count in (1, 2, 4):
+        mesh = jax.make_mesh(
+            (count, 1),
+            sharding.AXES,
+            axis_types=(AxisType.Auto,) * 2,
+            devices=jax.devices()[:count],
+        )
+        batch = batches(stage, mesh)[0]
+        assert len(batch["weight"]) == -(-5 // count) * count
+        assert (batch["weight"] > 0).sum() == 5  # two photos, repeated
+        assert batch["weight"].sum() == pytest.approx(1.0)
+        found[count] = fit(TINY, stage, mesh, epath.Path(tmp_path) / str(count), 3)
+    rows = {
+        count: (tmp_path / str(count) / "metrics.jsonl").read_text().splitlines()
+        for count in found
+    }
+    for count in (2, 4):
+        for one, other in zip(rows[1], rows[count], strict=True):
+            one, other = (loss_and_norm(row) for row in (one, other))
+            np.testing.assert_allclose(other, one, rtol=1e-4)
+
+
+def loss_and_norm(row):
+    found = json.loads(row)
+    return [found["train/loss"], found["train/grad_norm"]]
+
+
+def large(before):
+    """Every live array above 1 MiB that was not there before."""
+    return [
+        array
+        for array in jax.live_arrays()
+        if id(array) not in before and array.nbytes > MIB
+    ]
+
+
+def test_between_steps_no_large_array_lies_whole_on_a_device(tmp_path):
+    """Parameters, both moments and the average, on four devices that share a copy.
+
+    Exempt is what is smaller: below ``sharding.SMALL`` elements a copy is cheaper.
+    """
+    before = {id(array) for array in jax.live_arrays()}
+    cascade, stage = wide()
+    mesh, seen = sharding.make_mesh(1, 4), []
+
+    def watch(now):
+        wide_leaves = [leaf for leaf in jax.tree.leaves(now) if leaf.nbytes > MIB]
+        arrays = large(before)
+        assert {id(leaf) for leaf in wide_leaves} <= {id(array) for array in arrays}
+        for array in arrays:
+            whole = [s for s in array.addressable_shards if s.data.nbytes > MIB]
+            sizes = {shard.data.nbytes for shard in array.addressable_shards}
+            assert not whole, (array.shape, array.sharding)
+            assert sizes == {array.nbytes // 4}, (array.shape, array.sharding)
+        kinds = (now.trainable, now.opt_state[0].mu, now.opt_state[0].nu, now.ema)
+        for tree in kinds:
+            assert any(leaf.nbytes > MIB for leaf in jax.tree.leaves(tree))
+        seen.append((int(now.step), len(wide_leaves), len(arrays)))
+
+    fit(cascade, stage, mesh, epath.Path(tmp_path), 2, watch)
+    assert [step for step, *_ in seen] == [0, 1, 2]
+    for _, of_state, of_all in seen:
+        assert of_state == of_all, "something large beside the state"
+
+
+def test_a_rule_of_a_config_moves_real_arrays(tmp_path):
+    rules = (("unet/conv_in/kernel", (None, None, None, "fsdp")),)
+    placed = []
+
+    def watch(now):
+        for tree in (now.trainable, now.ema, now.opt_state[0].mu):
+            placed.append(tree["unet"]["conv_in"]["kernel"].sharding.spec)
+
+    mesh = sharding.make_mesh(1, 4)
+    fit(TINY, TINY.stage("base"), mesh, epath.Path(tmp_path), 1, watch, rules)
+    assert set(placed) == {P(None, None, None, "fsdp")}
+
+
+@pytest.mark.parametrize("name", ["toybox", "if_m", "if_xl", "imagen"])
+@pytest.mark.parametrize("fsdp", [2, 4])
+def test_the_general_rule_leaves_nothing_large_whole(name, fsdp):
+    """By shapes at full size: every parameter above 1 MiB of every part is cut."""
+    mesh = sharding.make_mesh(4 // fsdp, fsdp)
+    for part, tree in placement.shapes_of(by_name(name)).items():
+        places = sharding.tree_shardings(tree, mesh)
+        for (path, leaf), place in zip(
+            jax.tree.leaves_with_path(tree), jax.tree.leaves(places), strict=True
+        ):
+            if leaf.size * 4 > MIB:
+                assert "fsdp" in place.spec, (part, jax.tree_util.keystr(path))
