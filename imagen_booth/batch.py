@@ -85,9 +85,9 @@ def draw(
     rows = batch_plan.rows_of(source)
     run = gallery.read_run(path, resolution)
     count = batch_plan.check(run, source, rows(), first_seed, seeds)
+    cache_folder(run.job, path)  # before anything is compiled
     mesh = placement.mesh_to_draw(run.cascade, run.job)
     dtype = activation_dtype(run.job.dtype)
-    cache_folder(run.job, path)  # before anything is compiled
     passes = batch_plan.passes_of(run, dtype)
     if not batch:
         on_cpu = jax.default_backend() == "cpu"

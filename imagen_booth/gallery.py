@@ -150,6 +150,7 @@ def draw(
         for index, prompt in enumerate(prompts)
         for seed in seeds
     ]
+    cache = cache_folder(job, run)  # before anything is compiled
     mesh = placement.mesh_to_draw(finished.cascade, job)
     dtype = activation_dtype(job.dtype)
     folder = run / "samples" / name
@@ -160,7 +161,7 @@ def draw(
             weights=job.weights.text,
             vocabulary=job.weights.vocabulary,
             cleaning=job.cleaning,
-            cache=cache_folder(job, run),
+            cache=cache,
             mesh=mesh,
             dtype=dtype,
             rules=job.mesh.rules,

@@ -114,10 +114,10 @@ def test_rules_come_through_a_flag_and_a_file():
 
 
 def wide() -> tuple:
-    """The tiny base stage with kernels of 2.25 MiB."""
+    """The tiny base stage with kernels of 1.2 MiB."""
     stage = TINY.stage("base")
     stage = dataclasses.replace(
-        stage, model=dataclasses.replace(stage.model, widths=(256,))
+        stage, model=dataclasses.replace(stage.model, widths=(184,))
     )
     return TINY.having(stage), stage
 
@@ -137,6 +137,14 @@ def batches(stage, mesh, rows=5):
     return pipeline.batches(
         [pipeline.Group(photos, rows, 1.0, steps.SUBJECT)], seed=0, multiple=mesh.size
     )
+
+
+@pytest.fixture
+def quickly():
+    """Compiled with few optimizations: it takes most of the time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def fit(cascade, stage, mesh, folder, count, watch=lambda state: None, rules=()):
@@ -172,7 +180,7 @@ def fit(cascade, stage, mesh, folder, count, watch=lambda state: None, rules=())
         )
 
 
-def test_fewer_photos_than_devices_and_odd_rows_train_the_same(tmp_path):
+def test_fewer_photos_than_devices_and_odd_rows_train_the_same(tmp_path, quickly):
     """One, two and four devices; rows of weight 0 fill a batch up to them."""
     stage, found = TINY.stage("base"), {}
     for count in (1, 2, 4):
@@ -211,7 +219,7 @@ def large(before):
     ]
 
 
-def test_between_steps_no_large_array_lies_whole_on_a_device(tmp_path):
+def test_between_steps_no_large_array_lies_whole_on_a_device(tmp_path, quickly):
     """Parameters, both moments and the average, on four devices that share a copy.
 
     Exempt is what is smaller: below ``sharding.SMALL`` elements a copy is cheaper.
@@ -240,7 +248,7 @@ def test_between_steps_no_large_array_lies_whole_on_a_device(tmp_path):
         assert of_state == of_all, "something large beside the state"
 
 
-def test_a_rule_of_a_config_moves_real_arrays(tmp_path):
+def test_a_rule_of_a_config_moves_real_arrays(tmp_path, quickly):
     rules = (("unet/conv_in/kernel", (None, None, None, "fsdp")),)
     placed = []
 

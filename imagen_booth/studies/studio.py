@@ -36,9 +36,9 @@ class Studio:
         self.job = dataclasses.replace(job, cache=str(folder / "cache"))
         self.folder = folder
         self.cascade = resolve(by_name(job.cascade), dataclasses.asdict(job.weights))
+        self.cache = cache_folder(self.job, folder)
         self.mesh = placement.mesh_to_draw(self.cascade, job)
         self.dtype = activation_dtype(job.dtype)
-        self.cache = cache_folder(self.job, folder)
         self.origins = {
             name: origin(self.cascade, name, getattr(job.weights, name))
             for name in ("text", *(stage.name for stage in self.cascade.stages))
