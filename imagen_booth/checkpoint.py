@@ -117,7 +117,9 @@ class Checkpoints:
                 if hosts.lost(error):
                     raise
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            if not hosts.any_host(state is None):
+            # One answer for all hosts, whichever of them could not read it.
+            failed = hosts.any_host(state is None)
+            if state is not None and not failed:
                 self._drop(broken)
                 return state
             broken.append(step)

@@ -253,6 +253,7 @@ def test_a_rule_of_a_config_moves_real_arrays(tmp_path, quickly):
     placed = []
 
     def watch(now):
+        assert now.ema is not None
         for tree in (now.trainable, now.ema, now.opt_state[0].mu):
             placed.append(tree["unet"]["conv_in"]["kernel"].sharding.spec)
 

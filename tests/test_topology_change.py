@@ -10,6 +10,7 @@ import shutil
 
 import numpy as np
 import pytest
+from etils import epath
 from train_jobs import ALONE, losses, make_photos, settings, train
 
 from imagen_booth import checkpoint, state
@@ -46,7 +47,7 @@ class Runs:
         shutil.copytree(self.folder / name, self.folder / to)
 
     def tuned(self, name: str) -> dict[str, np.ndarray]:
-        params, step = checkpoint.read_params(self.folder / name / "base")
+        params, step = checkpoint.read_params(epath.Path(self.folder) / name / "base")
         assert step == STEPS
         return state.flatten(params)
 
