@@ -106,13 +106,6 @@ def test_a_rule_that_fits_nothing_is_refused_before_any_work(rule, said):
         placement.mesh_to_tune(TINY, settings(job.Mesh(rules=(rule,))))
 
 
-def test_rules_come_through_a_flag_and_a_file():
-    raw = config.booth("tiny")
-    with raw.unlocked():
-        raw.mesh.rules = (("unet/conv_in/kernel", (None, None, None, "fsdp")),)
-    assert config.to_job(raw).mesh.rules == raw.mesh.rules
-
-
 def wide() -> tuple:
     """The tiny base stage with kernels of 1.2 MiB."""
     stage = TINY.stage("base")
