@@ -23,7 +23,15 @@ import numpy as np
 import tqdm
 from etils import epath
 
-from imagen_booth import batch_page, batch_plan, budget, gallery, hosts, loop, sharding
+from imagen_booth import (
+    batch_page,
+    batch_plan,
+    budget,
+    gallery,
+    hosts,
+    loop,
+    placement,
+)
 from imagen_booth.batch_log import LOADING, NETWORKS, Clock, Index
 from imagen_booth.batch_plan import Pass, Picture
 from imagen_booth.booth import activation_dtype, cache_folder, story_of
@@ -78,9 +86,9 @@ def draw(
     rows = batch_plan.rows_of(source)
     run = gallery.read_run(path, resolution)
     count = batch_plan.check(run, source, rows(), first_seed, seeds)
-    mesh = sharding.make_mesh(run.job.mesh.data, run.job.mesh.fsdp)
-    dtype = activation_dtype(run.job.dtype)
     cache_folder(run.job, path)  # before anything is compiled
+    mesh = placement.mesh_to_draw(run.cascade, run.job)
+    dtype = activation_dtype(run.job.dtype)
     passes = batch_plan.passes_of(run, dtype)
     if not batch:
         on_cpu = jax.default_backend() == "cpu"
@@ -222,6 +230,7 @@ class _Easel:
             mesh=self.mesh,
             dtype=self.dtype,
             learned=self.learned,
+            rules=job.mesh.rules,
         )
         return found
 

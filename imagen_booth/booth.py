@@ -20,7 +20,16 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 
-from imagen_booth import hosts, invert, loop, prepare, prior, report, sharding, tune
+from imagen_booth import (
+    hosts,
+    invert,
+    loop,
+    placement,
+    prepare,
+    prior,
+    report,
+    tune,
+)
 from imagen_booth.cascade import Cascade, by_name, notices
 from imagen_booth.data import photos, pictures
 from imagen_booth.errors import BoothError, InputError
@@ -53,6 +62,7 @@ class Booth:
         dtype: of activations.
         stop: asks the work to save and end.
         metrics: where numbers go.
+        profile: leave a trace of early steps of each stage.
     """
 
     job: Job
@@ -63,6 +73,7 @@ class Booth:
     dtype: Any
     stop: loop.StopRequest
     metrics: MetricWriter
+    profile: bool = False
 
     @contextlib.contextmanager
     def timed(self, what: str) -> Iterator[None]:
@@ -76,13 +87,20 @@ class Booth:
             self.work.record(timings=spent)
 
 
-def run(job: Job, workdir: epath.Path, overwrite: frozenset[str]) -> epath.Path:
+def run(
+    job: Job,
+    workdir: epath.Path,
+    overwrite: frozenset[str],
+    *,
+    profile: bool = False,
+) -> epath.Path:
     """Runs a job, or what is left of it.
 
     Args:
         job: the settings.
         workdir: local or ``gs://``; holds everything the run makes.
         overwrite: parts to redo, see ``workdir.PARTS``.
+        profile: leave a trace of early steps of each stage in ``workdir/profile``.
 
     Returns:
         Path of ``report.html``.
@@ -96,7 +114,7 @@ def run(job: Job, workdir: epath.Path, overwrite: frozenset[str]) -> epath.Path:
     cascade = resolve(by_name(job.cascade), dataclasses.asdict(job.weights))
     work = Workdir(workdir, overwrite)
     cache = cache_folder(job, work.path)
-    mesh = sharding.make_mesh(job.mesh.data, job.mesh.fsdp)
+    mesh = placement.mesh_to_tune(cascade, job)
     dtype = activation_dtype(job.dtype)
     intake = prepare.check_photos(job, cascade, work)
     with (
@@ -106,7 +124,7 @@ def run(job: Job, workdir: epath.Path, overwrite: frozenset[str]) -> epath.Path:
             work.path, active=hosts.is_first(), tensorboard=job.tensorboard
         ) as metrics,
     ):
-        booth = Booth(job, cascade, work, cache, mesh, dtype, stop, metrics)
+        booth = Booth(job, cascade, work, cache, mesh, dtype, stop, metrics, profile)
         try:
             with booth.timed("text"):
                 words = prepare.choose_words(job, cascade, cache, mesh, dtype)
@@ -130,10 +148,21 @@ def run(job: Job, workdir: epath.Path, overwrite: frozenset[str]) -> epath.Path:
 
 def cache_folder(job: Job, workdir: epath.Path) -> epath.Path:
     """Where runs share class images, embeddings and compiled programs."""
-    cache = epath.Path(job.cache) if job.cache else workdir.parent / "cache"
+    return keep_programs(job.cache, workdir)
+
+
+def keep_programs(cache: str, workdir: epath.Path) -> epath.Path:
+    """The folder shared by runs, with compiled programs in it from now on.
+
+    Those stay where the user has put them, by ``JAX_COMPILATION_CACHE_DIR``.
+
+    Args:
+        cache: as a job says it; empty for ``cache`` beside the work directory.
+    """
+    folder = epath.Path(cache) if cache else workdir.parent / "cache"
     if jax.config.values["jax_compilation_cache_dir"] is None:
-        jax.config.update("jax_compilation_cache_dir", str(cache / "xla"))
-    return cache
+        jax.config.update("jax_compilation_cache_dir", str(folder / "xla"))
+    return folder
 
 
 def story_of(
@@ -216,7 +245,12 @@ def _tune_stage(
     job, work, name = booth.job, booth.work, stage.name
     tuning = job.tuning(name)
     part = load(
-        booth.cascade, name, getattr(job.weights, name), booth.mesh, booth.dtype
+        booth.cascade,
+        name,
+        getattr(job.weights, name),
+        booth.mesh,
+        booth.dtype,
+        job.mesh.rules,
     )
     work.record(cascade={"parts": {name: part.origin()}})
     teachers = intake.teaching(name)
@@ -261,6 +295,8 @@ def _tune_stage(
             mesh=booth.mesh,
             metrics=booth.metrics,
             stop=booth.stop,
+            rules=job.mesh.rules,
+            profile=work.path / "profile" / name if booth.profile else None,
         )
     _record_tuning(work, name, told)
     steps = told["kept"]["step"] if told["kept"] else tuning.steps
@@ -307,7 +343,12 @@ def _learn_words(booth: Booth, intake: photos.Intake, words: Words) -> Words:
     job, work, stage = booth.job, booth.work, booth.cascade.stage("base")
     parts = {
         name: load(
-            booth.cascade, name, getattr(job.weights, name), booth.mesh, booth.dtype
+            booth.cascade,
+            name,
+            getattr(job.weights, name),
+            booth.mesh,
+            booth.dtype,
+            job.mesh.rules,
         )
         for name in ("text", stage.name)
     }

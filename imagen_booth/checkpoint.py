@@ -2,10 +2,13 @@
 
 A checkpoint holds ``state`` (everything a step changes), ``data`` (the position
 of the batch iterator) and, when a stage is finished, ``params`` (what sampling
-uses).  Orbax writes beside and renames, so a half-written one is never found.
+uses).  Orbax writes beside and renames, so a half-written one is never found; one
+that was damaged later is passed over for the one before.
 """
 
 import dataclasses
+import json
+import logging
 import os
 from collections.abc import Callable
 from typing import Any
@@ -15,8 +18,11 @@ import numpy as np
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
+from imagen_booth import hosts
 from imagen_booth.errors import StorageError
 from imagen_booth.state import Params, TrainState
+
+log = logging.getLogger(__name__)
 
 KEEP = 2  # the newest, and one to fall back on
 
@@ -37,11 +43,14 @@ class Checkpoints:
         keep: int = KEEP,
     ):
         self.directory = _absolute(directory)
-        self._frozen = frozen
+        self._frozen, self._keep = frozen, keep
+        self._ocp = self._open()
+
+    def _open(self) -> Any:
         try:
-            self._ocp = ocp.training.Checkpointer(
+            return ocp.training.Checkpointer(
                 self.directory,
-                preservation_policy=_newest(keep),
+                preservation_policy=_newest(self._keep),
                 cleanup_tmp_directories=True,
             )
         except OSError as error:
@@ -50,7 +59,9 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, kind, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, *_: object) -> None:
+        if error is not None and hosts.lost(error):
+            return  # closing would wait for those that are gone
         try:
             self._ocp.close()
         except OSError as error:
@@ -108,17 +119,60 @@ class Checkpoints:
             raise _storage(self.directory, error) from error
 
     def restore(self, abstract: TrainState, data: Any) -> TrainState:
-        """The newest state, in the shardings of ``abstract``; moves ``data`` along."""
-        items = {"state": self._without_frozen(abstract), "data": data}
-        state = self._ocp.load_checkpointables(None, items)["state"]
-        if self._frozen is None:
-            return state
-        return dataclasses.replace(state, frozen=self._frozen())
+        """The newest state that can be read; moves ``data`` along with it.
+
+        Those that cannot be read are deleted, so that they can be written again.
+
+        Args:
+            abstract: shapes, dtypes and shardings of the state.
+
+        Raises:
+            StorageError: none can be read; they are all left as they are.
+        """
+        wanted = self._without_frozen(abstract)
+        broken: list[int] = []
+        for step in sorted(known.step for known in self._ocp.checkpoints)[::-1]:
+            state, reason = None, ""
+            try:
+                # Told by process 0 for all: the next run may have fewer, or more.
+                [position] = (self.directory / str(step) / "data").glob("process_0-*")
+                data.set_state(json.loads(position.read_text()))
+                state = self._ocp.load_checkpointables(step, {"state": wanted})["state"]
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                if hosts.lost(error):
+                    raise
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            # One answer for all hosts, whichever of them could not read it.
+            failed = hosts.any_host(state is None)
+            if state is not None and not failed:
+                self._drop(broken)
+                return self._with_frozen(state)
+            broken.append(step)
+            log.warning("%s/%d cannot be read: %s", self.directory, step, reason)
+        raise StorageError(
+            f"no checkpoint in {self.directory} can be read; delete that folder to "
+            "begin again, or bring the files back"
+        )
 
     def _without_frozen(self, state: TrainState) -> TrainState:
         if self._frozen is None:
             return state
         return dataclasses.replace(state, frozen={})
+
+    def _with_frozen(self, state: TrainState) -> TrainState:
+        if self._frozen is None:
+            return state
+        return dataclasses.replace(state, frozen=self._frozen())
+
+    def _drop(self, damaged: list[int]) -> None:
+        if not damaged:
+            return
+        self._ocp.close()
+        if hosts.is_first():
+            for step in damaged:
+                (self.directory / str(step)).rmtree()
+        hosts.wait("damaged checkpoints")
+        self._ocp = self._open()
 
 
 def read_params(directory: epath.Path) -> tuple[Any, int]:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import jax
 from etils import epath
 
-from imagen_booth import booth, budget, noun_check, prepare, sharding
+from imagen_booth import booth, budget, noun_check, placement, prepare
 from imagen_booth.budget import StageCost
 from imagen_booth.cascade import Cascade, by_name
 from imagen_booth.checkpoint import KEEP
@@ -96,7 +96,7 @@ def check(
         _check_prior(found, job, cascade)
     mesh = None
     with found.about("devices"):
-        mesh = sharding.make_mesh(job.mesh.data, job.mesh.fsdp)
+        mesh = placement.mesh_to_tune(cascade, job)
         kind, dtype = jax.devices()[0].device_kind, booth.activation_dtype(job.dtype)
         sizes = " x ".join(f"{axis} {count}" for axis, count in mesh.shape.items())
         found.ok(f"{mesh.size} x {kind} as {sizes}, {dtype} activations")

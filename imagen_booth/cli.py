@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from absl import app, flags
 from absl import logging as absl_logging
 
-from imagen_booth import cpu
+from imagen_booth import cpu, watch
 from imagen_booth.errors import BoothError, StorageError
 
 USAGE = 2
@@ -68,7 +68,12 @@ def run(
             raise
         _fail(str(error), StorageError.exit_code)
     except KeyboardInterrupt:
-        _fail("interrupted; run the same command again to go on", 75)
+        _fail("interrupted; run the same command again to go on", watch.AGAIN)
+    except Exception as error:
+        if _is_lost(error):
+            watch.leave_lost()
+        raise
+    watch.note(0)
     sys.exit(0)
 
 
@@ -90,7 +95,16 @@ def start_hosts() -> None:
     from imagen_booth import hosts  # slow; --help does without
 
     given = flags.FLAGS
-    hosts.start(given.coordinator, given.processes, given.process_id)
+    where = given.coordinator, given.processes, given.process_id
+    if hosts.may_be_several(*where):
+        watch.over()
+    hosts.start(*where)
+
+
+def _is_lost(error: Exception) -> bool:
+    """Whether an error says that another host is gone."""
+    hosts = sys.modules.get("imagen_booth.hosts")
+    return hosts is not None and hosts.lost(error)
 
 
 def default_workdir(config: str) -> str:
@@ -175,4 +189,5 @@ class _BesideBars(logging.Handler):
 
 def _fail(message: str, code: int) -> NoReturn:
     print(f"{message.strip()}", file=sys.stderr)
+    watch.note(code)
     sys.exit(code)

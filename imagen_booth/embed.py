@@ -113,6 +113,7 @@ def embed(
     mesh: jax.sharding.Mesh,
     dtype: np.dtype,
     learned: Learned | None = None,
+    rules: Sequence[sharding.Rule] = (),
 ) -> tuple[dict[str, Embedding], dict[str, Any]]:
     """Embeddings of prompts, and of the null text under the key "".
 
@@ -125,6 +126,7 @@ def embed(
         weights: source of the encoder's weights.
         cleaning: as a job says it, see ``Job.cleaning``.
         learned: rows that replace the encoder's own.
+        rules: how the encoder's parameters are cut, see ``sharding.spec_at``.
 
     Returns:
         {prompt: embedding}, and the encoder's origin for the manifest, with the name
@@ -150,7 +152,7 @@ def embed(
     paths = [place(row) for row in tokens]
     missing = [row for row, path in enumerate(paths) if not path.exists()]
     if missing:
-        part = load(cascade, "text", weights, mesh, dtype)
+        part = load(cascade, "text", weights, mesh, dtype, rules)
         params = part.params
         if learned is not None:
             params = jax.jit(with_rows, static_argnums=1)(

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from imagen_booth import checkpoint, hosts, loop, settings, sharding
+from imagen_booth import checkpoint, hosts, loop, placement, settings
 from imagen_booth.booth import activation_dtype, cache_folder, story_of
 from imagen_booth.cascade import Cascade, by_name
 from imagen_booth.embed import Learned, embed
@@ -151,12 +151,12 @@ def open_stage(
     steps = tuned_steps(run, stage)
     named = run.job.names(stage.name, steps)
     if steps == 0:
-        part = load(run.cascade, stage.name, source, mesh, dtype)
+        part = load(run.cascade, stage.name, source, mesh, dtype, run.job.mesh.rules)
         return Ready(stage, part, part.params, stage.normal_level, 0, named)
     # The weights it was tuned from stay on disk.
     tree, _ = checkpoint.read_params(run.path / stage.name)
     _, apply = network(run.cascade, stage.name, dtype)
-    params = place(tree["unet"], mesh)
+    params = place(tree["unet"], mesh, run.job.mesh.rules)
     about = origin(run.cascade, stage.name, source)
     known = about["sha256"], about["licence"], about["pretrained"]
     part = Part(apply, params, stage.name, source, *known)
@@ -200,7 +200,8 @@ def draw(
         for index, prompt in enumerate(prompts)
         for seed in seeds
     ]
-    mesh = sharding.make_mesh(job.mesh.data, job.mesh.fsdp)
+    cache = cache_folder(job, run)  # before anything is compiled
+    mesh = placement.mesh_to_draw(finished.cascade, job)
     dtype = activation_dtype(job.dtype)
     folder = run / "samples" / name
     with jax.set_mesh(mesh), loop.StopRequest() as stop:
@@ -210,10 +211,11 @@ def draw(
             weights=job.weights.text,
             vocabulary=job.weights.vocabulary,
             cleaning=job.cleaning,
-            cache=cache_folder(job, run),
+            cache=cache,
             mesh=mesh,
             dtype=dtype,
             learned=learned_by(finished),
+            rules=job.mesh.rules,
         )
         story = story_of(run, finished.cascade, finished.identifier, finished.noun)
         for each, images in draw_cascade(

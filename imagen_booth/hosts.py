@@ -21,8 +21,19 @@ from imagen_booth.data.pictures import write_atomic
 from imagen_booth.errors import InputError, StorageError
 
 # Seconds after which a process that says nothing counts as dead, which ends the
-# others, and that a process which is done waits for the others.
+# others, and that a process which is done waits for the others.  A connection that
+# breaks is noticed at once.
 SILENCE = 60
+
+# What an operation over several hosts says when one of them is gone.
+LOST_SIGNS = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Socket closed",
+    "heartbeat",
+    "unhealthy",
+    "UNAVAILABLE",
+)
 
 
 def start(coordinator: str = "", processes: int = 0, process_id: int = -1) -> None:
@@ -70,7 +81,9 @@ def start(coordinator: str = "", processes: int = 0, process_id: int = -1) -> No
         if kind is None:
             return
         known, where = {"cluster_detection_method": kind}, f"this cluster ({kind})"
-    # jax's own service would swallow every SIGTERM; the loop asks all hosts itself.
+    # jax's own service would take every SIGTERM for itself and know no SIGINT, and
+    # orbax asks it from a thread of its own with a stage's steps, which must not go
+    # back; the loop asks all hosts itself between steps, see ``any_host``.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
@@ -85,6 +98,28 @@ def start(coordinator: str = "", processes: int = 0, process_id: int = -1) -> No
             "same command on every host, or give --coordinator, --processes and "
             "--process_id"
         ) from error
+
+
+def may_be_several(coordinator: str, processes: int, process_id: int) -> bool:
+    """Whether ``start`` would look for other processes; wrong arguments look for none.
+
+    Args:
+        coordinator, processes, process_id: as for ``start``.
+    """
+    if coordinator or processes or process_id != -1:
+        return bool(coordinator) and 0 <= process_id < processes and processes > 1
+    return cluster(os.environ, _has_chips()) is not None
+
+
+def lost(error: BaseException) -> bool:
+    """Whether an error comes from another process that is gone."""
+    text = str(error)
+    return (
+        isinstance(error, RuntimeError | ValueError)
+        and jax.distributed.is_initialized()
+        and count() > 1
+        and any(sign in text for sign in LOST_SIGNS)
+    )
 
 
 def cluster(environ: Mapping[str, str], chips: bool) -> str | None:
@@ -138,6 +173,14 @@ def any_host(flag: bool) -> bool:
     if count() == 1:
         return flag
     return bool(multihost_utils.process_allgather(flag).any())
+
+
+def least(number: int) -> int:
+    """The smallest ``number`` that any process gives, on every process."""
+    if count() == 1:
+        return number
+    given = multihost_utils.process_allgather(np.asarray([number], np.float32))
+    return int(np.min(given))
 
 
 def check_shared(name: str, folder: epath.PathLike) -> None:

@@ -1,6 +1,7 @@
 """A fine-tuning job as plain frozen data: the whole of what a config says."""
 
 import dataclasses
+import re
 
 from imagen_booth.diffusion.sampler import SamplerConfig
 from imagen_booth.errors import InputError
@@ -208,10 +209,38 @@ class Weights:
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
-    """Devices per axis; -1 for what the other leaves."""
+    """The devices and how parameters lie on them.
+
+    Attributes:
+        data: copies of the parameters; -1 for whatever ``fsdp`` leaves.
+        fsdp: devices that share one copy; -1 for whatever ``data`` leaves, 0 for the
+            fewest whose memory holds the largest stage in training.
+        rules: how parameters are cut where the general rule does not suit:
+            ``(pattern, axes)``, the pattern of whole paths such as
+            ``unet/.*/kernel``, and per dimension ``data``, ``fsdp`` or None.
+    """
 
     data: int = -1
-    fsdp: int = 1
+    fsdp: int = 0
+    rules: tuple[tuple[str, tuple[str | None, ...]], ...] = ()
+
+    def __post_init__(self):
+        for number, (pattern, axes) in enumerate(self.rules):
+            where = f"config.mesh.rules[{number}]={(pattern, axes)!r}"
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise InputError(
+                    f"{where} begins with no regular expression: {error}"
+                ) from error
+            named = [axis for axis in axes if axis is not None]
+            if set(named) - {"data", "fsdp"}:
+                raise InputError(
+                    f"{where} names an axis that the mesh does not have; use 'data', "
+                    "'fsdp' or None for each dimension"
+                )
+            if len(set(named)) < len(named):
+                raise InputError(f"{where} cuts two dimensions over one axis; take one")
 
 
 @dataclasses.dataclass(frozen=True)

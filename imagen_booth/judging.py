@@ -274,6 +274,7 @@ def run(job: Judging, workdir: epath.Path) -> None:
         NotFinite: training diverged.
     """
     work = Workdir(workdir)
+    booth.keep_programs(job.cache, work.path)
     mesh = sharding.make_mesh(job.mesh.data, job.mesh.fsdp)
     with (
         jax.set_mesh(mesh),

@@ -12,11 +12,13 @@ from typing import Any, NamedTuple
 
 import jax
 import tqdm
+from etils import epath
 
 from imagen_booth import hosts, sharding, steps
 from imagen_booth.checkpoint import Checkpoints
 from imagen_booth.errors import NotFinite, Stopped
 from imagen_booth.metrics import MetricWriter
+from imagen_booth.profiling import Trace
 from imagen_booth.state import TrainState
 
 
@@ -96,8 +98,15 @@ def fit(
     inference: Callable[[TrainState], Any],
     diagnose: Callable[[TrainState, Any], list[str]],
     stop: StopRequest,
+    profile: epath.Path | None = None,
 ) -> TrainState:
     """Trains from the newest checkpoint, or from ``start``, to ``config.steps``.
+
+    Every ``log_every`` steps a row of metrics is written. Its times are means over
+    the steps since the row before, in milliseconds a step: ``time/host_ms`` is the
+    host's own work, which is to get the batch, to put it on the devices and to send
+    the step off; ``time/device_ms`` is what it then waits until the devices are done.
+    Compiling, previews and saves are in neither.
 
     Args:
         name: the stage, for messages and metric rows.
@@ -110,6 +119,7 @@ def fit(
             where a run goes on from it.
         inference: parameters to store when the stage is finished.
         diagnose: names the tensors that are not finite in the next step.
+        profile: where the first process leaves a trace of a few early steps.
 
     Returns:
         The state after the last step.
@@ -136,17 +146,25 @@ def fit(
 
     bar = tqdm.tqdm(total=config.steps, initial=step, desc=f"{name:>7}", unit="step")
     since, images, program = time.perf_counter(), 0, None
-    with bar:
+    host, device, logged = 0.0, 0.0, step
+    trace = Trace(profile if hosts.is_first() else None, step, config.steps)
+    with bar, trace:
         while step < config.steps:
+            trace.before(step)
+            begun = time.perf_counter()
             batch = _place(next(data), mesh)
             if program is None:
                 # Compiled ahead: a batch of another shape is an error, not a wait.
                 program = jitted.lower(state, batch).compile()
-                since = time.perf_counter()
+                since = begun = time.perf_counter()
             with jax.profiler.StepTraceAnnotation(name, step_num=step):
                 state, values = program(state, batch)
-            # The device is waited for here; grain prepares the next batch meanwhile.
-            if not bool(values["finite"]):
+                sent = time.perf_counter()
+                # Here the devices are waited for; grain reads ahead meanwhile.
+                finite = bool(values["finite"])
+            host, device = host + sent - begun, device + time.perf_counter() - sent
+            trace.after(step)
+            if not finite:
                 checkpoints.save(step, state, data, wait=True)
                 raise NotFinite(_not_finite(name, step, diagnose(state, batch)))
             step += 1
@@ -164,8 +182,11 @@ def fit(
                 bar.set_postfix(loss=f"{numbers['train/loss']:.4f}", refresh=False)
                 numbers["train/lr"] = float(learning_rate(step - 1))
                 numbers["time/images_per_sec"] = images / seconds
+                numbers["time/host_ms"] = 1e3 * host / (step - logged)
+                numbers["time/device_ms"] = 1e3 * device / (step - logged)
                 metrics.write(name, step, numbers | _device_memory())
                 since, images = time.perf_counter(), 0
+                host, device, logged = 0.0, 0.0, step
             if last:
                 preview(state, step)  # before the save, which may depend on it
             stopping = hosts.any_host(stop.asked) and not last

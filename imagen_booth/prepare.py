@@ -269,6 +269,7 @@ def choose_words(
         mesh=mesh,
         dtype=dtype,
         learned=learned,
+        rules=job.mesh.rules,
     )
     reading = origin["sha256"]
     if origin["cleaning"] != cleaning_of(cascade, ""):

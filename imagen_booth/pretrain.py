@@ -30,6 +30,9 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "where the run lives, local or g
 _INIT = flags.DEFINE_string(
     "init", "", "start from these weights: a folder, or shipped; default random"
 )
+_PROFILE = flags.DEFINE_bool(
+    "profile", False, "leave a profiler's trace of early steps in DIR/profile"
+)
 cli.define_hosts()
 
 
@@ -38,6 +41,7 @@ def main() -> None:
         raise InputError("--config is missing; see --help")
     if not _WORKDIR.value:
         raise InputError("--workdir is missing; give a folder for checkpoints")
+    cli.start_hosts()
     # Slow imports come after the flags, so that --help and bad flags answer at once.
     from etils import epath
 
@@ -45,17 +49,18 @@ def main() -> None:
     from imagen_booth.config import from_config
     from imagen_booth.job import Pretraining
 
-    cli.start_hosts()
     hosts.check_shared("--workdir", _WORKDIR.value)
     if "pairs" in _CONFIG.value:
         if _INIT.value:
             raise InputError(f"--init={_INIT.value} is for stages; leave it out")
+        if _PROFILE.value:
+            raise InputError("--profile is for stages; leave it out")
         job = from_config(judging.Judging, _CONFIG.value)
         return judging.run(job, epath.Path(_WORKDIR.value))
     job = from_config(Pretraining, _CONFIG.value)
     if _INIT.value:
         job = dataclasses.replace(job, init=_INIT.value)
-    return pretraining.run(job, epath.Path(_WORKDIR.value))
+    return pretraining.run(job, epath.Path(_WORKDIR.value), profile=_PROFILE.value)
 
 
 if __name__ == "__main__":

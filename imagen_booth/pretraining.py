@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from imagen_booth import booth, hosts, loop, optim, sharding, steps, tune
+from imagen_booth import booth, hosts, loop, optim, placement, sharding, steps, tune
 from imagen_booth.cascade import Cascade, by_name
 from imagen_booth.checkpoint import Checkpoints
 from imagen_booth.data import pictures, pipeline
@@ -84,6 +84,7 @@ class _Course:
     work: Workdir
     mesh: jax.sharding.Mesh
     metrics: MetricWriter
+    profile: bool
 
     def loss(self, null_text: float) -> Callable[..., Any]:
         """``(params, batch, key) -> (loss, sums)``."""
@@ -117,13 +118,14 @@ class _Course:
         )
 
 
-def run(job: Pretraining, workdir: epath.Path) -> None:
+def run(job: Pretraining, workdir: epath.Path, *, profile: bool = False) -> None:
     """Pretrains, or goes on.
 
     Args:
         job: the settings.
         workdir: gets ``manifest.json``, metrics, previews and the checkpoints, each
             of which holds averaged parameters ready for ``convert export``.
+        profile: leave a trace of early steps in ``workdir/profile``.
 
     Raises:
         InputError: a setting that cannot be.
@@ -159,16 +161,20 @@ def run(job: Pretraining, workdir: epath.Path) -> None:
         )
         for held_out in (False, True)
     )
-    mesh = sharding.make_mesh(job.mesh.data, job.mesh.fsdp)
+    booth.keep_programs(job.cache, work.path)
+    mesh = placement.mesh_to_pretrain(cascade, job)
     dtype = booth.activation_dtype(job.dtype)
     with (
         jax.set_mesh(mesh),
         loop.StopRequest() as stop,
         MetricWriter(work.path, active=hosts.is_first()) as metrics,
     ):
-        unet = load(cascade, stage.name, job.init, mesh, dtype)
+        rules = job.mesh.rules
+        unet = load(cascade, stage.name, job.init, mesh, dtype, rules)
         text = (
-            load(cascade, "text", job.text or job.init, mesh, dtype) if worded else None
+            load(cascade, "text", job.text or job.init, mesh, dtype, rules)
+            if worded
+            else None
         )
         course = _Course(
             job,
@@ -182,6 +188,7 @@ def run(job: Pretraining, workdir: epath.Path) -> None:
             work,
             mesh,
             metrics,
+            profile,
         )
         work.write_json("config.json", dataclasses.asdict(job))
         work.record(
@@ -294,6 +301,7 @@ def _fit(course: _Course, folder: epath.Path, stop: loop.StopRequest) -> None:
         job.optim.ema > 0,
         course.mesh,
         tuple(f"{name}/.*" for name in trained),
+        job.mesh.rules,
     )
     measure = _measure(course)
 
@@ -339,6 +347,7 @@ def _fit(course: _Course, folder: epath.Path, stop: loop.StopRequest) -> None:
             inference=inference,
             diagnose=lambda now, batch: steps.not_finite(loss_fn, now, batch, job.seed),
             stop=stop,
+            profile=work.path / "profile" / stage.name if course.profile else None,
         )
     if work.manifest["prior"].get("steps") != int(final.step):
         preview(final, int(final.step))  # it ended between a save and its preview

@@ -1,8 +1,9 @@
 """Class images: what the frozen model makes of the class prompt.
 
 They are stored as lossless PNG in a folder named by everything that made them, so
-runs on the same class share them.  A group of them is drawn at a time, always in
-the same shape; a run that was killed draws only the groups that are missing.
+runs on the same class share them.  They are drawn in groups, as many at a time as the
+devices have rows for and always in the same shape, each device its own rows; a run
+that was killed draws only the groups that are missing.
 """
 
 import dataclasses
@@ -81,7 +82,8 @@ def class_images(
 ) -> list[np.ndarray]:
     """Draws what is missing and returns the first ``count`` class images.
 
-    All devices draw each group together; the first process writes.
+    All devices of all hosts draw together, none of them an image that another draws;
+    the first process writes.
 
     Args:
         check_stop: raises if the run is asked to stop; called between groups.
@@ -105,22 +107,31 @@ def class_images(
         "weights_licence": part.licence,
         "sampler": json.dumps(dataclasses.asdict(recipe.sampler)),
     }
-    for group in tqdm.tqdm(
-        missing, desc="class images", unit="group", disable=not missing
+    together = max(1, mesh.size // recipe.group)
+    for first in tqdm.tqdm(
+        range(0, len(missing), together),
+        desc="class images",
+        unit="batch",
+        disable=not missing,
     ):
         check_stop()
-        indices = range(group * recipe.group, (group + 1) * recipe.group)
+        indices = [
+            index
+            for group in missing[first : first + together]
+            for index in range(group * recipe.group, (group + 1) * recipe.group)
+        ]
         images = draw_stage(
             recipe.stage,
             part,
             part.params,
             recipe.sampler,
-            [embedding] * recipe.group,
+            [embedding] * len(indices),
             null,
             [recipe.seed + index for index in indices],
             mesh=mesh,
             low=None if lows is None else np.stack([lows[index] for index in indices]),
             level=recipe.level,
+            rows=together * recipe.group,
         )
         if hosts.is_first():
             for index, image in zip(indices, images, strict=True):
@@ -129,7 +140,7 @@ def class_images(
                     image,
                     story | {"seed": str(recipe.seed + index)},
                 )
-        hosts.wait(f"class images {group}")
+        hosts.wait(f"class images {first}")
     return [pictures.load_png(_path(folder, index)) for index in range(count)]
 
 
@@ -159,7 +170,9 @@ def set_of(
     for each in (*below, stage):
         source = getattr(job.weights, each.name)
         network = (
-            part if each is stage else load(cascade, each.name, source, mesh, dtype)
+            part
+            if each is stage
+            else load(cascade, each.name, source, mesh, dtype, job.mesh.rules)
         )
         enlarges = each.low_resolution is not None
         recipe = Recipe(

@@ -46,12 +46,12 @@ def main() -> None:
         raise InputError("no prompts; give --prompt=TEXT or --prompts=FILE")
     if prompts and source:
         raise InputError("--prompt and --prompts are given; put all into the file")
+    cli.start_hosts()
     # Slow imports come after the flags, so that --help and bad flags answer at once.
     from etils import epath
 
     from imagen_booth import batch, gallery, hosts
 
-    cli.start_hosts()
     hosts.check_shared("--run", _RUN.value)
     run = epath.Path(_RUN.value)
     if prompts:

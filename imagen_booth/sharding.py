@@ -1,9 +1,13 @@
 """The mesh, and the one rule that shards parameters over it.
 
 The batch is split over both axes of the mesh.  Every large array is split along
-its largest divisible dimension over ``fsdp`` (ZeRO-3); small ones are copies.
+its largest divisible dimension over ``fsdp`` (ZeRO-3); small ones are copies.  Rules
+of a config come before that: ``(pattern, spec)``, the first whose pattern fits the
+path of a parameter says how it is split, and its optimizer state and average follow.
 """
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,20 +18,34 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from imagen_booth.errors import InputError
 
 AXES = ("data", "fsdp")
+PARTS = ("unet", "text")  # where the path of a parameter begins
 SMALL = 2**16  # elements; below this a copy is cheaper than gathering
+ROOM = 0.7  # share of a device's memory for what stays there; activations need the rest
+
+Rule = tuple[str, tuple[str | None, ...]]
 
 
-def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
+def make_mesh(
+    data: int = -1, fsdp: int = 1, *, need: int = 0, memory: int | None = None
+) -> Mesh:
     """A ``('data', 'fsdp')`` mesh over all devices.
 
     Args:
         data: copies of the parameters; -1 for whatever the other leaves.
-        fsdp: devices that share one copy; -1 for whatever the other leaves.
+        fsdp: devices that share one copy; -1 for whatever the other leaves; 0 for
+            the fewest that hold ``need`` in ``ROOM`` of their memory, or all of them.
+        need: bytes of one copy of all that stays on the devices.
+        memory: bytes of one device; None where it does not tell, taken as enough.
 
     Raises:
         InputError: the sizes do not multiply to the number of devices.
     """
     devices = len(jax.devices())
+    if fsdp == 0:
+        free = devices // data if data > 0 else devices
+        sizes = [size for size in range(1, free + 1) if free % size == 0]
+        fits = [size for size in sizes if memory and need / size <= ROOM * memory]
+        fsdp = free if data > 0 else fits[0] if fits else free if memory else 1
     if data == -1 and fsdp > 0 and devices % fsdp == 0:
         data = devices // fsdp
     elif fsdp == -1 and data > 0 and devices % data == 0:
@@ -36,7 +54,7 @@ def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
         raise InputError(
             f"config.mesh=(data={data}, fsdp={fsdp}) does not use the {devices} "
             "devices there are; give two sizes whose product is that number, or -1 "
-            "for one of them"
+            "for one of them, or fsdp=0 to have it chosen"
         )
     # Explicit axes, jax's default, refuse the U-Nets' convolutions.
     return jax.make_mesh((data, fsdp), AXES, axis_types=(AxisType.Auto,) * 2)
@@ -53,11 +71,77 @@ def spec_of(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     return PartitionSpec()
 
 
-def tree_shardings(abstract: Any, mesh: Mesh) -> Any:
-    """Shardings for a tree of shapes, by ``spec_of``."""
-    return jax.tree.map(
-        lambda leaf: NamedSharding(mesh, spec_of(leaf.shape, mesh)), abstract
-    )
+def spec_at(
+    path: str, shape: tuple[int, ...], mesh: Mesh, rules: Sequence[Rule] = ()
+) -> PartitionSpec:
+    """Where the parameter at ``path`` is cut: by the first rule for it, or ``spec_of``.
+
+    Args:
+        path: such as ``unet/down_0/conv/kernel`` or ``text/embedding``.
+        rules: patterns that a whole path has to match, and per dimension the axis of
+            the mesh that it is cut over, or None.
+
+    Raises:
+        InputError: a rule that this shape cannot follow.
+    """
+    for number, (pattern, spec) in enumerate(rules):
+        if not re.fullmatch(pattern, path):
+            continue
+        where = f"config.mesh.rules[{number}]={(pattern, spec)!r}"
+        if len(spec) != len(shape):
+            raise InputError(
+                f"{where} names {len(spec)} dimensions, but {path} has the shape "
+                f"{shape}; name an axis or None for each of them"
+            )
+        for size, axis in zip(shape, spec, strict=True):
+            if axis is not None and size % mesh.shape[axis]:
+                raise InputError(
+                    f"{where} cuts a dimension of {size} of {path} over {axis}, which "
+                    f"has {mesh.shape[axis]} devices; name a dimension that they divide"
+                )
+        while spec and spec[-1] is None:
+            spec = spec[:-1]
+        return PartitionSpec(*spec)
+    return spec_of(shape, mesh)
+
+
+def tree_shardings(
+    abstract: Any, mesh: Mesh, rules: Sequence[Rule] = (), part: str = ""
+) -> Any:
+    """Shardings for a tree of shapes, by ``spec_at``.
+
+    Optimizer state lies where its parameter does, as far as it has its shape.
+
+    Args:
+        abstract: parameters, or a ``TrainState``.
+        part: ``unet`` or ``text``, where the tree is the inside of that part.
+
+    Raises:
+        InputError: a rule that a parameter cannot follow.
+    """
+
+    def place(keys: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        names = [part] if part else []
+        names += [str(_name(key)) for key in keys]
+        start = next((i for i, name in enumerate(names) if name in PARTS), None)
+        path = "" if start is None else "/".join(names[start:])
+        try:
+            spec = spec_at(path, leaf.shape, mesh, rules if path else ())
+        except InputError:
+            if "opt_state" not in names[:start]:
+                raise
+            spec = spec_of(leaf.shape, mesh)  # a factor of its parameter's moments
+        return NamedSharding(mesh, spec)
+
+    return jax.tree.map_with_path(place, abstract)
+
+
+def _name(key: Any) -> Any:
+    """Of a step into a tree: a dict's key, a field, or a number."""
+    for kind in ("key", "name", "idx"):
+        if hasattr(key, kind):
+            return getattr(key, kind)
+    raise TypeError(f"{key!r} is no step into a tree")
 
 
 def rows(mesh: Mesh) -> NamedSharding:

@@ -23,12 +23,16 @@ _WORKDIR = flags.DEFINE_string(
 _OVERWRITE = flags.DEFINE_list(
     "overwrite", [], "parts to redo: text, base, sr256, sr1024, samples, all"
 )
+_PROFILE = flags.DEFINE_bool(
+    "profile", False, "leave a profiler's trace of early steps in DIR/profile"
+)
 cli.define_hosts()
 
 
 def main() -> None:
     if _CONFIG.value is None:
         raise InputError("--config is missing; give --config=configs/dog.py")
+    cli.start_hosts()
     # Slow imports come after the flags, so that --help and bad flags answer at once.
     from etils import epath
 
@@ -39,12 +43,16 @@ def main() -> None:
     workdir = _WORKDIR.value or cli.default_workdir(
         config_flags.get_config_filename(flags.FLAGS["config"])
     )
-    cli.start_hosts()
     hosts.check_shared("--workdir", workdir)
     if job.cache:
         hosts.check_shared("config.cache", job.cache)
     hosts.check_same_files("config.subject.photos", job.subject.photos)
-    page = booth.run(job, epath.Path(workdir), frozenset(_OVERWRITE.value))
+    page = booth.run(
+        job,
+        epath.Path(workdir),
+        frozenset(_OVERWRITE.value),
+        profile=_PROFILE.value,
+    )
     print(f"open {page}")
 
 

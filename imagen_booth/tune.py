@@ -38,6 +38,8 @@ def tune(
     mesh: jax.sharding.Mesh,
     metrics: MetricWriter,
     stop: loop.StopRequest,
+    rules: Sequence[sharding.Rule] = (),
+    profile: epath.Path | None = None,
 ) -> tuple[state.Params, dict[str, Any]]:
     """Fine-tunes a stage, from its newest checkpoint if there is one.
 
@@ -49,6 +51,8 @@ def tune(
         seed: of data order, noise and times.
         folder: of the checkpoints.
         shown: folder of the preview grids.
+        rules: how parameters are cut, see ``sharding.spec_at``.
+        profile: where a trace of early steps is left; None for none.
 
     Returns:
         The tuned parameters, and entries for the manifest, see ``fit``.
@@ -72,7 +76,13 @@ def tune(
     params, told = fit(
         stage.name,
         tuning,
-        start_state({"unet": part.params}, optimizer, tuning.optim.ema > 0, mesh),
+        start_state(
+            {"unet": part.params},
+            optimizer,
+            tuning.optim.ema > 0,
+            mesh,
+            rules=rules,
+        ),
         loss_fn,
         optimizer,
         iter(data.to_iter_dataset()),
@@ -86,6 +96,8 @@ def tune(
         mesh=mesh,
         metrics=metrics,
         stop=stop,
+        rules=rules,
+        profile=profile,
     )
     return params["unet"], told
 
@@ -176,6 +188,8 @@ def fit(
     metrics: MetricWriter,
     stop: loop.StopRequest,
     frozen: Callable[[], state.Params] | None = None,
+    rules: Sequence[sharding.Rule] = (),
+    profile: epath.Path | None = None,
 ) -> tuple[Any, dict[str, Any]]:
     """Runs the loop with a tuning's steps, previews, and choice of parameters.
 
@@ -184,6 +198,7 @@ def fit(
         draw: draws and measures a preview with a state's parameters.
         usable: of these, what is kept for use.
         frozen: see ``Checkpoints``.
+        rules, profile: as in ``tune``.
 
     Returns:
         What ``usable`` gave at the step that is kept, on the mesh, and {"similarity":
@@ -233,13 +248,14 @@ def fit(
             inference=inference,
             diagnose=lambda now, batch: steps.not_finite(loss_fn, now, batch, seed),
             stop=stop,
+            profile=profile,
         )
     if best is None:
         kept, told, after_step = inference(final), None, int(final.step)
     else:
         best.done()
         told = best.told()
-        kept, after_step = place(read_params(folder)[0], mesh), told["step"]
+        kept, after_step = place(read_params(folder)[0], mesh, rules), told["step"]
     hosts.wait(f"previews {name}")
     measured = previews.measured_in(shown)
     before, after = measured[0].subject, measured[after_step].subject
@@ -255,6 +271,7 @@ def start_state(
     ema: bool,
     mesh: jax.sharding.Mesh,
     trainable: tuple[str, ...] = ("unet/.*",),
+    rules: Sequence[sharding.Rule] = (),
 ) -> loop.Start:
     """The state at step 0: its shapes on the mesh, and how to make it.
 
@@ -266,7 +283,7 @@ def start_state(
         return state.create(params, trainable, optimizer, ema)
 
     shapes = jax.eval_shape(create, params)
-    placement = sharding.tree_shardings(shapes, mesh)
+    placement = sharding.tree_shardings(shapes, mesh, rules)
     abstract = jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(
             leaf.shape, leaf.dtype, sharding=where

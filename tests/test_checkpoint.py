@@ -1,5 +1,7 @@
 """Checkpoints: what is saved comes back, the newest whole one is found."""
 
+import pathlib
+
 import grain
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from etils import epath
 
 from imagen_booth import checkpoint, state
+from imagen_booth.errors import StorageError
 
 PARAMS = {"unet": {"w": jnp.arange(6.0).reshape(2, 3), "b": jnp.zeros(3)}}
 
@@ -66,3 +69,82 @@ def test_without_params_there_is_nothing_to_draw_with(folder):
         checkpoints.save(0, start(), numbers(), wait=True)
     with pytest.raises(FileNotFoundError):
         checkpoint.read_params(folder)
+
+
+@pytest.fixture
+def two(folder):
+    """Checkpoints of the steps 1 and 2."""
+    data = numbers()
+    with checkpoint.Checkpoints(folder) as checkpoints:
+        for step in (1, 2):
+            next(data)
+            checkpoints.save(step, start(float(step)), data, wait=True)
+    return folder
+
+
+def continued(folder):
+    """Step that would be gone on with, the weight's scale, and the next number."""
+    data = numbers()
+    with checkpoint.Checkpoints(folder) as checkpoints:
+        if checkpoints.latest() is None:
+            return None
+        found = checkpoints.restore(start(0.0), data)
+        return float(found.trainable["unet"]["w"][0, 1]), next(data)
+
+
+def test_the_newest_is_gone_on_with(two):
+    assert continued(two) == (2.0, 2)
+
+
+def test_one_whose_writing_was_cut_short_is_not_seen(two):
+    """As it lies there before orbax renames it."""
+    (two / "2").rename(two / "2.orbax-checkpoint-tmp")
+    assert continued(two) == (1.0, 1)
+    assert sorted(path.name for path in two.iterdir()) == ["1"]
+
+
+def test_more_or_fewer_hosts_go_on_with_the_same_batch(two):
+    """What two hosts leave of their places in the data; both are at the same."""
+    data = two / "2" / "data"
+    (data / "process_0-of-1.json").rename(data / "process_0-of-2.json")
+    (data / "process_0-of-2.json").copy(data / "process_1-of-2.json")
+    assert continued(two) == (2.0, 2)
+
+
+def test_nothing_but_one_cut_short_is_a_fresh_start(two):
+    (two / "1").rmtree()
+    (two / "2").rename(two / "2.orbax-checkpoint-tmp")
+    assert continued(two) is None
+
+
+def truncate(folder, part):
+    """Cuts the largest file below ``part`` in half."""
+    files = pathlib.Path(folder / part).rglob("[!c]*")  # not commit_success.txt
+    largest = max(filter(pathlib.Path.is_file, files), key=lambda x: x.stat().st_size)
+    whole = largest.read_bytes()
+    largest.write_bytes(whole[: len(whole) // 2])
+
+
+def remove(folder, part):
+    (folder / part).rmtree()
+
+
+@pytest.mark.parametrize("part", ["state", "data"])
+@pytest.mark.parametrize("harm", [truncate, remove])
+def test_a_damaged_one_gives_way_to_the_one_before(two, caplog, harm, part):
+    harm(two / "2", part)
+    assert continued(two) == (1.0, 1)
+    assert "base/2 cannot be read" in caplog.text
+    assert sorted(path.name for path in two.iterdir()) == ["1"]
+    # Its step can be saved anew.
+    with checkpoint.Checkpoints(two) as checkpoints:
+        checkpoints.save(2, start(3.0), numbers(), wait=True)
+    assert continued(two) == (3.0, 0)
+
+
+def test_where_all_are_damaged_it_is_said(two):
+    for step in ("1", "2"):
+        truncate(two / step, "state")
+    with pytest.raises(StorageError, match="no checkpoint in .* can be read"):
+        continued(two)
+    assert sorted(path.name for path in two.iterdir()) == ["1", "2"]

@@ -16,7 +16,7 @@ from imagen_booth.cascade import CASCADES
 from imagen_booth.config import booth as defaults
 from imagen_booth.config import from_config, pretraining, to_job
 from imagen_booth.errors import InputError
-from imagen_booth.job import Job, Pretraining
+from imagen_booth.job import Job, Mesh, Pretraining
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 SUBJECT, DOG = str(CONFIGS / "subject.py"), str(CONFIGS / "dog.py")
@@ -193,7 +193,8 @@ def run(train, monkeypatch):
     """Runs the command's main with arguments; returns what it hands to the booth."""
     handed = []
 
-    def record(job, workdir, overwrite):
+    def record(job, workdir, overwrite, *, profile):
+        assert not profile
         handed.append((job, workdir, overwrite))
         return workdir / "report.html"
 
@@ -231,6 +232,7 @@ def test_ones_own_subject_with_overrides(run):
         "--config.pictures.sr256.cap=1.5",
         "--config.pictures.prompts=('a [V] [N]',)",
         "--config.tensorboard",
+        '--config.mesh.rules=(("unet/conv_in/kernel",(None,None,None,"fsdp")),)',
         "--workdir=runs/elsewhere",
         "--overwrite=base,samples",
     )
@@ -249,6 +251,7 @@ def test_ones_own_subject_with_overrides(run):
             sr256=dataclasses.replace(plain.pictures.sr256, cap=1.5),
         ),
         tensorboard=True,
+        mesh=Mesh(rules=(("unet/conv_in/kernel", (None, None, None, "fsdp")),)),
     )
     assert str(workdir) == "runs/elsewhere"
     assert overwrite == {"base", "samples"}

@@ -3,11 +3,13 @@
 import dataclasses
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from etils import epath
 
 from imagen_booth import config, prepare
+from imagen_booth import embed as embedding
 from imagen_booth.cascade import by_name
 from imagen_booth.embed import embed, tokenizer
 from imagen_booth.errors import InputError
@@ -113,3 +115,35 @@ def test_recipes_name_a_cleaning_that_is_not_the_cascades(tmp_path, cleaning):
     own = words.encoder["sha256"]
     assert words.reading == (f"{own} caption" if cleaning == "caption" else own)
     assert words.encoder["cleaning"] == (cleaning or "simple")
+
+
+def test_the_encoder_is_cut_over_the_devices_and_then_gone(tmp_path, monkeypatch):
+    """As T5-XXL is: no device holds a large array whole, and none outlives the call."""
+    wide = dataclasses.replace(TINY.text.encoder, width=256, hidden=1024)
+    cascade = TINY.having(wide)
+    before = {id(array) for array in jax.live_arrays()}
+    seen, real = [], embedding.load
+
+    def load(*about):
+        part = real(*about)
+        for leaf in jax.tree.leaves(part.params):
+            seen.append(leaf.nbytes)
+            if leaf.nbytes > 2**20 - 1:
+                sizes = {shard.data.nbytes for shard in leaf.addressable_shards}
+                assert sizes == {leaf.nbytes // 4}, leaf.shape
+        return part
+
+    monkeypatch.setattr(embedding, "load", load)
+    found, _ = embed(
+        cascade,
+        ["a dog"],
+        weights="random",
+        vocabulary="shipped",
+        cache=epath.Path(tmp_path),
+        mesh=make_mesh(1, 4),
+        dtype=np.dtype(np.float32),
+    )
+    assert found["a dog"].text.shape == (TINY.text.length, 256)
+    assert sum(size > 2**20 - 1 for size in seen) >= 5  # it was large
+    left = [array for array in jax.live_arrays() if id(array) not in before]
+    assert sum(array.nbytes for array in left) < 2**18, [a.shape for a in left]

@@ -1,166 +1,103 @@
-"""Two processes over loopback, through the real command, against one process."""
+"""Processes over loopback, through the real command, against one process."""
 
-import dataclasses
 import json
-import os
-import pathlib
-import socket
-import subprocess
-import sys
+import signal
+import time
 
 import numpy as np
-from etils import epath
-from PIL import Image
+import pytest
+from train_jobs import (
+    ALONE,
+    LIMIT,
+    TRAIN,
+    losses,
+    make_photos,
+    running,
+    settings,
+    train,
+)
 
-from imagen_booth import config
-from imagen_booth.cascade import by_name
-from imagen_booth.state import flatten
-from imagen_booth.weights import own, tensors
-from imagen_booth.weights.load import random_params
+from imagen_booth.hosts import SILENCE
 
-ROOT = pathlib.Path(__file__).parent.parent
-LIMIT = 600  # seconds; a hang is a failure
 # Sums over devices may be taken in another order across processes.
 TOLERANCE = 1e-5
 
-# The command, in a process that fails as soon as it writes a file of the run.
+# The command, in a process that fails as soon as it writes a file of the run, and
+# that tells which rows of the class images its devices drew.
 WRITES_NOTHING = """
-import runpy
+import json, runpy, sys
+import numpy as np
+from imagen_booth import generate
 from imagen_booth.data import pictures
 
 def refuse(path, data):
     raise AssertionError(f"process 1 writes {path}")
 
-pictures.write_atomic = refuse
+real = generate._program
+def program(stage, apply, config):
+    draw = real(stage, apply, config)
+    def told(params, seeds, *args, **more):
+        shards = [np.asarray(shard.data) for shard in seeds.addressable_shards]
+        mine = np.concatenate(shards).tolist()
+        print("drew", json.dumps([seeds.shape[0], mine]))
+        return draw(params, seeds, *args, **more)
+    return told
+generate._program = program
+if "--process_id=0" not in sys.argv:
+    pictures.write_atomic = refuse
 runpy.run_module("imagen_booth.train", run_name="__main__", alter_sys=True)
 """
-# The sampling command, in a process that notes which pictures it writes.
-NOTES_PICTURES = """
-import runpy, sys
-from imagen_booth.data import pictures
-
-save, log = pictures.save_png, sys.argv.pop(1)
-
-def saving(path, *rest):
-    save(path, *rest)
-    with open(log, "a") as file:
-        file.write(f"{path.name}\\n")
-
-pictures.save_png = saving
-runpy.run_module("imagen_booth.sample", run_name="__main__", alter_sys=True)
-"""
-TRAIN = ("-m", "imagen_booth.train")
-QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # most of the time is compiling
-ONE_STAGE = (
-    "--config.base.steps=2",
-    "--config.sr256.steps=0",
-    "--config.sr1024.steps=0",
-    "--config.class_images.count=2",
-)
+SHORT = ("--config.base.steps=2", "--config.base.log_every=1")
 
 
-@dataclasses.dataclass(frozen=True)
-class Ended:
-    """A process that came to its end."""
-
-    code: int
-    out: str
-    said: list[str]  # lines of standard error, less those of the transport
-
-
-def make_photos(folder: pathlib.Path, seed: int) -> pathlib.Path:
-    folder.mkdir()
-    rng = np.random.default_rng(seed)
-    for index in range(2):
-        pixels = rng.integers(0, 255, (6, 6, 3)).astype(np.uint8)
-        image = Image.fromarray(pixels).resize((300, 320), Image.Resampling.BICUBIC)
-        image.save(folder / f"{index}.png")
-    return folder
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def train(*processes: tuple[str, ...], devices: int) -> list[Ended]:
-    """Runs one command per entry, each the arguments of python, as one job."""
-    together: list[list[str]] = [[] for _ in processes]
-    if len(processes) > 1:
-        coordinator = f"--coordinator=127.0.0.1:{free_port()}"
-        together = [
-            [coordinator, f"--processes={len(processes)}", f"--process_id={index}"]
-            for index in range(len(processes))
-        ]
-    running = [
-        subprocess.Popen(
-            [sys.executable, *arguments, *flags],
-            cwd=ROOT,
-            env=os.environ | QUICK | {"JAX_NUM_CPU_DEVICES": str(devices)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for arguments, flags in zip(processes, together, strict=True)
+def rows_drawn(out: str) -> list[tuple[int, list[int]]]:
+    """Of each batch of pictures: its rows on all hosts, and the seeds drawn here."""
+    return [
+        tuple(json.loads(line.removeprefix("drew ")))
+        for line in out.splitlines()
+        if line.startswith("drew ")
     ]
-    try:
-        ended = []
-        for process in running:
-            out, err = process.communicate(timeout=LIMIT)
-            lines = [line for line in err.splitlines() if "[Gloo]" not in line]
-            ended.append(Ended(process.returncode, out, lines))
-        return ended
-    finally:
-        for process in running:
-            process.kill()
-            process.wait()
-            for stream in (process.stdout, process.stderr):
-                assert stream is not None
-                stream.close()
 
 
-def settings(photos: pathlib.Path, work: pathlib.Path) -> tuple[str, ...]:
-    return (
-        "--config=configs/subject.py:tiny",
-        f"--config.subject.photos={photos}",
-        "--config.subject.class_noun=dog",
-        f"--workdir={work}",
-        *ONE_STAGE,
-    )
-
-
-def losses(work: pathlib.Path) -> dict[tuple[str, int], list[float]]:
-    """Loss of subject, class and both at every step that was logged."""
-    found = {}
-    for line in (work / "metrics.jsonl").read_text().splitlines():
-        row = json.loads(line)
-        key = row["stage"], row["step"]
-        assert key not in found, "a step stands twice in the metrics"
-        names = ("train/loss", "train/loss_subject", "train/loss_class")
-        found[key] = [row[name] for name in names]
-    return found
-
-
-def test_two_processes_train_as_one(tmp_path):
+def check_as_one(tmp_path, processes: int, per_process: int) -> None:
+    """Several processes train as one with as many devices, to ``TOLERANCE``."""
     photos = make_photos(tmp_path / "photos", 0)
-    one, two = tmp_path / "one" / "run", tmp_path / "two" / "run"
-    [alone] = train((*TRAIN, *settings(photos, one)), devices=2)
+    one, many = tmp_path / "one" / "run", tmp_path / "many" / "run"
+    [alone] = train(
+        (*TRAIN, *settings(photos, one, *SHORT)), devices=processes * per_process
+    )
     assert alone.code == 0, alone.said
-    both = settings(photos, two)
-    first, second = train((*TRAIN, *both), ("-c", WRITES_NOTHING, *both), devices=1)
-    assert (first.code, second.code) == (0, 0), first.said + second.said
+    flags = settings(photos, many, *SHORT)
+    ended = train(*[("-c", WRITES_NOTHING, *flags)] * processes, devices=per_process)
+    assert {each.code for each in ended} == {0}, [each.said for each in ended]
 
-    expected, got = losses(one), losses(two)
+    expected, got = losses(one), losses(many)
     assert expected.keys() == got.keys() == {("base", 1), ("base", 2)}
     for step, values in expected.items():
         np.testing.assert_allclose(got[step], values, rtol=TOLERANCE)
     made = [
-        {path.relative_to(work) for path in work.rglob("*.png")} for work in (one, two)
+        {path.relative_to(work) for path in work.rglob("*.png")} for work in (one, many)
     ]
     assert made[0] == made[1]
-    assert len(list((tmp_path / "two" / "cache" / "class_images").rglob("*.png"))) == 2
-    assert not list(two.glob(".*"))  # neither marks nor half-written files
+    classes = tmp_path / "many" / "cache" / "class_images"
+    assert len(list(classes.rglob("*.png"))) == 2
+    assert not list(many.glob(".*"))  # neither marks nor half-written files
+
+    # The class images come first; every host draws rows of its own.
+    (rows, first), *others = [rows_drawn(each.out)[0] for each in ended]
+    shares = [first, *(mine for _, mine in others)]
+    assert [len(share) for share in shares] == [rows // processes] * processes
+    if rows == 2:  # else the batch is filled up with copies
+        assert sorted(sum(shares, [])) == [0, 1]
+
+
+def test_two_processes_train_as_one(tmp_path):
+    check_as_one(tmp_path, 2, 1)
+
+
+@pytest.mark.slow
+def test_four_processes_train_as_one(tmp_path):
+    check_as_one(tmp_path, 4, 1)
 
 
 def test_two_work_directories_are_refused(tmp_path):
@@ -188,50 +125,48 @@ def test_other_photos_on_one_host_are_refused(tmp_path):
         assert "host 1 and host 0 differ" in sentence
 
 
-def test_two_processes_share_a_batch_job(tmp_path):
-    """Each stores half of every batch; together the pictures of one process."""
-    # Where nothing is tuned the random network draws grey; with every weight shaken,
-    # each picture is its own.
-    rng = np.random.default_rng(0)
-    weights = {
-        path: tensors.held((leaf + rng.normal(0, 0.05, leaf.shape)).astype(np.float32))
-        for path, leaf in flatten(random_params(by_name("tiny"), "base")).items()
-    }
-    shaken = epath.Path(tmp_path) / "weights"
-    own.write(shaken, "base", weights, None, {"licence": "none"})
-    settings = config.booth("tiny")
-    settings.weights.base = str(shaken)
-    job = config.to_job(settings)
-    subject = {"identifier": "zaf", "class_noun": "dog"}
-    for name in ("one", "two"):
-        work = tmp_path / name / "run"
-        work.mkdir(parents=True)
-        # Random weights, and nothing tuned.
-        (work / "config.json").write_text(json.dumps(dataclasses.asdict(job)))
-        (work / "manifest.json").write_text(json.dumps({"subject": subject}))
-    prompts = tmp_path / "prompts.csv"
-    prompts.write_text("prompt,seed,guidance\na [V] [N],,\na cat,7,3\n")
+LONG = (
+    "--config.base.steps=5",
+    "--config.base.log_every=1",
+    "--config.base.save_every=2",
+)
+MARGIN = 60  # seconds to notice and to end, on a machine that is busy
 
-    def command(name: str, number: int) -> tuple[str, ...]:
-        flags = f"--run={tmp_path / name / 'run'}", f"--prompts={prompts}"
-        more = "--name=job", "--seeds=4", "--resolution=64", "--batch=4"
-        return "-c", NOTES_PICTURES, str(tmp_path / f"{name}{number}"), *flags, *more
 
-    [alone] = train(command("one", 0), devices=2)
+def killed(tmp_path, victim: int) -> float:
+    """One of two hosts is killed after step 3 and both start again; the seconds it
+    took the other to end."""
+    photos, work = make_photos(tmp_path / "photos", 0), tmp_path / "run"
+    command = (*ALONE, *settings(photos, work, *LONG))
+    kill = [{}, {}]
+    kill[victim] = {"SIGNAL_AT": "3", "SIGNAL": "SIGKILL"}
+    with running(command, command, devices=1, environ=kill) as started:
+        _, told = started[victim].communicate(timeout=LIMIT)
+        since = time.monotonic()
+        _, said = started[1 - victim].communicate(timeout=SILENCE + MARGIN)
+        took = time.monotonic() - since
+        assert started[victim].returncode == 128 + signal.SIGKILL, told
+        assert started[1 - victim].returncode == 75, said
+        assert said.splitlines()[-1].startswith("another host was lost; run the same")
+
+    again = train(command, command, devices=1)
+    assert [each.code for each in again] == [0, 0], [each.said for each in again]
+    found = losses(work)
+    assert sorted(found) == [("base", step) for step in range(1, 6)]
+    straight = tmp_path / "straight"
+    [alone] = train((*ALONE, *settings(photos, straight, *LONG)), devices=2)
     assert alone.code == 0, alone.said
-    both = train(command("two", 0), command("two", 1), devices=1)
-    assert [each.code for each in both] == [0, 0], both[0].said + both[1].said
-    wrote = [(tmp_path / f"two{n}").read_text().split() for n in (0, 1)]
-    assert not set(wrote[0]) & set(wrote[1])
-    assert all(len(names) == 4 for names in wrote)
-    folders = [tmp_path / name / "run" / "samples" / "job" for name in ("one", "two")]
-    lines = [
-        sorted((folder / "index.jsonl").read_text().splitlines()) for folder in folders
-    ]
-    assert lines[0] == lines[1]
-    assert len(lines[0]) == 8
-    for line in lines[0]:
-        file = json.loads(line)["file"]
-        one, two = (np.asarray(Image.open(each / file), int) for each in folders)
-        assert one.std() > 5
-        assert np.abs(one - two).max() <= 1
+    for step, values in losses(straight).items():
+        np.testing.assert_allclose(found[step], values, rtol=1e-3)
+    return took
+
+
+def test_a_killed_host_ends_the_other_and_both_go_on(tmp_path):
+    """Over this transport a broken connection is noticed at once."""
+    assert killed(tmp_path, 1) < SILENCE + MARGIN
+
+
+@pytest.mark.slow
+def test_a_killed_first_host_ends_the_other_and_both_go_on(tmp_path):
+    """With it goes the service that all others lean on, which aborts them."""
+    assert killed(tmp_path, 0) < SILENCE + MARGIN

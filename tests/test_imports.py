@@ -15,12 +15,13 @@ ROOT = pathlib.Path(imagen_booth.__path__[0])
 
 # Imports go down, or stay on a floor without going round in a circle.
 FLOORS = {
-    "commands": "cli config convert doctor evaluate pretrain reproduce sample train",
+    "commands": "cli config convert doctor evaluate pretrain reproduce sample train "
+    "watch",
     "work": "appraisal appraisal_page batch batch_log batch_page batch_plan booth "
     "checkup failures_page gallery generate invert judging keep loop noun_check "
     "prepare pretraining previews prior report report_page studies tune",
     "parts": "budget cascade checkpoint embed evaluation hosts job metrics optim "
-    "settings sharding stage state steps weights workdir",
+    "placement profiling settings sharding stage state steps weights workdir",
     "ground": "data diffusion models text",
     "below": "cpu errors",
 }
@@ -51,7 +52,7 @@ KEEPERS = {
     "tensorboardX": {"metrics"},
     "tensorflow_datasets": {"data"},
 }
-COMMANDS = set(FLOORS["commands"].split()) - {"cli", "config"}
+COMMANDS = set(FLOORS["commands"].split()) - {"cli", "config", "watch"}
 
 
 def read_modules() -> dict[str, ast.Module]:

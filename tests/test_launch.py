@@ -12,8 +12,11 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
+from importlib import metadata
 
 import pytest
+from train_jobs import QUICK, make_photos
 
 ROOT = pathlib.Path(__file__).parent.parent
 TPU_VM = ROOT / "launch" / "tpu_vm.sh"
@@ -515,14 +518,54 @@ def test_the_notebook_is_whole_and_clean():
     assert "--constraint" in install  # the runtime keeps its jax
 
 
+def cell_with(part: str) -> str:
+    """Source of the notebook's one code cell that has this in it."""
+    cells = json.loads(NOTEBOOK.read_text())["cells"]
+    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    [found] = [source for source in sources if part in source]
+    return found
+
+
+def test_the_notebook_installs_around_the_jax_that_is_there(monkeypatch):
+    """pip is held to the versions of all that came with the runtime."""
+    calls = []
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(
+        subprocess, "run", lambda command, **_: calls.append(list(command))
+    )
+    names = {
+        **{"os": os, "pathlib": pathlib, "subprocess": subprocess, "sys": sys},
+        **{"tempfile": tempfile, "metadata": metadata, "SOURCE": ""},
+        "version": lambda name: None,
+    }
+    exec(cell_with('"pip"'), names)
+    [command] = calls
+    assert command[:4] == [sys.executable, "-m", "pip", "install"]
+    assert not {"--upgrade", "-U", "--force-reinstall"} & set(command)
+    assert command[-1] == "--editable=.[gcs]"  # and no extra that names a jax
+    [given] = [each for each in command if each.startswith("--constraint=")]
+    held = pathlib.Path(given.removeprefix("--constraint=")).read_text().splitlines()
+    for name in ("jax", "jaxlib"):
+        assert f"{name}=={metadata.version(name)}" in held
+
+
+def test_the_notebook_refuses_a_runtime_whose_jax_is_too_old(monkeypatch):
+    monkeypatch.setattr(metadata, "version", lambda name: "0.9.2")
+    with pytest.raises(RuntimeError, match="jax 0.9.2 is older than 0.10"):
+        exec(cell_with("OLDEST"), {})
+
+
 @pytest.mark.slow
-def test_the_notebook_runs(tmp_path):
-    """As a user runs it, less the upload, with the smallest cascade."""
+def test_the_notebook_runs(tmp_path, monkeypatch):
+    """As a user runs it, with photos in a folder and the smallest cascade."""
+    for name, value in QUICK.items():
+        monkeypatch.setenv(name, value)
     nbformat = pytest.importorskip("nbformat")
     nbclient = pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     changed = f"""CASCADE = "tiny"
+PHOTOS = {str(make_photos(tmp_path / "photos", 0))!r}
 WORKDIR = {str(tmp_path / "run")!r}
 MORE = ["--config.sr256.steps=0", "--config.sr1024.steps=0"]"""
     first = next(

@@ -3,10 +3,12 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
-from imagen_booth import prior, sharding
+from imagen_booth import generate, prior, sharding
 from imagen_booth.data import pictures
 from imagen_booth.diffusion.sampler import SamplerConfig
 from imagen_booth.diffusion.schedule import CosineSchedule, TableSchedule
@@ -54,7 +56,16 @@ def drawn(monkeypatch):
     return calls
 
 
-def draw(cache, count, recipe=RECIPE, lows=None, check_stop=lambda: None):
+def mesh_of(devices):
+    return jax.make_mesh(
+        (devices, 1),
+        sharding.AXES,
+        axis_types=(AxisType.Auto,) * 2,
+        devices=jax.devices()[:devices],
+    )
+
+
+def draw(cache, count, recipe=RECIPE, lows=None, check_stop=lambda: None, devices=2):
     return prior.class_images(
         recipe,
         count,
@@ -62,7 +73,7 @@ def draw(cache, count, recipe=RECIPE, lows=None, check_stop=lambda: None):
         TEXT,
         NULL,
         cache=cache,
-        mesh=sharding.make_mesh(),
+        mesh=mesh_of(devices),
         check_stop=check_stop,
         lows=lows,
     )
@@ -91,6 +102,29 @@ def test_drawn_once_and_read_ever_after(tmp_path, drawn):
     assert len(drawn) == 2
     np.testing.assert_array_equal(draw(tmp_path, 6)[:4], first)
     assert [seeds for seeds, _ in drawn[2:]] == [[44, 45]]
+
+
+def test_more_devices_draw_more_groups_at_a_time_and_none_twice(
+    tmp_path, drawn, monkeypatch
+):
+    rows, real = [], generate._program
+
+    def program(*about):
+        draw = real(*about)
+
+        def told(params, *, seeds, **inputs):
+            shards = [np.asarray(each.data) for each in seeds.addressable_shards]
+            rows.append([shard.tolist() for shard in shards])
+            return draw(params, seeds=seeds, **inputs)
+
+        return told
+
+    monkeypatch.setattr(generate, "_program", program)
+    many = draw(tmp_path / "many", 6, devices=4)
+    assert [seeds for seeds, _ in drawn] == [[40, 41, 42, 43], [44, 45]]
+    # One image for each device; the last batch keeps its shape, filled up.
+    assert rows == [[[40], [41], [42], [43]], [[44], [45], [44], [45]]]
+    np.testing.assert_array_equal(many, draw(tmp_path / "few", 6, devices=2))
 
 
 def test_a_missing_picture_brings_back_its_group(tmp_path, drawn):

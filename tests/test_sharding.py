@@ -120,3 +120,81 @@ def test_a_sharded_step_is_the_same_step(sizes):
         assert tree["unet"]["last"].is_fully_replicated
     assert sharded_metrics["loss"] == pytest.approx(float(metrics["loss"]), rel=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), now, alone)
+
+
+@pytest.mark.parametrize(
+    ("need", "memory", "data", "expected"),
+    [
+        (0, 100, -1, (4, 1)),
+        (70, 100, -1, (4, 1)),  # just fits in 0.7 of it
+        (71, 100, -1, (2, 2)),
+        (200, 100, -1, (1, 4)),
+        (10_000, 100, -1, (1, 4)),  # does not fit: the doctor says so
+        (10_000, None, -1, (4, 1)),  # a device that does not tell
+        (0, 100, 2, (2, 2)),  # what one size leaves
+    ],
+)
+def test_a_size_left_open_is_chosen_by_what_has_to_fit(need, memory, data, expected):
+    mesh = sharding.make_mesh(data, 0, need=need, memory=memory)
+    assert mesh.devices.shape == expected
+
+
+RULES = (
+    ("unet/first/kernel", ("fsdp", None)),
+    ("unet/.*/bias", ("data",)),
+    ("unet/first/.*", (None, None)),
+)
+
+
+@pytest.mark.parametrize(
+    ("path", "shape", "spec"),
+    [
+        ("unet/first/kernel", (4, 1024), P("fsdp")),  # small, and not the largest
+        ("unet/first/bias", (6,), P("data")),
+        ("unet/first/scale", (512, 512), P()),
+        ("unet/last/kernel", (256, 1024), P(None, "fsdp")),  # no rule for it
+        ("text/first/kernel", (256, 1024), P(None, "fsdp")),
+    ],
+)
+def test_the_first_rule_for_a_path_comes_before_the_general_one(path, shape, spec):
+    assert sharding.spec_at(path, shape, sharding.make_mesh(2, 2), RULES) == spec
+
+
+@pytest.mark.parametrize(
+    ("path", "shape", "said"),
+    [
+        ("unet/first/kernel", (4, 4, 4), r"rules\[0\].*2 dimensions.*first/kernel"),
+        ("unet/first/kernel", (3, 4), r"rules\[0\].*dimension of 3 .*fsdp.* 2 devices"),
+    ],
+)
+def test_a_rule_that_a_shape_cannot_follow_is_named(path, shape, said):
+    with pytest.raises(InputError, match=said):
+        sharding.spec_at(path, shape, sharding.make_mesh(2, 2), RULES)
+
+
+@pytest.mark.parametrize("optimizer", [optax.adam(1e-3), optax.adafactor(1e-3)])
+def test_state_follows_the_rules_of_its_parameters(optimizer):
+    params = {"unet": {"first": {"kernel": jnp.zeros((128, 512))}}}
+    mesh = sharding.make_mesh(1, 4)
+    rules = (("unet/first/kernel", ("fsdp", None)),)
+
+    def create(params):
+        return state.create(params, ("unet/.*",), optimizer, True)
+
+    shapes = jax.eval_shape(create, params)
+    placed = sharding.tree_shardings(shapes, mesh, rules)
+    found = {
+        jax.tree_util.keystr(path): (leaf.shape, where.spec)
+        for (path, leaf), where in zip(
+            jax.tree.leaves_with_path(shapes), jax.tree.leaves(placed), strict=True
+        )
+    }
+    whole = [spec for shape, spec in found.values() if shape == (128, 512)]
+    # parameter and average, and Adam's two moments
+    assert len(whole) >= 2
+    assert set(whole) == {P("fsdp")}
+    for shape, spec in found.values():
+        if shape != (128, 512):
+            assert spec == P(), "factored moments and counters are small"
+    inside = sharding.tree_shardings(params["unet"], mesh, rules, "unet")
+    assert inside["first"]["kernel"].spec == P("fsdp")

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from imagen_booth import gallery, loop, settings, sharding
+from imagen_booth import gallery, loop, placement, settings
 from imagen_booth.booth import activation_dtype, cache_folder
 from imagen_booth.cascade import by_name
 from imagen_booth.data import pictures
@@ -36,9 +36,9 @@ class Studio:
         self.job = dataclasses.replace(job, cache=str(folder / "cache"))
         self.folder = folder
         self.cascade = resolve(by_name(job.cascade), dataclasses.asdict(job.weights))
-        self.mesh = sharding.make_mesh(job.mesh.data, job.mesh.fsdp)
-        self.dtype = activation_dtype(job.dtype)
         self.cache = cache_folder(self.job, folder)
+        self.mesh = placement.mesh_to_draw(self.cascade, job)
+        self.dtype = activation_dtype(job.dtype)
         self.origins = {
             name: origin(self.cascade, name, getattr(job.weights, name))
             for name in ("text", *(stage.name for stage in self.cascade.stages))
@@ -70,7 +70,14 @@ class Studio:
         """A stage's network with its weights as they came."""
         if name not in self._parts:
             source = getattr(self.job.weights, name)
-            self._parts[name] = load(self.cascade, name, source, self.mesh, self.dtype)
+            self._parts[name] = load(
+                self.cascade,
+                name,
+                source,
+                self.mesh,
+                self.dtype,
+                self.job.mesh.rules,
+            )
         return self._parts[name]
 
     def ready(self, name: str, run: str = "") -> Ready:
@@ -171,6 +178,7 @@ class Studio:
                 mesh=self.mesh,
                 dtype=self.dtype,
                 learned=learned,
+                rules=self.job.mesh.rules,
             )
             for start in range(0, len(requests), rows):
                 stop.check()

@@ -5,7 +5,7 @@ import functools
 import hashlib
 import itertools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
@@ -274,7 +274,12 @@ def origin(cascade: Cascade, name: str, source: str) -> dict[str, Any]:
 
 
 def load(
-    cascade: Cascade, name: str, source: str, mesh: jax.sharding.Mesh, dtype: Any
+    cascade: Cascade,
+    name: str,
+    source: str,
+    mesh: jax.sharding.Mesh,
+    dtype: Any,
+    rules: Sequence[sharding.Rule] = (),
 ) -> Part:
     """One part of a cascade with weights from ``source``.
 
@@ -283,16 +288,17 @@ def load(
         name: ``text`` or a stage's name.
         source: ``shipped``, ``random`` (seeded by the part's name), or where weights
             are, see ``find``.
+        rules: how parameters are cut, see ``sharding.spec_at``.
 
     Raises:
-        InputError: no such weights, or they do not fit the network.
+        InputError: no such weights, or they do not fit the network or the rules.
     """
     init, apply = network(cascade, name, dtype)
     found = find(cascade, name, source)
     about = _about(cascade, name, found)
     abstract = jax.eval_shape(init, jax.random.key(0))
     if found is None:
-        placement = sharding.tree_shardings(abstract, mesh)
+        placement = sharding.tree_shardings(abstract, mesh, rules, kind_of(name))
         params = jax.jit(init, out_shardings=placement)(jax.random.key(_seed(name)))
         return Part(apply, params, name, source, *about)
     if name == "text":
@@ -305,7 +311,13 @@ def load(
         weights = tensors.restacked(weights, stack)
     else:
         weights = found.matched(abstract)
-    return Part(apply, tensors.place(weights, mesh), name, source, *about)
+    params = tensors.place(weights, mesh, rules, kind_of(name))
+    return Part(apply, params, name, source, *about)
+
+
+def kind_of(name: str) -> str:
+    """``text`` or ``unet``, where the paths of a part's parameters begin."""
+    return "text" if name == "text" else "unet"
 
 
 def plain_shapes(cascade: Cascade, name: str) -> Params:
@@ -343,7 +355,9 @@ def _about(cascade: Cascade, name: str, found: Found | None) -> tuple:
     return hashlib.sha256(text.encode()).hexdigest(), "none", False, None
 
 
-def place(tree: Params, mesh: jax.sharding.Mesh) -> Params:
-    """Host arrays as f32 on the mesh."""
+def place(
+    tree: Params, mesh: jax.sharding.Mesh, rules: Sequence[sharding.Rule] = ()
+) -> Params:
+    """Host arrays of a stage's network as f32 on the mesh."""
     held = {path: tensors.held(leaf) for path, leaf in flatten(tree).items()}
-    return tensors.place(held, mesh)
+    return tensors.place(held, mesh, rules)

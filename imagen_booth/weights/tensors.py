@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -212,17 +212,27 @@ def copied(view: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return out
 
 
-def place(tensors: Mapping[str, Tensor], mesh: Mesh) -> Params:
-    """Reads tensors by path onto the mesh as f32, one after the other."""
+def place(
+    tensors: Mapping[str, Tensor],
+    mesh: Mesh,
+    rules: Sequence[sharding.Rule] = (),
+    part: str = "unet",
+) -> Params:
+    """Reads tensors by path onto the mesh as f32, one after the other.
 
-    def put(tensor: Tensor) -> jax.Array:
-        def part(index: Any) -> np.ndarray:
+    Args:
+        rules, part: as ``sharding.tree_shardings`` takes them.
+    """
+
+    def put(path: str, tensor: Tensor) -> jax.Array:
+        def read(index: Any) -> np.ndarray:
             return copied(tensor.read(index), np.dtype(np.float32))
 
-        where = NamedSharding(mesh, sharding.spec_of(tensor.shape, mesh))
-        return jax.make_array_from_callback(tensor.shape, where, part)
+        spec = sharding.spec_at(f"{part}/{path}", tensor.shape, mesh, rules)
+        where = NamedSharding(mesh, spec)
+        return jax.make_array_from_callback(tensor.shape, where, read)
 
-    return unflatten({path: put(tensor) for path, tensor in tensors.items()})
+    return unflatten({path: put(path, tensor) for path, tensor in tensors.items()})
 
 
 def open_file(path: epath.PathLike) -> dict[str, Tensor]:
