@@ -36,7 +36,7 @@ from imagen_booth.workdir import Workdir, now, recipe_of
 log = logging.getLogger(__name__)
 
 # Settings of a tuning that can change without making its result another one.
-FREE = ("log_every", "save_every", "preview_every")
+FREE = ("log_every", "save_every", "preview_every", "remat")
 BASE_PREVIEWS = (4, 2, 2)  # pictures of the subject, of it elsewhere, of its class
 
 
@@ -94,6 +94,7 @@ def run(job: Job, workdir: epath.Path, overwrite: frozenset[str]) -> epath.Path:
         StorageError: something cannot be written.
     """
     cascade = resolve(by_name(job.cascade), dataclasses.asdict(job.weights))
+    cascade = cascade.rematerialised(job.rematerialised())
     work = Workdir(workdir, overwrite)
     cache = cache_folder(job, work.path)
     mesh = sharding.make_mesh(job.mesh.data, job.mesh.fsdp)
@@ -143,8 +144,11 @@ def story_of(workdir: epath.Path, cascade: Cascade) -> dict[str, str]:
     }
 
 
-def activation_dtype(name: str) -> Any:
+def activation_dtype(name: str, accelerated: bool | None = None) -> Any:
     """bfloat16 on an accelerator and float32 on a CPU, unless named.
+
+    Args:
+        accelerated: whether it runs on an accelerator; None to look.
 
     Raises:
         InputError: a name that is neither.
@@ -153,7 +157,8 @@ def activation_dtype(name: str) -> Any:
         raise InputError(
             f"config.dtype={name!r} is not known; use 'float32', 'bfloat16' or ''"
         )
-    accelerated = jax.default_backend() != "cpu"
+    if accelerated is None:
+        accelerated = jax.default_backend() != "cpu"
     return jnp.dtype(name or ("bfloat16" if accelerated else "float32"))
 
 

@@ -7,6 +7,12 @@
 Takes what train takes, answers in seconds, downloads and writes nothing.  Exits with
 0 if the job is ready, with 2 for bad input, 3 if it does not fit in memory, 5 if the
 disk is too small.
+
+    python -m imagen_booth.doctor --config=configs/dog.py:imagen --topology=v4:1x1x1
+
+With --topology it compiles the job's programs for TPUs that need not be there, which
+takes minutes each and pip install 'imagen_booth[tpu]': memory, minutes, and whether it
+fits, with what to change if not.  Answers are kept in the cache folder of the run.
 """
 
 import sys
@@ -25,6 +31,17 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "where the run is to live; default runs/CONFIG"
 )
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", None, "TPUs to compile for: v4:2x2x1, or as sold, v4-8, v5e-4, v6e-1"
+)
+_PARTS = flags.DEFINE_list(
+    "parts",
+    [],
+    "programs to compile: base, base.train, sr256.sample, text; default all",
+)
+_MARKDOWN = flags.DEFINE_bool(
+    "markdown", False, "with --topology: print rows of a Markdown table instead"
+)
 
 
 def main() -> None:
@@ -38,7 +55,17 @@ def main() -> None:
 
     file = config_flags.get_config_filename(flags.FLAGS["config"])
     workdir = _WORKDIR.value or cli.default_workdir(file)
-    findings = checkup.check(to_job(_CONFIG.value), epath.Path(workdir))
+    job = to_job(_CONFIG.value)
+    if _TOPOLOGY.value is not None:
+        from imagen_booth import consult
+
+        said = consult.Request(file, _TOPOLOGY.value, _PARTS.value, _MARKDOWN.value)
+        consult.answer(job, epath.Path(workdir), said)
+        return
+    for flag in (_PARTS, _MARKDOWN):
+        if flag.value:
+            raise InputError(f"--{flag.name} goes with --topology")
+    findings = checkup.check(job, epath.Path(workdir))
     print(f"{file} -> {workdir}\n")
     topic = ""
     for finding in findings:

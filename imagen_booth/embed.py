@@ -110,7 +110,7 @@ def embed(
     ]
     missing = [row for row, path in enumerate(paths) if not path.exists()]
     if missing:
-        part = load(cascade, "text", weights, mesh, dtype)
+        part = load(cascade, "text", weights, mesh, dtype, train=False)
         apply = jax.jit(part.apply)
         params = part.params
         for start in range(0, len(missing), ROWS):

@@ -4,6 +4,7 @@ The batch is split over both axes of the mesh.  Every large array is split along
 its largest divisible dimension over ``fsdp`` (ZeRO-3); small ones are copies.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -17,17 +18,20 @@ AXES = ("data", "fsdp")
 SMALL = 2**16  # elements; below this a copy is cheaper than gathering
 
 
-def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
+def make_mesh(
+    data: int = -1, fsdp: int = 1, among: Sequence[Any] | None = None
+) -> Mesh:
     """A ``('data', 'fsdp')`` mesh over all devices.
 
     Args:
         data: copies of the parameters; -1 for whatever the other leaves.
         fsdp: devices that share one copy; -1 for whatever the other leaves.
+        among: the devices; None for those that there are.
 
     Raises:
         InputError: the sizes do not multiply to the number of devices.
     """
-    devices = len(jax.devices())
+    devices = len(jax.devices() if among is None else among)
     if data == -1 and fsdp > 0 and devices % fsdp == 0:
         data = devices // fsdp
     elif fsdp == -1 and data > 0 and devices % data == 0:
@@ -39,7 +43,9 @@ def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
             "for one of them"
         )
     # Explicit axes, jax's default, refuse the U-Nets' convolutions.
-    return jax.make_mesh((data, fsdp), AXES, axis_types=(AxisType.Auto,) * 2)
+    return jax.make_mesh(
+        (data, fsdp), AXES, axis_types=(AxisType.Auto,) * 2, devices=among
+    )
 
 
 def spec_of(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -20,6 +20,8 @@ from imagen_booth.job import Tuning
 from imagen_booth.metrics import MetricWriter
 from imagen_booth.stage import Stage
 from imagen_booth.weights.load import Part
+
+Loss = Callable[[state.Params, steps.Batch, Any], tuple[Any, dict[str, Any]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,48 +96,17 @@ def tune(
         The tuned parameters, and before/after similarity for the manifest.
     """
     optimizer = optim.build(tuning.optim, tuning.steps)
-    loss_config = steps.LossConfig(
-        weighting=tuning.weighting,
-        hybrid=tuning.hybrid,
-        level=(tuning.level, tuning.level),
-    )
-
-    def loss_fn(params, batch, key):
-        return steps.batch_loss(
-            stage, part.apply, None, loss_config, params, batch, key
-        )
-
-    step_fn = steps.make_step(
-        loss_fn,
-        optimizer,
-        seed=seed,
-        ema=tuning.optim.ema,
-        accumulate=tuning.accumulate,
-    )
-    groups = [
-        pipeline.Group(
-            [pair.example(subject_text) for pair in subject],
-            tuning.subject_rows,
-            1.0,
-            steps.SUBJECT,
-        )
-    ]
-    if tuning.class_rows:
-        groups.append(
-            pipeline.Group(
-                [pair.example(class_text) for pair in class_pairs],
-                tuning.class_rows,
-                tuning.prior_weight,
-                steps.CLASS,
-            )
-        )
-    data = pipeline.batches(
-        groups,
+    loss_fn = loss_of(stage, part.apply, tuning)
+    step_fn = step_of(loss_fn, optimizer, tuning, seed)
+    data = batches(
+        stage,
+        tuning,
+        [pair.example(subject_text) for pair in subject],
+        [pair.example(class_text) for pair in class_pairs],
         seed=seed,
         host=hosts.index(),
         hosts=hosts.count(),
-        multiple=mesh.size * tuning.accumulate,
-        prepare=pipeline.random_crop(stage.crop, stage.scale) if stage.crop else None,
+        devices=mesh.size,
     )
 
     def draw_preview(now: state.TrainState, step: int) -> None:
@@ -167,6 +138,68 @@ def tune(
     return state.ema_params(final, tuning.optim.ema)["unet"], {
         name: {"before": before[name], "after": after[name]} for name in before
     }
+
+
+def loss_of(stage: Stage, apply: Callable[..., Any], tuning: Tuning) -> Loss:
+    """What fine-tuning minimises: ``(params, batch, key) -> (loss, sums)``.
+
+    Args:
+        apply: the stage's network, parameters first.
+    """
+    config = steps.LossConfig(
+        weighting=tuning.weighting,
+        hybrid=tuning.hybrid,
+        level=(tuning.level, tuning.level),
+    )
+
+    def loss_fn(params, batch, key):
+        return steps.batch_loss(stage, apply, None, config, params, batch, key)
+
+    return loss_fn
+
+
+def step_of(loss_fn: Loss, optimizer: Any, tuning: Tuning, seed: int) -> Any:
+    """The pure step of fine-tuning, see ``steps.make_step``."""
+    return steps.make_step(
+        loss_fn,
+        optimizer,
+        seed=seed,
+        ema=tuning.optim.ema,
+        accumulate=tuning.accumulate,
+    )
+
+
+def batches(
+    stage: Stage,
+    tuning: Tuning,
+    subject: Sequence[pipeline.Example],
+    classes: Sequence[pipeline.Example],
+    *,
+    seed: int,
+    host: int,
+    hosts: int,
+    devices: int,
+) -> Any:
+    """The batches of fine-tuning, this host's rows of each, as grain's MapDataset.
+
+    Args:
+        subject, classes: rows that come in turn; the second unused where
+            ``tuning.class_rows`` is 0.
+        devices: of all hosts; the rows of a micro-batch are a multiple of them.
+    """
+    groups = [pipeline.Group(subject, tuning.subject_rows, 1.0, steps.SUBJECT)]
+    if tuning.class_rows:
+        groups.append(
+            pipeline.Group(classes, tuning.class_rows, tuning.prior_weight, steps.CLASS)
+        )
+    return pipeline.batches(
+        groups,
+        seed=seed,
+        host=host,
+        hosts=hosts,
+        multiple=devices * tuning.accumulate,
+        prepare=pipeline.random_crop(stage.crop, stage.scale) if stage.crop else None,
+    )
 
 
 def start_state(

@@ -16,10 +16,11 @@ ROOT = pathlib.Path(imagen_booth.__path__[0])
 # Imports go down, or stay on a floor without going round in a circle.
 FLOORS = {
     "commands": "cli config convert doctor pretrain reproduce sample train",
-    "work": "batch batch_page batch_plan booth checkup gallery generate judging loop "
-    "prepare pretraining prior report report_page studies tune",
-    "parts": "budget cascade checkpoint embed evaluation hosts job metrics optim "
-    "settings sharding stage state steps weights workdir",
+    "work": "aot batch batch_page batch_plan booth checkup consult forecast "
+    "forecast_text gallery generate judging loop prepare pretraining prior report "
+    "report_page studies tune",
+    "parts": "budget cascade checkpoint embed evaluation hosts job metrics optim options "
+    "quantities settings sharding stage state steps topology weights work workdir",
     "ground": "data diffusion models text",
     "below": "errors",
 }

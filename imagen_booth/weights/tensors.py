@@ -212,17 +212,27 @@ def copied(view: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return out
 
 
-def place(tensors: Mapping[str, Tensor], mesh: Mesh) -> Params:
-    """Reads tensors by path onto the mesh as f32, one after the other."""
+def place(
+    tensors: Mapping[str, Tensor],
+    mesh: Mesh,
+    kept: Callable[[str], Any] | None = None,
+) -> Params:
+    """Reads tensors by path onto the mesh, one after the other.
 
-    def put(tensor: Tensor) -> jax.Array:
+    Args:
+        kept: path -> dtype to keep it in; None for f32 throughout.
+    """
+
+    def put(path: str, tensor: Tensor) -> jax.Array:
+        dtype = np.dtype(kept(path) if kept else np.float32)
+
         def part(index: Any) -> np.ndarray:
-            return copied(tensor.read(index), np.dtype(np.float32))
+            return copied(tensor.read(index), dtype)
 
         where = NamedSharding(mesh, sharding.spec_of(tensor.shape, mesh))
         return jax.make_array_from_callback(tensor.shape, where, part)
 
-    return unflatten({path: put(tensor) for path, tensor in tensors.items()})
+    return unflatten({path: put(path, each) for path, each in tensors.items()})
 
 
 def open_file(path: epath.PathLike) -> dict[str, Tensor]:

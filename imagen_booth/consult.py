@@ -1,0 +1,161 @@
+"""What ``doctor --topology`` does: compile, tell, and look for what to change."""
+
+import dataclasses
+import sys
+from collections.abc import Iterator, Sequence
+
+from etils import epath
+
+from imagen_booth import aot, booth, forecast, forecast_text, options, topology
+from imagen_booth.cascade import Cascade, by_name
+from imagen_booth.errors import DoesNotFit
+from imagen_booth.forecast import Forecast, Machine
+from imagen_booth.job import Job
+from imagen_booth.quantities import in_bytes
+from imagen_booth.weights import load
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What the command was asked.
+
+    Attributes:
+        config: the config as it was named.
+        topology: name of the TPUs.
+        parts: programs to compile; none for all.
+        markdown: rows of a table and nothing else.
+    """
+
+    config: str
+    topology: str
+    parts: Sequence[str]
+    markdown: bool
+
+
+def answer(job: Job, workdir: epath.Path, request: Request) -> None:
+    """Compiles a job's programs one by one, and prints what comes of it.
+
+    Args:
+        workdir: where the run would live; answers are kept in its cache folder.
+
+    Raises:
+        InputError: a topology, mesh or part that cannot be, or no TPU compiler.
+        DoesNotFit: a program needs more memory than a chip has.
+    """
+    kind = topology.parse(request.topology)
+    cascade = _described(job)
+    parts = forecast.parts_of(job, cascade, request.parts)
+    topology.prepare()
+    devices = topology.devices(kind)
+    machine = Machine(
+        kind.name,
+        kind.chip,
+        devices,
+        aot.usable_memory(devices[0]),
+        booth.activation_dtype(job.dtype, accelerated=True),
+    )
+    consult(job, cascade, machine, parts, booth.cache_folder(job, workdir), request)
+
+
+def consult(
+    job: Job,
+    cascade: Cascade,
+    machine: Machine,
+    parts: Sequence[str],
+    cache: epath.Path,
+    request: Request,
+) -> None:
+    """As ``answer``, on a machine that is known."""
+    mesh = machine.mesh(job.mesh)
+    sizes = " x ".join(f"{axis} {count}" for axis, count in mesh.shape.items())
+    if not request.markdown:
+        print(
+            f"{request.config} on {machine.name}: {mesh.size} x "
+            f"{machine.devices[0].device_kind} as {sizes}, "
+            f"{in_bytes(machine.usable)} usable on each, {machine.dtype} activations\n",
+            flush=True,
+        )
+    found = []
+    for part in parts:
+        _progress(f"compiling {part} ...")
+        found.append(forecast.examine(part, job, cascade, machine, cache))
+    _progress("")
+    if request.markdown:
+        print(forecast_text.markdown(job.cascade, machine.name, sizes, found))
+        return
+    print(
+        "\n".join(
+            forecast_text.table([forecast_text.HEADS, *map(forecast_text.cells, found)])
+        )
+    )
+    for each in found:
+        if each.figures.refused:
+            print(f"{each.part}: {each.figures.refused}")
+    _progress("counting the work of the whole job ...")
+    spent = forecast.minutes(job, cascade, machine)
+    _progress("")
+    print("\n" + "\n".join(forecast_text.shares(spent)))
+    if not request.parts:
+        for line in _ladder(job, cascade, machine, sum(each.minutes for each in spent)):
+            print(line)
+    worst = [each for each in found if not each.fits]
+    if not worst:
+        print("\nfits")
+        return
+    advice = [_mended(each, job, cascade, machine, cache) for each in worst]
+    raise DoesNotFit("does not fit: " + "; ".join(advice))
+
+
+def _described(job: Job) -> Cascade:
+    """The cascade as its weights describe it, where there are any to ask."""
+    sources = dataclasses.asdict(job.weights)
+    cascade = by_name(job.cascade)
+    if all(sources[name] for name in ("text", *(s.name for s in cascade.stages))):
+        return load.resolve(cascade, sources)
+    return cascade
+
+
+def _ladder(
+    job: Job, cascade: Cascade, machine: Machine, total: float
+) -> Iterator[str]:
+    """What each option buys, from the job as it is to the fast one."""
+    rows = [("what it buys", "minutes", "at half", "saved")]
+    rows.append(("faithful: the job as it is", f"{total:.1f}", f"{2 * total:.1f}", ""))
+    before = total
+    for what, shorter in options.ladder(job):
+        spent = forecast.minutes(shorter, cascade, machine)
+        now = sum(each.minutes for each in spent)
+        saved = f"{before - now:.1f}"
+        rows.append((f"  {what}", f"{now:.1f}", f"{2 * now:.1f}", saved))
+        before = now
+    rows.append(("fast: all of these", f"{before:.1f}", f"{2 * before:.1f}", ""))
+    yield ""
+    yield from forecast_text.table(rows)
+
+
+def _mended(
+    each: Forecast, job: Job, cascade: Cascade, machine: Machine, cache: epath.Path
+) -> str:
+    """What to change for a program that does not fit, found by compiling it."""
+    said = f"{each.part} needs {in_bytes(each.peak)} of {in_bytes(each.figures.usable)}"
+    heavy = each.parameters + each.optimizer + each.beside > machine.usable
+    tried = []
+    for change in forecast.changes(each.part, job, machine, heavy):
+        _progress(f"trying {change.flags} ...")
+        now = forecast.examine(each.part, change.job, cascade, machine, cache)
+        if now.fits:
+            _progress("")
+            return f"{said}; {change.flags} makes it {in_bytes(now.peak)}"
+        tried.append(f"{change.flags} ({in_bytes(now.peak)})")
+    _progress("")
+    if tried:
+        said += f", and with {'; '.join(tried)}"
+    least = (each.parameters + each.optimizer + each.beside) * len(machine.devices)
+    chips = forecast.enough(least + each.parameters * len(machine.devices), machine)
+    return f"{said}; it takes {chips} chips or more that share it (config.mesh.fsdp)"
+
+
+def _progress(text: str) -> None:
+    """A line on a terminal that the next one replaces."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)

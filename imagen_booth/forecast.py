@@ -1,0 +1,356 @@
+"""What a job takes on chips that need not be there: memory, minutes, and what to mend.
+
+Memory is the compiler's word on each program, and what lies beside it during a run.
+Minutes are the roofline's: a program takes as long as its arithmetic at the chip's
+peak, or as its memory traffic at the full bandwidth, whichever is longer.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+from etils import epath
+
+from imagen_booth import aot, booth, embed, sharding
+from imagen_booth.aot import Figures, Program
+from imagen_booth.cascade import Cascade
+from imagen_booth.diffusion.sampler import SamplerConfig
+from imagen_booth.errors import InputError
+from imagen_booth.generate import rows_at
+from imagen_booth.job import Job, Mesh
+from imagen_booth.topology import Chip
+from imagen_booth.work import Work
+
+TRIES = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """Where a job is to run.
+
+    Attributes:
+        name: of the topology.
+        chip: what one device can do.
+        devices: of all hosts.
+        usable: bytes of one device that a program may use.
+        dtype: of activations.
+    """
+
+    name: str
+    chip: Chip
+    devices: Sequence[Any]
+    usable: int
+    dtype: Any
+
+    def mesh(self, wanted: Mesh) -> jax.sharding.Mesh:
+        """The mesh that a job asks for.
+
+        Raises:
+            InputError: it does not use these devices.
+        """
+        return sharding.make_mesh(wanted.data, wanted.fsdp, self.devices)
+
+    def seconds(self, work: Work) -> float:
+        """Of one device at the roofline."""
+        return max(work.flops / self.chip.flops, work.bytes / self.chip.bandwidth)
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """Calls of one program in a run.
+
+    Attributes:
+        what: of the work, for people.
+        part: the program's name, ``base.train``.
+        calls: how often it runs.
+        sampler, rows: of a program that draws.
+    """
+
+    what: str
+    part: str
+    calls: int
+    sampler: SamplerConfig | None = None
+    rows: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Forecast:
+    """One program on a machine.
+
+    Attributes:
+        part: its name.
+        parameters, optimizer: bytes on each device.
+        beside: bytes on each device of what a run keeps there besides.
+        figures: the compiler's.
+        work: of one call, on each device.
+        seconds: of one call, at the roofline.
+    """
+
+    part: str
+    parameters: int
+    optimizer: int
+    beside: int
+    figures: Figures
+    work: Work
+    seconds: float
+
+    @property
+    def peak(self) -> int:
+        """Bytes in use on each device while it runs."""
+        return self.figures.peak + self.beside
+
+    @property
+    def fits(self) -> bool:
+        """Whether a device has that much."""
+        return not self.figures.refused and self.peak <= self.figures.usable
+
+
+def tasks(job: Job, cascade: Cascade) -> list[Task]:
+    """Everything that a run of a job computes on devices, in its order."""
+    prompts = len(job.pictures.prompts)
+    # The null text, the instance and the class prompt; and plain ones for stages that
+    # do not know the subject.
+    texts = 3 + 2 * prompts
+    found = [Task("prompts", "text", -(-texts // embed.ROWS))]
+    first = cascade.stages[0]
+    priors = [
+        stage
+        for index, stage in enumerate(cascade.stages)
+        if any(
+            job.tuning(other.name).steps and job.tuning(other.name).class_rows
+            for other in cascade.stages[index:]
+        )
+    ]
+    images = prompts * job.pictures.seeds
+    pictures = []
+    for stage in cascade.stages:
+        name, tuning = stage.name, job.tuning(stage.name)
+        drawn = getattr(job.pictures, name)
+        rows = rows_at(stage, job.pictures.batch)
+        sample = f"{name}.sample"
+        if stage in priors:
+            config = job.class_images.sampler if stage is first else drawn
+            group = job.class_images.group
+            calls = job.class_images.count // group
+            found.append(Task("class images", sample, calls, config, group))
+        if tuning.steps:
+            found.append(Task("steps", f"{name}.train", tuning.steps))
+            every = tuning.preview_every or tuning.steps
+            shown = sum(booth.BASE_PREVIEWS) if stage is first else 2
+            calls = 1 + -(-tuning.steps // every)
+            found.append(Task("previews", sample, calls, drawn, max(rows, shown)))
+        pictures.append(Task("pictures", sample, -(-images // rows), drawn, rows))
+    return found + pictures
+
+
+def parts_of(job: Job, cascade: Cascade, wanted: Sequence[str]) -> list[str]:
+    """Names of a job's programs, in the order of a run.
+
+    Args:
+        wanted: names, or the beginnings of some up to a point; none for all.
+
+    Raises:
+        InputError: a name that is none.
+    """
+    names = list(dict.fromkeys(task.part for task in tasks(job, cascade)))
+    order = {"text": 0} | {stage.name: 1 + n for n, stage in enumerate(cascade.stages)}
+    names.sort(key=lambda name: (order[name.split(".")[0]], name.endswith(".sample")))
+    for one in wanted:
+        if not any(one in (name, name.split(".")[0]) for name in names):
+            raise InputError(
+                f"--parts={one} is no program of this job; it has {', '.join(names)}"
+            )
+    if not wanted:
+        return names
+    return [name for name in names if {name, name.split(".")[0]} & set(wanted)]
+
+
+def program(
+    task: Task, job: Job, cascade: Cascade, mesh: jax.sharding.Mesh, dtype: Any
+) -> Program:
+    """The program that a task runs."""
+    if task.part == "text":
+        return aot.text_encoder(cascade, mesh, dtype)
+    name, _, kind = task.part.partition(".")
+    stage = cascade.stage(name)
+    if kind == "train":
+        return aot.train_step(cascade, stage, job.tuning(name), mesh, dtype)
+    assert task.sampler is not None
+    return aot.sampler(cascade, stage, task.sampler, task.rows, mesh, dtype)
+
+
+def examine(
+    part: str, job: Job, cascade: Cascade, machine: Machine, cache: epath.Path
+) -> Forecast:
+    """Compiles a part's program, that with the most rows, and counts its work.
+
+    Args:
+        cache: folder of earlier answers.
+    """
+    cascade = cascade.rematerialised(job.rematerialised())
+    mesh = machine.mesh(job.mesh)
+    chosen = max(
+        (task for task in tasks(job, cascade) if task.part == part),
+        key=lambda task: task.rows,
+    )
+    asked = program(chosen, job, cascade, mesh, machine.dtype)
+    done = asked.work(mesh)
+    held = asked.parameters + asked.optimizer
+    if held > machine.usable:
+        figures = Figures(
+            arguments=held,
+            outputs=0,
+            aliased=0,
+            temporaries=0,
+            peak=held,
+            usable=machine.usable,
+            refused="not compiled: what it is given is more than a device has",
+            seconds=0.0,
+        )
+    else:
+        figures = aot.compiled(asked, mesh, machine.usable, cache, machine.name)
+    return Forecast(
+        part,
+        asked.parameters,
+        asked.optimizer,
+        _beside(part, job, cascade, mesh),
+        figures,
+        done,
+        machine.seconds(done),
+    )
+
+
+def _beside(part: str, job: Job, cascade: Cascade, mesh: jax.sharding.Mesh) -> int:
+    """Bytes on each device that a run holds while a part's program runs.
+
+    Stages that are done wait for the pictures, and previews are drawn in the middle of
+    training.
+    """
+    name, _, kind = part.partition(".")
+    if name == "text":
+        return 0
+    names = [stage.name for stage in cascade.stages]
+    kept = 0
+    for before in names[: names.index(name)]:
+        kept += aot.parameters(cascade, before, mesh)
+    if kind == "sample" and job.tuning(name).steps:
+        stage = cascade.stage(name)
+        kept += aot.optimizer_state(cascade, stage, job.tuning(name), mesh)
+    return kept
+
+
+@dataclasses.dataclass(frozen=True)
+class Minutes:
+    """The share of a task in a job.
+
+    Attributes:
+        task: what is done.
+        flops: of it, on all devices.
+        minutes: at the roofline.
+    """
+
+    task: Task
+    flops: float
+    minutes: float
+
+
+def minutes(job: Job, cascade: Cascade, machine: Machine) -> list[Minutes]:
+    """How long each task of a job takes, at the roofline; nothing is compiled."""
+    cascade = cascade.rematerialised(job.rematerialised())
+    mesh = machine.mesh(job.mesh)
+    counted: dict[Any, Work] = {}
+    found = []
+    for task in tasks(job, cascade):
+        key = (task.part, task.sampler, task.rows)
+        if key not in counted:
+            asked = program(task, job, cascade, mesh, machine.dtype)
+            counted[key] = asked.work(mesh)
+        each = counted[key]
+        spent = task.calls * machine.seconds(each) / 60
+        found.append(Minutes(task, task.calls * each.flops * mesh.size, spent))
+    return found
+
+
+def enough(held: int, machine: Machine) -> int:
+    """Chips that share this many bytes and have a quarter left for the work.
+
+    Arithmetic alone; nothing is compiled.
+    """
+    chips = max(len(machine.devices), 1)
+    while held / chips > 0.75 * machine.usable:
+        chips *= 2
+    return chips if chips > len(machine.devices) else 2 * chips
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """A change of a job that may make a program fit.
+
+    Attributes:
+        flags: what to add to the command.
+        job: with the change.
+    """
+
+    flags: str
+    job: Job
+
+
+def changes(part: str, job: Job, machine: Machine, heavy: bool) -> list[Change]:
+    """At most ``TRIES`` changes that may make a part's program fit, mild ones first.
+
+    Each comes on top of those before it.
+
+    Args:
+        heavy: what the program is given is by itself too much; only sharing it helps.
+    """
+    ways = list(_ways(part, job, machine))
+    if heavy:
+        ways = [way for way in ways if "mesh" in way[0]]
+    found, flags = [], []
+    for flag, change in ways[:TRIES]:
+        job = change(job)
+        flags.append(flag)
+        found.append(Change(" ".join(flags), job))
+    return found
+
+
+def _ways(
+    part: str, job: Job, machine: Machine
+) -> Iterator[tuple[str, Callable[[Job], Job]]]:
+    """Single changes, and the flags that make them."""
+    name, _, kind = part.partition(".")
+    chips = len(machine.devices)
+    if kind == "train":
+        tuning = job.tuning(name)
+
+        def tuned(**values: Any) -> Callable[[Job], Job]:
+            def change(job: Job) -> Job:
+                tuning = dataclasses.replace(job.tuning(name), **values)
+                return dataclasses.replace(job, **{name: tuning})
+
+            return change
+
+        if not tuning.remat:
+            yield f"--config.{name}.remat=True", tuned(remat=True)
+        each = -(-(tuning.subject_rows + tuning.class_rows) // chips)
+        if each > tuning.accumulate:
+            yield f"--config.{name}.accumulate={each}", tuned(accumulate=each)
+    elif kind == "sample":
+        group, batch = job.class_images.group, job.pictures.batch
+        if group > 1 or batch > 2:
+            smaller, fewer = max(group // 4, 1), max(batch // 4, 1)
+
+            def drawn(job: Job) -> Job:
+                return dataclasses.replace(
+                    job,
+                    class_images=dataclasses.replace(job.class_images, group=smaller),
+                    pictures=dataclasses.replace(job.pictures, batch=fewer),
+                )
+
+            flags = f"--config.class_images.group={smaller}"
+            yield f"{flags} --config.pictures.batch={fewer}", drawn
+    if chips > 1 and job.mesh != Mesh(1, chips):
+        mesh = Mesh(1, chips)
+        flags = f"--config.mesh.data=1 --config.mesh.fsdp={chips}"
+        yield flags, lambda job: dataclasses.replace(job, mesh=mesh)

@@ -1,0 +1,86 @@
+"""A forecast as text for people, and as rows of a Markdown table."""
+
+from collections.abc import Sequence
+
+from imagen_booth.forecast import Forecast, Minutes
+from imagen_booth.quantities import in_bytes, in_flops, in_time, scaled
+
+HEADS = (
+    "program",
+    "parameters",
+    "optimizer",
+    "temporaries",
+    "beside it",
+    "peak",
+    "work a call",
+    "traffic a call",
+    "roofline",
+    "compiler",
+)
+NOT_COMPILED = "not compiled"
+
+
+def cells(each: Forecast) -> list[str]:
+    """One program as the cells of a row, in the order of ``HEADS``."""
+    figures = each.figures
+    refused = bool(figures.refused)
+    return [
+        each.part,
+        in_bytes(each.parameters),
+        in_bytes(each.optimizer) if each.optimizer else "-",
+        "-" if refused else in_bytes(figures.temporaries),
+        in_bytes(each.beside) if each.beside else "-",
+        in_bytes(each.peak) + ("" if each.fits else " (!)"),
+        in_flops(each.work.flops),
+        f"{scaled(each.work.bytes, 1000)}B",
+        in_time(each.seconds),
+        f"{figures.seconds:.0f} s" if figures.seconds else NOT_COMPILED,
+    ]
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines with aligned columns, the first to the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if number else cell.ljust(width)
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def shares(found: Sequence[Minutes]) -> list[str]:
+    """Every task of a job with its share of the time, then the sum."""
+    total = sum(each.minutes for each in found)
+    rows = [("task", "calls", "work", "minutes", "share")]
+    for each in found:
+        stage = each.task.part.partition(".")[0]
+        rows.append(
+            (
+                each.task.what if stage == "text" else f"{stage} {each.task.what}",
+                str(each.task.calls),
+                in_flops(each.flops),
+                f"{each.minutes:.2f}",
+                f"{each.minutes / total:.0%}",
+            )
+        )
+    flops = in_flops(sum(each.flops for each in found))
+    rows.append(("in all", "", flops, f"{total:.2f}", "100%"))
+    return [
+        *table(rows),
+        f"{total:.1f} minutes at the roofline, {2 * total:.1f} at half of it; "
+        "compiling, saving and loading come on top",
+    ]
+
+
+def markdown(cascade: str, topology: str, mesh: str, found: Sequence[Forecast]) -> str:
+    """Rows for a table whose columns are cascade, chips and mesh, then ``HEADS``."""
+    lines = [[cascade, topology, mesh, *cells(each)] for each in found]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def markdown_head() -> str:
+    """The head of that table."""
+    heads = ("cascade", "chips", "mesh", *HEADS)
+    return f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}"
