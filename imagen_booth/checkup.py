@@ -106,7 +106,11 @@ def check(job: Job, workdir: epath.Path) -> list[Finding]:
             _check_work(found, job, stage, cost)
     if mesh is not None:
         with found.about("memory"):
-            text = load.plain_shapes(cascade, "text")
+            dtype = booth.activation_dtype(job.dtype)
+            text = jax.eval_shape(
+                lambda params: load.frozen(params, dtype),
+                load.plain_shapes(cascade, "text"),
+            )
             _check_memory(found, costs, text, mesh)
     with found.about("disk"):
         manifest = Workdir(workdir).manifest

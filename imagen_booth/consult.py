@@ -2,17 +2,19 @@
 
 import dataclasses
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from etils import epath
 
-from imagen_booth import aot, booth, forecast, forecast_text, options, topology
+from imagen_booth import aot, booth, forecast, forecast_text, mending, options, topology
 from imagen_booth.cascade import Cascade, by_name
 from imagen_booth.errors import DoesNotFit
-from imagen_booth.forecast import Forecast, Machine
-from imagen_booth.job import Job
+from imagen_booth.forecast import Forecast, Machine, Minutes
+from imagen_booth.job import Job, Mesh
 from imagen_booth.quantities import in_bytes
 from imagen_booth.weights import load
+
+NO_PART = "none"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,14 +24,16 @@ class Request:
     Attributes:
         config: the config as it was named.
         topology: name of the TPUs.
-        parts: programs to compile; none for all.
-        markdown: rows of a table and nothing else.
+        parts: programs to compile; none for all, ``none`` for no one.
+        markdown: a table in Markdown and nothing else.
+        origin: topology whose figures to compute these from; empty to compile.
     """
 
     config: str
     topology: str
     parts: Sequence[str]
     markdown: bool
+    origin: str = ""
 
 
 def answer(job: Job, workdir: epath.Path, request: Request) -> None:
@@ -42,19 +46,28 @@ def answer(job: Job, workdir: epath.Path, request: Request) -> None:
         InputError: a topology, mesh or part that cannot be, or no TPU compiler.
         DoesNotFit: a program needs more memory than a chip has.
     """
-    kind = topology.parse(request.topology)
+    kinds = [topology.parse(request.topology)]
+    if request.origin:
+        kinds.append(topology.parse(request.origin))
     cascade = _described(job)
-    parts = forecast.parts_of(job, cascade, request.parts)
+    parts: list[str] = []
+    if list(request.parts) != [NO_PART]:
+        parts = forecast.parts_of(job, cascade, request.parts)
     topology.prepare()
+    machine, *origin = [_machine(kind, job) for kind in kinds]
+    cache = booth.cache_folder(job, workdir)
+    consult(job, cascade, machine, parts, cache, request, *origin)
+
+
+def _machine(kind: topology.Topology, job: Job) -> Machine:
     devices = topology.devices(kind)
-    machine = Machine(
+    return Machine(
         kind.name,
         kind.chip,
         devices,
         aot.usable_memory(devices[0]),
         booth.activation_dtype(job.dtype, accelerated=True),
     )
-    consult(job, cascade, machine, parts, booth.cache_folder(job, workdir), request)
 
 
 def consult(
@@ -64,8 +77,13 @@ def consult(
     parts: Sequence[str],
     cache: epath.Path,
     request: Request,
+    origin: Machine | None = None,
 ) -> None:
-    """As ``answer``, on a machine that is known."""
+    """As ``answer``, on a machine that is known.
+
+    Args:
+        origin: compile for this one, its chips sharing the parameters, and compute.
+    """
     mesh = machine.mesh(job.mesh)
     sizes = " x ".join(f"{axis} {count}" for axis, count in mesh.shape.items())
     if not request.markdown:
@@ -78,16 +96,21 @@ def consult(
     found = []
     for part in parts:
         _progress(f"compiling {part} ...")
-        found.append(forecast.examine(part, job, cascade, machine, cache))
+        if origin is None:
+            found.append(forecast.examine(part, job, cascade, machine, cache))
+            continue
+        at = dataclasses.replace(job, mesh=Mesh(1, -1))
+        made = forecast.examine(part, at, cascade, origin, cache)
+        known = forecast.Known(made, origin, at)
+        found.append(forecast.computed(part, job, cascade, machine, known))
     _progress("")
     if request.markdown:
+        print(forecast_text.markdown_head())
         print(forecast_text.markdown(job.cascade, machine.name, sizes, found))
         return
-    print(
-        "\n".join(
-            forecast_text.table([forecast_text.HEADS, *map(forecast_text.cells, found)])
-        )
-    )
+    if found:
+        rows = [forecast_text.HEADS, *map(forecast_text.cells, found)]
+        print("\n".join(forecast_text.table(rows)))
     for each in found:
         if each.figures.refused:
             print(f"{each.part}: {each.figures.refused}")
@@ -95,12 +118,12 @@ def consult(
     spent = forecast.minutes(job, cascade, machine)
     _progress("")
     print("\n" + "\n".join(forecast_text.shares(spent)))
-    if not request.parts:
-        for line in _ladder(job, cascade, machine, sum(each.minutes for each in spent)):
-            print(line)
+    if not request.parts or not parts:
+        print("\n".join(_ladder(job, cascade, machine, spent)))
     worst = [each for each in found if not each.fits]
     if not worst:
-        print("\nfits")
+        if found:
+            print("\nfits")
         return
     advice = [_mended(each, job, cascade, machine, cache) for each in worst]
     raise DoesNotFit("does not fit: " + "; ".join(advice))
@@ -116,21 +139,19 @@ def _described(job: Job) -> Cascade:
 
 
 def _ladder(
-    job: Job, cascade: Cascade, machine: Machine, total: float
-) -> Iterator[str]:
+    job: Job, cascade: Cascade, machine: Machine, spent: Sequence[Minutes]
+) -> list[str]:
     """What each option buys, from the job as it is to the fast one."""
-    rows = [("what it buys", "minutes", "at half", "saved")]
-    rows.append(("faithful: the job as it is", f"{total:.1f}", f"{2 * total:.1f}", ""))
-    before = total
+    now = forecast_text.totals(spent)
+    rows = [("what it buys", "minutes", "at half of peak", "saved")]
+    rows.append(("faithful: as it is", f"{now[0]:.1f}", f"{now[1]:.1f}", ""))
     for what, shorter in options.ladder(job):
-        spent = forecast.minutes(shorter, cascade, machine)
-        now = sum(each.minutes for each in spent)
-        saved = f"{before - now:.1f}"
-        rows.append((f"  {what}", f"{now:.1f}", f"{2 * now:.1f}", saved))
         before = now
-    rows.append(("fast: all of these", f"{before:.1f}", f"{2 * before:.1f}", ""))
-    yield ""
-    yield from forecast_text.table(rows)
+        now = forecast_text.totals(forecast.minutes(shorter, cascade, machine))
+        saved = f"{before[0] - now[0]:.1f}"
+        rows.append((f"+ {what}", f"{now[0]:.1f}", f"{now[1]:.1f}", saved))
+    rows.append(("fast: all of these", f"{now[0]:.1f}", f"{now[1]:.1f}", ""))
+    return ["", *forecast_text.table(rows)]
 
 
 def _mended(
@@ -140,7 +161,7 @@ def _mended(
     said = f"{each.part} needs {in_bytes(each.peak)} of {in_bytes(each.figures.usable)}"
     heavy = each.parameters + each.optimizer + each.beside > machine.usable
     tried = []
-    for change in forecast.changes(each.part, job, machine, heavy):
+    for change in mending.changes(each.part, job, machine, heavy):
         _progress(f"trying {change.flags} ...")
         now = forecast.examine(each.part, change.job, cascade, machine, cache)
         if now.fits:
@@ -151,7 +172,7 @@ def _mended(
     if tried:
         said += f", and with {'; '.join(tried)}"
     least = (each.parameters + each.optimizer + each.beside) * len(machine.devices)
-    chips = forecast.enough(least + each.parameters * len(machine.devices), machine)
+    chips = mending.enough(least + each.parameters * len(machine.devices), machine)
     return f"{said}; it takes {chips} chips or more that share it (config.mesh.fsdp)"
 
 

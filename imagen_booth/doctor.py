@@ -37,7 +37,11 @@ _TOPOLOGY = flags.DEFINE_string(
 _PARTS = flags.DEFINE_list(
     "parts",
     [],
-    "programs to compile: base, base.train, sr256.sample, text; default all",
+    "programs to compile: base, base.train, sr256.sample, text; default all, "
+    "none for the minutes alone",
+)
+_COMPUTED_FROM = flags.DEFINE_string(
+    "computed_from", "", "with --topology: compile for this one and compute from that"
 )
 _MARKDOWN = flags.DEFINE_bool(
     "markdown", False, "with --topology: print rows of a Markdown table instead"
@@ -59,10 +63,16 @@ def main() -> None:
     if _TOPOLOGY.value is not None:
         from imagen_booth import consult
 
-        said = consult.Request(file, _TOPOLOGY.value, _PARTS.value, _MARKDOWN.value)
+        said = consult.Request(
+            file,
+            _TOPOLOGY.value,
+            _PARTS.value,
+            _MARKDOWN.value,
+            _COMPUTED_FROM.value,
+        )
         consult.answer(job, epath.Path(workdir), said)
         return
-    for flag in (_PARTS, _MARKDOWN):
+    for flag in (_PARTS, _MARKDOWN, _COMPUTED_FROM):
         if flag.value:
             raise InputError(f"--{flag.name} goes with --topology")
     findings = checkup.check(job, epath.Path(workdir))

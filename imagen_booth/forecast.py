@@ -1,4 +1,4 @@
-"""What a job takes on chips that need not be there: memory, minutes, and what to mend.
+"""What a job takes on chips that need not be there: memory and minutes.
 
 Memory is the compiler's word on each program, and what lies beside it during a run.
 Minutes are the roofline's: a program takes as long as its arithmetic at the chip's
@@ -6,7 +6,7 @@ peak, or as its memory traffic at the full bandwidth, whichever is longer.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -21,8 +21,6 @@ from imagen_booth.generate import rows_at
 from imagen_booth.job import Job, Mesh
 from imagen_booth.topology import Chip
 from imagen_booth.work import Work
-
-TRIES = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,9 +49,14 @@ class Machine:
         """
         return sharding.make_mesh(wanted.data, wanted.fsdp, self.devices)
 
-    def seconds(self, work: Work) -> float:
-        """Of one device at the roofline."""
-        return max(work.flops / self.chip.flops, work.bytes / self.chip.bandwidth)
+    def seconds(self, work: Work, reached: float = 1.0) -> float:
+        """Of one device at the roofline.
+
+        Args:
+            reached: share of the peak arithmetic; 0.5 is what good programs reach.
+        """
+        arithmetic = work.flops / (reached * self.chip.flops)
+        return max(arithmetic, work.bytes / self.chip.bandwidth)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +88,7 @@ class Forecast:
         figures: the compiler's.
         work: of one call, on each device.
         seconds: of one call, at the roofline.
+        computed: the figures are reckoned from those for another machine.
     """
 
     part: str
@@ -94,6 +98,7 @@ class Forecast:
     figures: Figures
     work: Work
     seconds: float
+    computed: bool = False
 
     @property
     def peak(self) -> int:
@@ -104,6 +109,15 @@ class Forecast:
     def fits(self) -> bool:
         """Whether a device has that much."""
         return not self.figures.refused and self.peak <= self.figures.usable
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """A forecast that others are reckoned from, and what it was made for."""
+
+    forecast: Forecast
+    machine: Machine
+    job: Job
 
 
 def tasks(job: Job, cascade: Cascade) -> list[Task]:
@@ -190,11 +204,7 @@ def examine(
     """
     cascade = cascade.rematerialised(job.rematerialised())
     mesh = machine.mesh(job.mesh)
-    chosen = max(
-        (task for task in tasks(job, cascade) if task.part == part),
-        key=lambda task: task.rows,
-    )
-    asked = program(chosen, job, cascade, mesh, machine.dtype)
+    asked = _asked(part, job, cascade, mesh, machine.dtype)
     done = asked.work(mesh)
     held = asked.parameters + asked.optimizer
     if held > machine.usable:
@@ -219,6 +229,63 @@ def examine(
         done,
         machine.seconds(done),
     )
+
+
+def computed(
+    part: str, job: Job, cascade: Cascade, machine: Machine, known: Known
+) -> Forecast:
+    """A part on a machine, reckoned from what was compiled for another one.
+
+    What a program is given is known exactly from its shapes. Of its temporaries, the
+    gradients of a train step, as large as the parameters, are divided like these, and
+    the rest goes with the rows that a device works on. Buffers in which parameters are
+    gathered from other devices are not in it.
+    """
+    cascade = cascade.rematerialised(job.rematerialised())
+    mesh, before = machine.mesh(job.mesh), known.machine.mesh(known.job.mesh)
+    asked = _asked(part, job, cascade, mesh, machine.dtype)
+    first = _asked(part, known.job, cascade, before, machine.dtype)
+    figures, train = known.forecast.figures, part.endswith(".train")
+    rows = 1.0  # every device encodes all prompts
+    if part != "text":
+        rows = (asked.rows / mesh.size) / (first.rows / before.size)
+    gradients = (first.parameters, asked.parameters) if train else (0, 0)
+    inner = max(figures.temporaries - gradients[0], 0) * rows
+    held = asked.parameters + asked.optimizer
+    batch = figures.arguments - first.parameters - first.optimizer
+    temporaries = int(inner + gradients[1])
+    figures = dataclasses.replace(
+        figures,
+        arguments=int(held + batch * rows),
+        outputs=0,
+        aliased=0,
+        temporaries=temporaries,
+        peak=int(held + batch * rows) + temporaries,
+        usable=machine.usable,
+        seconds=0.0,
+    )
+    done = asked.work(mesh)
+    return Forecast(
+        part,
+        asked.parameters,
+        asked.optimizer,
+        _beside(part, job, cascade, mesh),
+        figures,
+        done,
+        machine.seconds(done),
+        computed=True,
+    )
+
+
+def _asked(
+    part: str, job: Job, cascade: Cascade, mesh: jax.sharding.Mesh, dtype: Any
+) -> Program:
+    """The program of a part with the most rows, which needs the most memory."""
+    chosen = max(
+        (task for task in tasks(job, cascade) if task.part == part),
+        key=lambda task: task.rows,
+    )
+    return program(chosen, job, cascade, mesh, dtype)
 
 
 def _beside(part: str, job: Job, cascade: Cascade, mesh: jax.sharding.Mesh) -> int:
@@ -248,11 +315,13 @@ class Minutes:
         task: what is done.
         flops: of it, on all devices.
         minutes: at the roofline.
+        at_half: the same, with half of the peak arithmetic.
     """
 
     task: Task
     flops: float
     minutes: float
+    at_half: float
 
 
 def minutes(job: Job, cascade: Cascade, machine: Machine) -> list[Minutes]:
@@ -267,90 +336,9 @@ def minutes(job: Job, cascade: Cascade, machine: Machine) -> list[Minutes]:
             asked = program(task, job, cascade, mesh, machine.dtype)
             counted[key] = asked.work(mesh)
         each = counted[key]
-        spent = task.calls * machine.seconds(each) / 60
-        found.append(Minutes(task, task.calls * each.flops * mesh.size, spent))
+        spent, at_half = (
+            task.calls * machine.seconds(each, reached) / 60 for reached in (1.0, 0.5)
+        )
+        flops = task.calls * each.flops * mesh.size
+        found.append(Minutes(task, flops, spent, at_half))
     return found
-
-
-def enough(held: int, machine: Machine) -> int:
-    """Chips that share this many bytes and have a quarter left for the work.
-
-    Arithmetic alone; nothing is compiled.
-    """
-    chips = max(len(machine.devices), 1)
-    while held / chips > 0.75 * machine.usable:
-        chips *= 2
-    return chips if chips > len(machine.devices) else 2 * chips
-
-
-@dataclasses.dataclass(frozen=True)
-class Change:
-    """A change of a job that may make a program fit.
-
-    Attributes:
-        flags: what to add to the command.
-        job: with the change.
-    """
-
-    flags: str
-    job: Job
-
-
-def changes(part: str, job: Job, machine: Machine, heavy: bool) -> list[Change]:
-    """At most ``TRIES`` changes that may make a part's program fit, mild ones first.
-
-    Each comes on top of those before it.
-
-    Args:
-        heavy: what the program is given is by itself too much; only sharing it helps.
-    """
-    ways = list(_ways(part, job, machine))
-    if heavy:
-        ways = [way for way in ways if "mesh" in way[0]]
-    found, flags = [], []
-    for flag, change in ways[:TRIES]:
-        job = change(job)
-        flags.append(flag)
-        found.append(Change(" ".join(flags), job))
-    return found
-
-
-def _ways(
-    part: str, job: Job, machine: Machine
-) -> Iterator[tuple[str, Callable[[Job], Job]]]:
-    """Single changes, and the flags that make them."""
-    name, _, kind = part.partition(".")
-    chips = len(machine.devices)
-    if kind == "train":
-        tuning = job.tuning(name)
-
-        def tuned(**values: Any) -> Callable[[Job], Job]:
-            def change(job: Job) -> Job:
-                tuning = dataclasses.replace(job.tuning(name), **values)
-                return dataclasses.replace(job, **{name: tuning})
-
-            return change
-
-        if not tuning.remat:
-            yield f"--config.{name}.remat=True", tuned(remat=True)
-        each = -(-(tuning.subject_rows + tuning.class_rows) // chips)
-        if each > tuning.accumulate:
-            yield f"--config.{name}.accumulate={each}", tuned(accumulate=each)
-    elif kind == "sample":
-        group, batch = job.class_images.group, job.pictures.batch
-        if group > 1 or batch > 2:
-            smaller, fewer = max(group // 4, 1), max(batch // 4, 1)
-
-            def drawn(job: Job) -> Job:
-                return dataclasses.replace(
-                    job,
-                    class_images=dataclasses.replace(job.class_images, group=smaller),
-                    pictures=dataclasses.replace(job.pictures, batch=fewer),
-                )
-
-            flags = f"--config.class_images.group={smaller}"
-            yield f"{flags} --config.pictures.batch={fewer}", drawn
-    if chips > 1 and job.mesh != Mesh(1, chips):
-        mesh = Mesh(1, chips)
-        flags = f"--config.mesh.data=1 --config.mesh.fsdp={chips}"
-        yield flags, lambda job: dataclasses.replace(job, mesh=mesh)

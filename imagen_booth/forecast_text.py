@@ -17,7 +17,6 @@ HEADS = (
     "roofline",
     "compiler",
 )
-NOT_COMPILED = "not compiled"
 
 
 def cells(each: Forecast) -> list[str]:
@@ -34,8 +33,18 @@ def cells(each: Forecast) -> list[str]:
         in_flops(each.work.flops),
         f"{scaled(each.work.bytes, 1000)}B",
         in_time(each.seconds),
-        f"{figures.seconds:.0f} s" if figures.seconds else NOT_COMPILED,
+        _compiler(each),
     ]
+
+
+def _compiler(each: Forecast) -> str:
+    """How the figures were come by, and in how many seconds."""
+    if each.computed:
+        return "computed"
+    if not each.figures.seconds:
+        return "not asked"
+    refused = "refused, " * bool(each.figures.refused)
+    return f"{refused}{each.figures.seconds:.0f} s"
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -52,8 +61,8 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def shares(found: Sequence[Minutes]) -> list[str]:
     """Every task of a job with its share of the time, then the sum."""
-    total = sum(each.minutes for each in found)
-    rows = [("task", "calls", "work", "minutes", "share")]
+    total, at_half = totals(found)
+    rows = [("task", "calls", "work", "minutes", "share", "at half of peak")]
     for each in found:
         stage = each.task.part.partition(".")[0]
         rows.append(
@@ -63,15 +72,21 @@ def shares(found: Sequence[Minutes]) -> list[str]:
                 in_flops(each.flops),
                 f"{each.minutes:.2f}",
                 f"{each.minutes / total:.0%}",
+                f"{each.at_half:.2f}",
             )
         )
     flops = in_flops(sum(each.flops for each in found))
-    rows.append(("in all", "", flops, f"{total:.2f}", "100%"))
+    rows.append(("in all", "", flops, f"{total:.2f}", "100%", f"{at_half:.2f}"))
     return [
         *table(rows),
-        f"{total:.1f} minutes at the roofline, {2 * total:.1f} at half of it; "
-        "compiling, saving and loading come on top",
+        f"{total:.1f} minutes at the roofline, {at_half:.1f} at half of the peak "
+        "arithmetic; compiling, loading and saving come on top",
     ]
+
+
+def totals(found: Sequence[Minutes]) -> tuple[float, float]:
+    """Minutes of a whole job, at the roofline and at half of the peak arithmetic."""
+    return sum(each.minutes for each in found), sum(each.at_half for each in found)
 
 
 def markdown(cascade: str, topology: str, mesh: str, found: Sequence[Forecast]) -> str:

@@ -161,9 +161,11 @@ def prepare() -> None:
             "pip install 'imagen_booth[tpu]', no TPU is needed"
         )
     os.environ["JAX_PLATFORMS"] = "cpu"
-    # Names of the worker are asked of a service that is not there, else.
+    # Else it asks a service that is not there what this machine is, and complains.
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v4-8")
+    os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
     # Its lock keeps two programs from one TPU; here there is none to keep them from.
     os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
     jax.config.update("jax_platforms", "cpu")

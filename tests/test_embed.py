@@ -12,7 +12,9 @@ from imagen_booth.cascade import by_name
 from imagen_booth.embed import embed, tokenizer
 from imagen_booth.errors import InputError
 from imagen_booth.sharding import make_mesh
+from imagen_booth.state import flatten
 from imagen_booth.text.tokenizer import EMBEDDED
+from imagen_booth.weights.load import load
 
 TINY, IF_M = by_name("tiny"), by_name("if_m")
 
@@ -113,3 +115,19 @@ def test_recipes_name_a_cleaning_that_is_not_the_cascades(tmp_path, cleaning):
     own = words.encoder["sha256"]
     assert words.reading == (f"{own} caption" if cleaning == "caption" else own)
     assert words.encoder["cleaning"] == (cleaning or "simple")
+
+
+def test_an_encoder_that_is_only_read_is_kept_small():
+    """Kernels in bfloat16 from the start give what casting them on each use gives."""
+    mesh, half = make_mesh(), np.dtype("bfloat16")
+    whole = load(TINY, "text", "random", mesh, half)
+    small = load(TINY, "text", "random", mesh, half, train=False)
+    kinds = {path: leaf.dtype for path, leaf in flatten(small.params).items()}
+    for path, kind in kinds.items():
+        cast = path.endswith(("kernel", "token_embedder/embedding"))
+        assert kind == (half if cast else np.float32), path
+    ids = np.arange(48)[None] % 7
+    ids = ids.astype(np.int32)
+    np.testing.assert_array_equal(
+        small.apply(small.params, ids, ids > 0), whole.apply(whole.params, ids, ids > 0)
+    )

@@ -7,7 +7,15 @@ import jax.numpy as jnp
 import pytest
 from etils import epath
 
-from imagen_booth import consult, forecast, forecast_text, options, topology
+from imagen_booth import (
+    aot,
+    consult,
+    forecast,
+    forecast_text,
+    mending,
+    options,
+    topology,
+)
 from imagen_booth.aot import Figures
 from imagen_booth.cascade import by_name
 from imagen_booth.config import booth, to_job
@@ -71,6 +79,8 @@ def test_the_longer_of_arithmetic_and_traffic():
     assert one.seconds(Work(275e12, 0.0)) == pytest.approx(1.0)
     assert one.seconds(Work(0.0, 1200e9)) == pytest.approx(1.0)
     assert one.seconds(Work(275e12, 3 * 1200e9)) == pytest.approx(3.0)
+    assert one.seconds(Work(275e12, 3 * 1200e9), 0.5) == pytest.approx(3.0)
+    assert one.seconds(Work(275e12, 1200e9), 0.5) == pytest.approx(2.0)
 
 
 def test_minutes_add_up():
@@ -143,20 +153,54 @@ def test_markdown_has_a_cell_for_every_head():
     assert "base.train" in row
 
 
+def test_figures_reckoned_for_more_chips():
+    """Gradients are divided like parameters, the rest goes with the rows of a chip."""
+    job = to_job(booth("tiny"))
+    job = dataclasses.replace(job, base=dataclasses.replace(job.base, subject_rows=6))
+    alone, four = machine(1), machine(4, usable=2**20)
+    stage, mesh = TINY.stage("base"), alone.mesh(job.mesh)
+    made = aot.train_step(TINY, stage, job.base, mesh, alone.dtype)
+    batch, inner = 8000, 40_000
+    held = made.parameters + made.optimizer
+    known = Forecast(
+        "base.train",
+        made.parameters,
+        made.optimizer,
+        0,
+        figures(
+            arguments=held + batch,
+            temporaries=made.parameters + inner,
+            peak=held + batch + made.parameters + inner,
+        ),
+        Work(1, 1),
+        1.0,
+    )
+    found = forecast.computed(
+        "base.train", job, TINY, four, forecast.Known(known, alone, job)
+    )
+    # Nothing is large enough to be shared; 8 rows are 2 on each of 4 chips.
+    assert found.computed
+    assert found.parameters == made.parameters
+    assert found.figures.temporaries == made.parameters + inner // 4
+    assert found.peak == held + batch // 4 + made.parameters + inner // 4
+    assert not found.fits
+    assert "computed" in forecast_text.cells(found)
+
+
 def test_changes_come_mild_ones_first_and_at_most_three():
     job = to_job(booth("imagen"))
     four = machine(4)
     for heavy, first in ((False, "--config.base.remat=True"), (True, "--config.mesh")):
-        found = forecast.changes("base.train", job, four, heavy)
-        assert len(found) <= forecast.TRIES
+        found = mending.changes("base.train", job, four, heavy)
+        assert len(found) <= mending.TRIES
         assert found[0].flags.startswith(first)
-    last = forecast.changes("base.train", job, four, False)[-1]
+    last = mending.changes("base.train", job, four, False)[-1]
     assert last.job.base.remat
     assert last.job.mesh == Mesh(1, 4)
-    assert forecast.changes("base.train", job, machine(1), True) == []
-    (fewer,) = forecast.changes("base.sample", job, machine(1), False)
+    assert mending.changes("base.train", job, machine(1), True) == []
+    (fewer,) = mending.changes("base.sample", job, machine(1), False)
     assert fewer.job.class_images.group == 2
-    one = forecast.changes("base.train", job, machine(1), False)[-1]
+    one = mending.changes("base.train", job, machine(1), False)[-1]
     assert one.flags == "--config.base.remat=True --config.base.accumulate=2"
 
 
@@ -184,5 +228,5 @@ def test_a_job_that_fits_says_so(tmp_path, capsys):
     consult.consult(*here, request)
     assert capsys.readouterr().out.splitlines()[-1] == "fits"
     consult.consult(*here, dataclasses.replace(request, markdown=True))
-    (row,) = capsys.readouterr().out.splitlines()
+    *_, row = capsys.readouterr().out.splitlines()
     assert row.startswith("| tiny | test | data 1 x fsdp 1 | text |")

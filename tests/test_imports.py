@@ -17,10 +17,11 @@ ROOT = pathlib.Path(imagen_booth.__path__[0])
 FLOORS = {
     "commands": "cli config convert doctor pretrain reproduce sample train",
     "work": "aot batch batch_page batch_plan booth checkup consult forecast "
-    "forecast_text gallery generate judging loop prepare pretraining prior report "
+    "forecast_text gallery generate judging loop mending prepare pretraining prior report "
     "report_page studies tune",
-    "parts": "budget cascade checkpoint embed evaluation hosts job metrics optim options "
-    "quantities settings sharding stage state steps topology weights work workdir",
+    "parts": "budget cascade checkpoint embed evaluation hosts job metrics optim "
+    "options quantities settings sharding stage state steps topology weights work "
+    "workdir",
     "ground": "data diffusion models text",
     "below": "errors",
 }
