@@ -3,16 +3,18 @@
 import dataclasses
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from etils import epath
 
 from imagen_booth import aot, booth, forecast, forecast_text, mending, options, topology
 from imagen_booth.cascade import Cascade, by_name
 from imagen_booth.errors import DoesNotFit
-from imagen_booth.forecast import Forecast, Machine, Minutes
+from imagen_booth.forecast import Forecast, Machine
 from imagen_booth.job import Job, Mesh
 from imagen_booth.quantities import in_bytes
 from imagen_booth.weights import load
+from imagen_booth.work import Work
 
 NO_PART = "none"
 
@@ -115,11 +117,12 @@ def consult(
         if each.figures.refused:
             print(f"{each.part}: {each.figures.refused}")
     _progress("counting the work of the whole job ...")
-    spent = forecast.minutes(job, cascade, machine)
+    counted: dict[Any, Work] = {}
+    spent = forecast.minutes(job, cascade, machine, counted)
     _progress("")
     print("\n" + "\n".join(forecast_text.shares(spent)))
     if not request.parts or not parts:
-        print("\n".join(_ladder(job, cascade, machine, spent)))
+        print("\n".join(_ladder(job, cascade, machine, counted)))
     worst = [each for each in found if not each.fits]
     if not worst:
         if found:
@@ -139,15 +142,19 @@ def _described(job: Job) -> Cascade:
 
 
 def _ladder(
-    job: Job, cascade: Cascade, machine: Machine, spent: Sequence[Minutes]
+    job: Job, cascade: Cascade, machine: Machine, counted: dict[Any, Work]
 ) -> list[str]:
     """What each option buys, from the job as it is to the fast one."""
-    now = forecast_text.totals(spent)
+
+    def spent(job: Job) -> tuple[float, float]:
+        return forecast_text.totals(forecast.minutes(job, cascade, machine, counted))
+
+    now = spent(job)
     rows = [("what it buys", "minutes", "at half of peak", "saved")]
     rows.append(("faithful: as it is", f"{now[0]:.1f}", f"{now[1]:.1f}", ""))
     for what, shorter in options.ladder(job):
         before = now
-        now = forecast_text.totals(forecast.minutes(shorter, cascade, machine))
+        now = spent(shorter)
         saved = f"{before[0] - now[0]:.1f}"
         rows.append((f"+ {what}", f"{now[0]:.1f}", f"{now[1]:.1f}", saved))
     rows.append(("fast: all of these", f"{now[0]:.1f}", f"{now[1]:.1f}", ""))

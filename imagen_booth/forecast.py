@@ -324,14 +324,25 @@ class Minutes:
     at_half: float
 
 
-def minutes(job: Job, cascade: Cascade, machine: Machine) -> list[Minutes]:
-    """How long each task of a job takes, at the roofline; nothing is compiled."""
+def minutes(
+    job: Job, cascade: Cascade, machine: Machine, counted: dict[Any, Work] | None = None
+) -> list[Minutes]:
+    """How long each task of a job takes; nothing is compiled.
+
+    Args:
+        counted: programs whose work is known already, on the same machine; new ones are
+            added.
+    """
     cascade = cascade.rematerialised(job.rematerialised())
     mesh = machine.mesh(job.mesh)
-    counted: dict[Any, Work] = {}
+    counted = {} if counted is None else counted
     found = []
     for task in tasks(job, cascade):
-        key = (task.part, task.sampler, task.rows)
+        name, _, kind = task.part.partition(".")
+        tuning = job.tuning(name) if kind == "train" else None
+        if tuning is not None:  # what is shown is no part of a step
+            tuning = dataclasses.replace(tuning, preview_every=0)
+        key = (task.part, task.sampler, task.rows, tuning, job.mesh)
         if key not in counted:
             asked = program(task, job, cascade, mesh, machine.dtype)
             counted[key] = asked.work(mesh)

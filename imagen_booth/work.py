@@ -3,11 +3,11 @@
 Both are counted in the program as it was traced, where the body of a loop counts as
 often as it runs; a compiler's own analysis counts it once.
 
-Traffic is by a simple model of a compiler which joins all it can. Products, reductions, sorts and
-slices read arrays from memory and write their result there. Everything else is joined
-to whoever reads it, and only what it was made of is read, up to ``JOINED`` arrays;
-beyond that it is written too. Of an array that is narrowed on the way, by a cast or a
-cut, only as much is read as is left.
+Traffic is by a simple model of a compiler which joins all it can. Products,
+reductions, sorts and slices read arrays from memory and write their result there.
+Everything else is joined to whoever reads it, and only what it was made of is read, up
+to ``JOINED`` arrays; beyond that it is written too. Of an array that is narrowed on the
+way, by a cast or a cut, only as much is read as is left.
 """
 
 import dataclasses

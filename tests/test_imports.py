@@ -17,8 +17,8 @@ ROOT = pathlib.Path(imagen_booth.__path__[0])
 FLOORS = {
     "commands": "cli config convert doctor pretrain reproduce sample train",
     "work": "aot batch batch_page batch_plan booth checkup consult forecast "
-    "forecast_text gallery generate judging loop mending prepare pretraining prior report "
-    "report_page studies tune",
+    "forecast_text gallery generate judging loop mending prepare pretraining prior "
+    "report report_page studies tune",
     "parts": "budget cascade checkpoint embed evaluation hosts job metrics optim "
     "options quantities settings sharding stage state steps topology weights work "
     "workdir",
