@@ -7,27 +7,28 @@ from imagen_booth.job import Job
 
 # Steps of the few-step solver, by stage.
 FEW_STEPS = {"base": 25, "sr256": 16, "sr1024": 8}
-MORE = 4  # times as many pictures at once
+MORE = 4  # times as many class images at once
 
 
 def ladder(job: Job) -> list[tuple[str, Job]]:
     """Ways to make a job shorter, each on top of those before it.
 
-    The first is no setting: runs of a class share its class images, so only the first
+    The last is no setting: runs of a class share its class images, so only the first
     of them draws any.
 
     Returns:
         What is done, and the job with it.
     """
-    shared = dataclasses.replace(job.class_images, count=0)
-    job = dataclasses.replace(job, class_images=shared)
-    found = [("class images that an earlier run has drawn", job)]
+    found = []
     job = _seldom_shown(job)
     found.append(("previews before and after, none between", job))
     job = _few_steps(job)
     found.append(("the few-step solver dpmpp_2m", job))
     job = _more_at_once(job)
-    found.append((f"{MORE} times as many pictures at once", job))
+    found.append((f"{MORE} times as many class images at once", job))
+    shared = dataclasses.replace(job.class_images, count=0)
+    job = dataclasses.replace(job, class_images=shared)
+    found.append(("class images that an earlier run has drawn", job))
     return found
 
 
@@ -68,13 +69,10 @@ def _few_steps(job: Job) -> Job:
 
 
 def _more_at_once(job: Job) -> Job:
-    images, pictures = job.class_images, job.pictures
-    # Groups are to divide the class images.
+    # Pictures and previews are too few for it: rows beyond them would be drawn in vain.
+    images = job.class_images
     group = next(
         size for size in range(MORE * images.group, 0, -1) if images.count % size == 0
     )
-    return dataclasses.replace(
-        job,
-        class_images=dataclasses.replace(images, group=group),
-        pictures=dataclasses.replace(pictures, batch=MORE * pictures.batch),
-    )
+    larger = dataclasses.replace(images, group=group)
+    return dataclasses.replace(job, class_images=larger)

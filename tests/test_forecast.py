@@ -157,7 +157,7 @@ def test_figures_reckoned_for_more_chips():
     """Gradients are divided like parameters, the rest goes with the rows of a chip."""
     job = to_job(booth("tiny"))
     job = dataclasses.replace(job, base=dataclasses.replace(job.base, subject_rows=6))
-    alone, four = machine(1), machine(4, usable=2**20)
+    alone, four = machine(1), machine(4, usable=2**19)
     stage, mesh = TINY.stage("base"), alone.mesh(job.mesh)
     made = aot.train_step(TINY, stage, job.base, mesh, alone.dtype)
     batch, inner = 8000, 40_000
