@@ -46,7 +46,7 @@ from imagen_booth.workdir import PREVIEWS, Workdir, now, recipe_of
 log = logging.getLogger(__name__)
 
 # Settings of a tuning that can change without making its result another one.
-FREE = ("log_every", "save_every", "preview_every")
+FREE = ("log_every", "save_every", "preview_every", "remat")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +112,7 @@ def run(
         StorageError: something cannot be written.
     """
     cascade = resolve(by_name(job.cascade), dataclasses.asdict(job.weights))
+    cascade = cascade.rematerialised(job.rematerialised())
     work = Workdir(workdir, overwrite)
     cache = cache_folder(job, work.path)
     mesh = placement.mesh_to_tune(cascade, job)
@@ -180,8 +181,11 @@ def story_of(
     return {name: value for name, value in told.items() if value}
 
 
-def activation_dtype(name: str) -> Any:
+def activation_dtype(name: str, accelerated: bool | None = None) -> Any:
     """bfloat16 on an accelerator and float32 on a CPU, unless named.
+
+    Args:
+        accelerated: whether it runs on an accelerator; None to look.
 
     Raises:
         InputError: a name that is neither.
@@ -190,7 +194,8 @@ def activation_dtype(name: str) -> Any:
         raise InputError(
             f"config.dtype={name!r} is not known; use 'float32', 'bfloat16' or ''"
         )
-    accelerated = jax.default_backend() != "cpu"
+    if accelerated is None:
+        accelerated = jax.default_backend() != "cpu"
     return jnp.dtype(name or ("bfloat16" if accelerated else "float32"))
 
 

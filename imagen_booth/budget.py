@@ -3,18 +3,17 @@
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from imagen_booth import optim, sharding, state, steps
 from imagen_booth.cascade import Cascade
 from imagen_booth.job import Tuning
 from imagen_booth.stage import Stage
 from imagen_booth.weights.load import network
+from imagen_booth.work import flops
 
 Shapes = dict[str, jax.ShapeDtypeStruct]
 
@@ -132,42 +131,3 @@ def device_memory() -> int | None:
         pages = os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
         return pages * os.sysconf("SC_PAGE_SIZE")
     return (device.memory_stats() or {}).get("bytes_limit")
-
-
-def flops(function: Callable[..., Any], *inputs: Any) -> float:
-    """Floating-point operations of matrix products and convolutions.
-
-    Counted in the traced program, where the body of a loop counts as often as it
-    runs; a compiler's own analysis counts it once.  A product and a sum are two.
-
-    Args:
-        inputs: arrays or shapes.
-    """
-    return _count(jax.make_jaxpr(function)(*inputs).jaxpr)
-
-
-def _count(jaxpr: Any) -> float:
-    total = 0.0
-    for equation in jaxpr.eqns:
-        result = np.prod(equation.outvars[0].aval.shape) if equation.outvars else 0
-        if equation.primitive.name == "dot_general":
-            contracted = equation.params["dimension_numbers"][0][0]
-            left = equation.invars[0].aval.shape
-            total += 2.0 * result * math.prod(left[axis] for axis in contracted)
-        elif equation.primitive.name == "conv_general_dilated":
-            kernel = equation.invars[1].aval.shape
-            outputs = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
-            total += 2.0 * result * math.prod(kernel) / outputs
-        else:
-            times = equation.params.get("length", 1)  # of a scan
-            total += times * sum(map(_count, _inner(equation)))
-    return total
-
-
-def _inner(equation: Any) -> Iterator[Any]:
-    """The programs that an equation calls: of a loop, a branch, a jitted function."""
-    for value in equation.params.values():
-        for each in value if isinstance(value, tuple) else (value,):
-            jaxpr = getattr(each, "jaxpr", each)
-            if hasattr(jaxpr, "eqns"):
-                yield jaxpr

@@ -1,6 +1,8 @@
 """Cascades by name: what a model is, with no training state in it."""
 
 import dataclasses
+from collections.abc import Collection
+from typing import Any
 
 from imagen_booth.diffusion.schedule import (
     CosineSchedule,
@@ -72,6 +74,19 @@ class Cascade:
         stages[part.name] = part
         return dataclasses.replace(self, stages=tuple(stages.values()))
 
+    def rematerialised(self, names: Collection[str]) -> "Cascade":
+        """With the stages of these names, and no others, compiled with ``remat``."""
+        return dataclasses.replace(
+            self,
+            stages=tuple(
+                dataclasses.replace(
+                    stage,
+                    model=dataclasses.replace(stage.model, remat=stage.name in names),
+                )
+                for stage in self.stages
+            ),
+        )
+
 
 def _small(name: str) -> Cascade:
     """The embedded cascades: every schedule cosine, and the networks predict x0.
@@ -108,22 +123,30 @@ def _small(name: str) -> Cascade:
     return Cascade(name, text, stages, APACHE)
 
 
+def _looped(name: str) -> Any:
+    """A size whose runs of equal blocks are compiled as one: minutes less to wait."""
+    return dataclasses.replace(SIZES[name], scan=True)
+
+
+XXL = dataclasses.replace(T5_SIZES["xxl"], scan=True)
+
+
 def _imagen() -> Cascade:
     """Imagen's own shapes (arXiv 2205.11487, app. F); weights were never published."""
-    text = Text(T5_SIZES["xxl"], 256, "t5", tokenizer.T5_RARE, lower=False)
+    text = Text(XXL, 256, "t5", tokenizer.T5_RARE, lower=False)
     stages = (
-        Stage("base", 64, SIZES["imagen_base"], CosineSchedule()),
+        Stage("base", 64, _looped("imagen_base"), CosineSchedule()),
         Stage(
             "sr256",
             256,
-            SIZES["imagen_sr256"],
+            _looped("imagen_sr256"),
             CosineSchedule(),
             low_resolution=64,
         ),
         Stage(
             "sr1024",
             1024,
-            SIZES["imagen_sr1024"],
+            _looped("imagen_sr1024"),
             LinearSchedule(),
             low_resolution=256,
             crop=256,
@@ -134,21 +157,19 @@ def _imagen() -> Cascade:
 
 def _if(name: str, stage_one: str, stage_two: str) -> Cascade:
     """DeepFloyd IF: the 1000-step table, learned variance, 77 unmasked tokens."""
-    text = Text(
-        T5_SIZES["xxl"], 77, "t5", tokenizer.T5_RARE, null="empty", masked=False
-    )
+    text = Text(XXL, 77, "t5", tokenizer.T5_RARE, null="empty", masked=False)
     stages = (
         Stage(
             "base",
             64,
-            SIZES[stage_one],
+            _looped(stage_one),
             TableSchedule(),
             learned_variance=True,
         ),
         Stage(
             "sr256",
             256,
-            SIZES[stage_two],
+            _looped(stage_two),
             TableSchedule(),
             low_resolution=64,
             learned_variance=True,

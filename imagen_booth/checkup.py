@@ -24,6 +24,7 @@ from imagen_booth.diffusion import sampler
 from imagen_booth.embed import cleaning_of, tokenizer
 from imagen_booth.errors import BoothError, DoesNotFit, InputError, StorageError
 from imagen_booth.job import Job
+from imagen_booth.quantities import in_bytes, in_flops, scaled
 from imagen_booth.stage import Stage
 from imagen_booth.state import Params
 from imagen_booth.text import prompts
@@ -81,7 +82,7 @@ def check(
         workdir: where the run would live; need not exist.
         clip, judge: weights of a classifier for the class noun, see ``noun_check``.
     """
-    cascade = by_name(job.cascade)
+    cascade = by_name(job.cascade).rematerialised(job.rematerialised())
     found = _Findings()
     with found.about("weights"):
         cascade = _check_weights(found, job, cascade)
@@ -110,7 +111,11 @@ def check(
             _check_work(found, job, stage, cost)
     if mesh is not None:
         with found.about("memory"):
-            text = load.plain_shapes(cascade, "text")
+            dtype = booth.activation_dtype(job.dtype)
+            text = jax.eval_shape(
+                lambda params: load.frozen(params, dtype),
+                load.plain_shapes(cascade, "text"),
+            )
             _check_memory(found, costs, text, mesh)
     with found.about("disk"):
         manifest = Workdir(workdir).manifest
@@ -238,7 +243,7 @@ def _check_weights(found: _Findings, job: Job, cascade: Cascade) -> Cascade:
             if place.describes is not None:
                 described = described.having(place.describes)
             place.matched(load.plain_shapes(described, name))
-            size = _bytes(budget.size(place.tensors))
+            size = in_bytes(budget.size(place.tensors))
             found.ok(f"{name}: {size}, {place.where}; licence: {place.licence}")
             if not place.pretrained:
                 found.warn(f"{name}: these weights are said to be untrained")
@@ -255,16 +260,16 @@ def _check_work(found: _Findings, job: Job, stage: Stage, cost: StageCost) -> No
     tuning, drawn = job.tuning(stage.name), getattr(job.pictures, stage.name)
     shown = len(job.pictures.prompts) * job.pictures.seeds
     pictures = shown * _picture(stage, drawn, cost)
-    parts = [f"{shown} pictures {_flops(pictures)}"]
+    parts = [f"{shown} pictures {in_flops(pictures)}"]
     if tuning.steps:
         rows = cost.batch["image"].shape[0]
         training = tuning.steps * cost.step_flops
-        parts.insert(0, f"{tuning.steps} steps of {rows} rows {_flops(training)}")
+        parts.insert(0, f"{tuning.steps} steps of {rows} rows {in_flops(training)}")
     if tuning.steps and tuning.class_rows:
         first = stage.low_resolution is None
         config = job.class_images.sampler if first else drawn
         images = job.class_images.count * _picture(stage, config, cost)
-        parts.append(f"{job.class_images.count} class images {_flops(images)}")
+        parts.append(f"{job.class_images.count} class images {in_flops(images)}")
     found.ok(f"{_count(cost)} parameters; {', '.join(parts)}")
 
 
@@ -288,7 +293,7 @@ def _check_memory(
     """What lies on each device in every phase of a run, less activations."""
     text = budget.size_per_device(encoder, mesh)
     needs = {"text encoder": text}
-    found.ok(f"text encoder: parameters {_bytes(text)} on each device")
+    found.ok(f"text encoder: parameters {in_bytes(text)} on each device")
     kept = 0
     for name, cost in costs.items():
         params = budget.size_per_device(cost.params, mesh)
@@ -299,21 +304,21 @@ def _check_memory(
             parts["gradients"] = params
             parts["batch"] = budget.size(cost.batch) // mesh.size
         needs[name] = sum(parts.values())
-        listed = ", ".join(f"{part} {_bytes(n)}" for part, n in parts.items() if n)
+        listed = ", ".join(f"{part} {in_bytes(n)}" for part, n in parts.items() if n)
         found.ok(f"{name}: {listed}")
         kept += params
     largest = max(needs, key=lambda name: needs[name])
-    most, limit = _bytes(needs[largest]), budget.device_memory()
+    most, limit = in_bytes(needs[largest]), budget.device_memory()
     said = f"the most is {most} on each device, for {largest}; activations add to it"
     if limit is None:
         found.ok(f"{said}; this device does not tell how much it has")
     elif needs[largest] > limit:
         raise DoesNotFit(
-            f"{largest} needs {most} on each device, which has {_bytes(limit)}; use "
+            f"{largest} needs {most} on each device, which has {in_bytes(limit)}; use "
             "more devices with a larger config.mesh.fsdp, or optim.name='adafactor'"
         )
     else:
-        found.ok(f"{said}; a device has {_bytes(limit)}")
+        found.ok(f"{said}; a device has {in_bytes(limit)}")
 
 
 def _check_disk(
@@ -343,7 +348,7 @@ def _check_disk(
         (booth.cache_folder(job, workdir), classes, "class images"),
     ):
         if str(folder).startswith("gs://"):
-            found.ok(f"{folder}: up to {_bytes(need)} of {what}; not measured there")
+            found.ok(f"{folder}: up to {in_bytes(need)} of {what}; not measured there")
             continue
         place = epath.Path(os.path.abspath(folder))
         while not place.exists():
@@ -352,29 +357,11 @@ def _check_disk(
             raise StorageError(f"{place} cannot be written; give another --workdir")
         device, free = os.stat(place).st_dev, shutil.disk_usage(place).free
         wanted[device] += need
-        said = f"{folder}: up to {_bytes(need)} of {what}, {_bytes(free)} are free"
+        said = f"{folder}: up to {in_bytes(need)} of {what}, {in_bytes(free)} are free"
         if wanted[device] > free:
             raise StorageError(f"{said}; free some, or give another --workdir")
         found.ok(said)
 
 
 def _count(cost: StageCost) -> str:
-    return _scaled(sum(leaf.size for leaf in jax.tree.leaves(cost.params)), 1000)
-
-
-def _bytes(count: float) -> str:
-    return f"{_scaled(count, 1024)}{'i' * (count >= 1024)}B"
-
-
-def _flops(count: float) -> str:
-    return f"{_scaled(count, 1000)}FLOP"
-
-
-def _scaled(number: float, step: int) -> str:
-    """Three digits and a prefix: 10_804_528 is ``10.8 M``."""
-    for prefix in ("", "k" if step == 1000 else "K", "M", "G", "T", "P"):
-        if number < step * 0.9995 or prefix == "P":
-            break
-        number /= step
-    digits = f"{number:.3g}" if number < 1000 else f"{number:.0f}"
-    return f"{digits} {prefix}"
+    return scaled(sum(leaf.size for leaf in jax.tree.leaves(cost.params)), 1000)

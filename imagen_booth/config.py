@@ -13,7 +13,7 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
-from imagen_booth import settings
+from imagen_booth import options, settings
 from imagen_booth.cascade import by_name
 from imagen_booth.diffusion.sampler import SamplerConfig
 from imagen_booth.errors import InputError
@@ -46,16 +46,17 @@ def booth(arg: str | None) -> Any:
 
     Args:
         arg: what follows the colon of ``--config``: a cascade, and ``:paper`` after
-            it for the paper's own counts; None for ``toybox``.
+            it for the paper's own counts or ``:fast`` for few-step samplers and few
+            previews; None for ``toybox``.
 
     Raises:
         InputError: unknown cascade or variant.
     """
     name, _, variant = (arg or "toybox").partition(":")
-    if variant not in ("", "paper"):
+    if variant not in ("", "paper", "fast"):
         raise InputError(
             f"variant {variant!r} of cascade {name!r} is not known; "
-            "use ':paper' or none"
+            "use ':paper', ':fast' or none"
         )
     by_name(name)
     job = {"toybox": _toybox, "tiny": _tiny, "imagen": _imagen}.get(name, _deepfloyd)(
@@ -63,6 +64,8 @@ def booth(arg: str | None) -> Any:
     )
     if variant == "paper":
         job = _paper(job)
+    elif variant == "fast":
+        job = options.fast(job)
     config = ml_collections.ConfigDict(_with_placeholders(job))
     return config.lock()
 

@@ -8,6 +8,12 @@ Takes what train takes, answers in seconds, downloads and writes nothing.  With 
 it also says what the photos seem to show, and whether the class noun fits; on subjects
 of the toybox the judge does.  Exits with 0 if the job is ready, with 2 for bad input,
 3 if it does not fit in memory, 5 if the disk is too small.
+
+    python -m imagen_booth.doctor --config=configs/dog.py:imagen --topology=v4:1x1x1
+
+With --topology it compiles the job's programs for TPUs that need not be there, which
+takes minutes each and pip install 'imagen_booth[tpu]': memory, minutes, and whether it
+fits, with what to change if not.  Answers are kept in the cache folder of the run.
 """
 
 import sys
@@ -30,6 +36,21 @@ _CLIP = flags.DEFINE_string(
     "clip", "", "folder of openai/clip-vit-base-patch32, to name what the photos show"
 )
 _JUDGE = flags.DEFINE_string("judge", "", "folder of a judge of the toybox")
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", None, "TPUs to compile for: v4:2x2x1, or as sold, v4-8, v5e-4, v6e-1"
+)
+_PARTS = flags.DEFINE_list(
+    "parts",
+    [],
+    "programs to compile: base, base.train, sr256.sample, text; default all, "
+    "none for the minutes alone",
+)
+_COMPUTED_FROM = flags.DEFINE_string(
+    "computed_from", "", "with --topology: compile for this one and compute from that"
+)
+_MARKDOWN = flags.DEFINE_bool(
+    "markdown", False, "with --topology: print rows of a Markdown table instead"
+)
 
 
 def main() -> None:
@@ -43,9 +64,23 @@ def main() -> None:
 
     file = config_flags.get_config_filename(flags.FLAGS["config"])
     workdir = _WORKDIR.value or cli.default_workdir(file)
-    findings = checkup.check(
-        to_job(_CONFIG.value), epath.Path(workdir), _CLIP.value, _JUDGE.value
-    )
+    job = to_job(_CONFIG.value)
+    if _TOPOLOGY.value is not None:
+        from imagen_booth import consult
+
+        said = consult.Request(
+            file,
+            _TOPOLOGY.value,
+            _PARTS.value,
+            _MARKDOWN.value,
+            _COMPUTED_FROM.value,
+        )
+        consult.answer(job, epath.Path(workdir), said)
+        return
+    for flag in (_PARTS, _MARKDOWN, _COMPUTED_FROM):
+        if flag.value:
+            raise InputError(f"--{flag.name} goes with --topology")
+    findings = checkup.check(job, epath.Path(workdir), _CLIP.value, _JUDGE.value)
     print(f"{file} -> {workdir}\n")
     topic = ""
     for finding in findings:

@@ -152,7 +152,7 @@ def embed(
     paths = [place(row) for row in tokens]
     missing = [row for row, path in enumerate(paths) if not path.exists()]
     if missing:
-        part = load(cascade, "text", weights, mesh, dtype, rules)
+        part = load(cascade, "text", weights, mesh, dtype, rules, train=False)
         params = part.params
         if learned is not None:
             params = jax.jit(with_rows, static_argnums=1)(

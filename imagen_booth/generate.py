@@ -31,12 +31,17 @@ LOW_NOISE = 2**31 - 1  # fold for the noise of the low-res image, beyond all ste
 
 
 @functools.lru_cache(maxsize=32)
-def _program(
+def program(
     stage: Stage,
     apply: Callable[..., Any],
     config: sampler.SamplerConfig,
 ) -> Callable[..., Any]:
-    """The jitted sampler of a stage; kept, so that it compiles once per shape."""
+    """The jitted sampler of a stage; kept, so that it compiles once per shape.
+
+    Returns:
+        ``(params, seeds, text, mask, null, null_mask, low, level) -> images``, the
+        inputs as ``inputs`` makes them, images [B, R, R, 3] f32 in [-1, 1].
+    """
     plan = sampler.plan(stage.schedule, config)
     shape = (stage.resolution, stage.resolution, 3)
 
@@ -91,35 +96,54 @@ def draw_stage(
     Returns:
         [B, R, R, 3] uint8 on every process.
     """
+    # The global batch is the same numpy array on every process.
+    placed = {
+        name: None
+        if value is None
+        else jax.make_array_from_callback(
+            value.shape, sharding.rows(mesh), lambda index, value=value: value[index]
+        )
+        for name, value in inputs(
+            embeddings, null, seeds, low, level, rows=rows, devices=mesh.size
+        ).items()
+    }
+    images = program(stage, part.apply, config)(params, **placed)
+    return to_bytes(sharding.fetch(images)[: len(embeddings)])
+
+
+def inputs(
+    embeddings: Sequence[Embedding],
+    null: Embedding | Sequence[Embedding],
+    seeds: Sequence[int],
+    low: np.ndarray | None,
+    level: float,
+    *,
+    rows: int | None,
+    devices: int,
+) -> dict[str, np.ndarray | None]:
+    """The global batch that a stage's sampler is given.
+
+    Args:
+        embeddings, null, seeds, low, level, rows: as ``draw_stage`` takes them.
+        devices: the rows are made a multiple of these, by repeating some.
+    """
     count = len(embeddings)
     nulls = [null] * count if isinstance(null, Embedding) else list(null)
-    total = -(-(rows or count) // mesh.size) * mesh.size
+    total = -(-(rows or count) // devices) * devices
     pick = [row % count for row in range(total)]
 
     def stack(values: Sequence[np.ndarray]) -> np.ndarray:
         return np.stack([values[index] for index in pick])
 
-    inputs = {
+    return {
         "seeds": np.asarray(seeds, np.uint32)[pick],
         "text": stack([each.text for each in embeddings]),
         "mask": stack([each.mask for each in embeddings]),
         "null": stack([each.text for each in nulls]),
         "null_mask": stack([each.mask for each in nulls]),
+        "low": None if low is None else to_unit(low[pick]),
+        "level": None if low is None else np.full(total, level, np.float32),
     }
-    if low is not None:
-        inputs["low"] = to_unit(low[pick])
-        inputs["level"] = np.full(total, level, np.float32)
-    # The global batch is the same numpy array on every process.
-    placed: dict[str, Any] = {
-        name: jax.make_array_from_callback(
-            value.shape, sharding.rows(mesh), lambda index, value=value: value[index]
-        )
-        for name, value in inputs.items()
-    }
-    placed.setdefault("low", None)
-    placed.setdefault("level", None)
-    images = _program(stage, part.apply, config)(params, **placed)
-    return to_bytes(sharding.fetch(images)[:count])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -75,6 +75,8 @@ class Tuning:
         class_rows: rows per batch with class images; 0 turns the prior term off.
         prior_weight: lambda of Eq. 2.
         accumulate: micro-batches per step.
+        remat: compute the inside of each block again on the way back, instead of
+            keeping it: far less memory for up to a third more arithmetic.
         optim: optimizer and learning rate.
         weighting: loss weighting by name.
         hybrid: train a learned variance along.
@@ -89,6 +91,7 @@ class Tuning:
     optim: OptimConfig
     prior_weight: float = 1.0
     accumulate: int = 1
+    remat: bool = False
     weighting: str = "eps"
     hybrid: bool = False
     level: float = 1e-5
@@ -318,6 +321,11 @@ class Job:
         """
         learnt = self.text.steps > 0 and stage == "base"
         return steps > 0 or learnt or bool(self.subject.description)
+
+    def rematerialised(self) -> frozenset[str]:
+        """Names of the stages that are tuned with ``remat``."""
+        names = ("base", "sr256", "sr1024")
+        return frozenset(name for name in names if self.tuning(name).remat)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -83,6 +83,17 @@ class Start(NamedTuple):
     make: Callable[[], TrainState]
 
 
+def jit_step(step_fn: Callable[..., Any], abstract: TrainState) -> Any:
+    """The step as it is compiled: the state is given away and stays where it is.
+
+    Args:
+        step_fn: pure ``(state, batch) -> (state, metrics)``.
+        abstract: the state with its shardings.
+    """
+    placement = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    return jax.jit(step_fn, donate_argnums=0, out_shardings=(placement, None))
+
+
 def fit(
     name: str,
     start: Start,
@@ -129,8 +140,7 @@ def fit(
         NotFinite: a loss or gradient is not finite; the last good state is saved.
         StorageError: a checkpoint cannot be written.
     """
-    placement = jax.tree.map(lambda leaf: leaf.sharding, start.abstract)
-    jitted = jax.jit(step_fn, donate_argnums=0, out_shardings=(placement, None))
+    jitted = jit_step(step_fn, start.abstract)
     if checkpoints.latest() is None:
         state = start.make()
     else:

@@ -4,7 +4,7 @@ Told from shapes alone; nothing is computed or allocated.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,11 +20,20 @@ from imagen_booth.weights.load import kind_of, network
 Shapes = Mapping[str, state.Params]
 
 
-def mesh_to_tune(cascade: Cascade, job: jobs.Job) -> Mesh:
+def mesh_to_tune(
+    cascade: Cascade,
+    job: jobs.Job,
+    among: Sequence[Any] | None = None,
+    memory: int | None = None,
+) -> Mesh:
     """The mesh of a run, with room for the largest of what is on it at a time.
 
     That is the text encoder by itself, or a stage with its optimizer state, average
     and gradients beside the parameters of the stages before it.
+
+    Args:
+        among: devices that need not be there; None for those that there are.
+        memory: bytes of one of them, given with ``among``.
 
     Raises:
         InputError: sizes that the devices do not make up, or a rule that cannot be.
@@ -40,7 +49,7 @@ def mesh_to_tune(cascade: Cascade, job: jobs.Job) -> Mesh:
             before += budget.size(params)
         return most
 
-    return _mesh(cascade, job.mesh, need)
+    return _mesh(cascade, job.mesh, need, among, memory)
 
 
 def mesh_to_draw(cascade: Cascade, job: jobs.Job) -> Mesh:
@@ -81,15 +90,25 @@ def _training(params: Any, config: optim.OptimConfig, steps: int) -> int:
     return budget.size(held) + budget.size(params)
 
 
-def _mesh(cascade: Cascade, mesh: jobs.Mesh, need: Any) -> Mesh:
-    open_ = mesh.fsdp == 0 and jax.device_count() > 1
+def _mesh(
+    cascade: Cascade,
+    mesh: jobs.Mesh,
+    need: Any,
+    among: Sequence[Any] | None = None,
+    memory: int | None = None,
+) -> Mesh:
+    devices = jax.device_count() if among is None else len(among)
+    open_ = mesh.fsdp == 0 and mesh.data < 1 and devices > 1
+    if open_ and among is None:
+        # One answer for all hosts, or each would make another mesh.
+        memory = hosts.least(budget.device_memory() or 0) or None
     shapes = shapes_of(cascade) if open_ or mesh.rules else {}
     chosen = sharding.make_mesh(
         mesh.data,
         mesh.fsdp,
+        among,
         need=need(shapes) if open_ else 0,
-        # One answer for all hosts, or each would make another mesh.
-        memory=(hosts.least(budget.device_memory() or 0) or None) if open_ else None,
+        memory=memory if open_ else None,
     )
     if mesh.rules:
         check_rules(shapes, chosen, mesh.rules)

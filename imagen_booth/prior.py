@@ -58,8 +58,14 @@ class Recipe:
     dtype: str
 
     def digest(self) -> str:
-        """Names the folder: equal recipes, equal images."""
-        return hashlib.sha256(repr(self).encode()).hexdigest()[:24]
+        """Names the folder: equal recipes, equal images.
+
+        How the network is compiled is no part of it.
+        """
+        model = dataclasses.replace(self.stage.model, scan=False, remat=False)
+        plain = dataclasses.replace(self.stage, model=model)
+        recipe = dataclasses.replace(self, stage=plain)
+        return hashlib.sha256(repr(recipe).encode()).hexdigest()[:24]
 
 
 def folder_of(recipe: Recipe, cache: epath.Path) -> epath.Path:

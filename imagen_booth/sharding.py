@@ -26,7 +26,12 @@ Rule = tuple[str, tuple[str | None, ...]]
 
 
 def make_mesh(
-    data: int = -1, fsdp: int = 1, *, need: int = 0, memory: int | None = None
+    data: int = -1,
+    fsdp: int = 1,
+    among: Sequence[Any] | None = None,
+    *,
+    need: int = 0,
+    memory: int | None = None,
 ) -> Mesh:
     """A ``('data', 'fsdp')`` mesh over all devices.
 
@@ -34,13 +39,14 @@ def make_mesh(
         data: copies of the parameters; -1 for whatever the other leaves.
         fsdp: devices that share one copy; -1 for whatever the other leaves; 0 for
             the fewest that hold ``need`` in ``ROOM`` of their memory, or all of them.
+        among: the devices; None for those that there are.
         need: bytes of one copy of all that stays on the devices.
         memory: bytes of one device; None where it does not tell, taken as enough.
 
     Raises:
         InputError: the sizes do not multiply to the number of devices.
     """
-    devices = len(jax.devices())
+    devices = len(jax.devices() if among is None else among)
     if fsdp == 0:
         free = devices // data if data > 0 else devices
         sizes = [size for size in range(1, free + 1) if free % size == 0]
@@ -57,7 +63,9 @@ def make_mesh(
             "for one of them, or fsdp=0 to have it chosen"
         )
     # Explicit axes, jax's default, refuse the U-Nets' convolutions.
-    return jax.make_mesh((data, fsdp), AXES, axis_types=(AxisType.Auto,) * 2)
+    return jax.make_mesh(
+        (data, fsdp), AXES, axis_types=(AxisType.Auto,) * 2, devices=among
+    )
 
 
 def spec_of(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:

@@ -212,7 +212,7 @@ def test_pictures(tmp_path, monkeypatch):
         part = read(cascade, stage.name, folder)
         mask = jnp.ones((2, 77), bool)
         level = None if low is None else jnp.full((2,), level, jnp.float32)
-        return generate._program(stage, part.apply, config)(
+        return generate.program(stage, part.apply, config)(
             part.params,
             jnp.asarray(seeds, jnp.uint32),
             *(f32(text), mask, f32(null), mask),

@@ -14,7 +14,9 @@ from imagen_booth.cascade import by_name
 from imagen_booth.embed import embed, tokenizer
 from imagen_booth.errors import InputError
 from imagen_booth.sharding import make_mesh
+from imagen_booth.state import flatten
 from imagen_booth.text.tokenizer import EMBEDDED
+from imagen_booth.weights.load import load
 
 TINY, IF_M = by_name("tiny"), by_name("if_m")
 
@@ -124,8 +126,8 @@ def test_the_encoder_is_cut_over_the_devices_and_then_gone(tmp_path, monkeypatch
     before = {id(array) for array in jax.live_arrays()}
     seen, real = [], embedding.load
 
-    def load(*about):
-        part = real(*about)
+    def load(*about, **more):
+        part = real(*about, **more)
         for leaf in jax.tree.leaves(part.params):
             seen.append(leaf.nbytes)
             if leaf.nbytes > 2**20 - 1:
@@ -147,3 +149,19 @@ def test_the_encoder_is_cut_over_the_devices_and_then_gone(tmp_path, monkeypatch
     assert sum(size > 2**20 - 1 for size in seen) >= 5  # it was large
     left = [array for array in jax.live_arrays() if id(array) not in before]
     assert sum(array.nbytes for array in left) < 2**18, [a.shape for a in left]
+
+
+def test_an_encoder_that_is_only_read_is_kept_small():
+    """Kernels in bfloat16 from the start give what casting them on each use gives."""
+    mesh, half = make_mesh(), np.dtype("bfloat16")
+    whole = load(TINY, "text", "random", mesh, half)
+    small = load(TINY, "text", "random", mesh, half, train=False)
+    kinds = {path: leaf.dtype for path, leaf in flatten(small.params).items()}
+    for path, kind in kinds.items():
+        cast = path.endswith(("kernel", "token_embedder/embedding"))
+        assert kind == (half if cast else np.float32), path
+    ids = np.arange(48)[None] % 7
+    ids = ids.astype(np.int32)
+    np.testing.assert_array_equal(
+        small.apply(small.params, ids, ids > 0), whole.apply(whole.params, ids, ids > 0)
+    )

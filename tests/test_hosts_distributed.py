@@ -33,16 +33,16 @@ from imagen_booth.data import pictures
 def refuse(path, data):
     raise AssertionError(f"process 1 writes {path}")
 
-real = generate._program
+real = generate.program
 def program(stage, apply, config):
     draw = real(stage, apply, config)
-    def told(params, seeds, *args, **more):
+    def told(params, *, seeds, **more):
         shards = [np.asarray(shard.data) for shard in seeds.addressable_shards]
         mine = np.concatenate(shards).tolist()
         print("drew", json.dumps([seeds.shape[0], mine]))
-        return draw(params, seeds, *args, **more)
+        return draw(params, seeds=seeds, **more)
     return told
-generate._program = program
+generate.program = program
 if "--process_id=0" not in sys.argv:
     pictures.write_atomic = refuse
 runpy.run_module("imagen_booth.train", run_name="__main__", alter_sys=True)

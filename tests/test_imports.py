@@ -17,11 +17,13 @@ ROOT = pathlib.Path(imagen_booth.__path__[0])
 FLOORS = {
     "commands": "cli config convert doctor evaluate pretrain reproduce sample train "
     "watch",
-    "work": "appraisal appraisal_page batch batch_log batch_page batch_plan booth "
-    "checkup failures_page gallery generate invert judging keep loop noun_check "
-    "prepare pretraining previews prior report report_page studies tune",
+    "work": "aot appraisal appraisal_page batch batch_log batch_page batch_plan booth "
+    "checkup consult failures_page forecast forecast_text gallery generate invert "
+    "judging keep loop mending noun_check prepare pretraining previews prior report "
+    "report_page studies tune",
     "parts": "budget cascade checkpoint embed evaluation hosts job metrics optim "
-    "placement profiling settings sharding stage state steps weights workdir",
+    "options placement profiling quantities settings sharding stage state steps "
+    "topology weights work workdir",
     "ground": "data diffusion models text",
     "below": "cpu errors",
 }

@@ -107,7 +107,7 @@ def test_drawn_once_and_read_ever_after(tmp_path, drawn):
 def test_more_devices_draw_more_groups_at_a_time_and_none_twice(
     tmp_path, drawn, monkeypatch
 ):
-    rows, real = [], generate._program
+    rows, real = [], generate.program
 
     def program(*about):
         draw = real(*about)
@@ -119,7 +119,7 @@ def test_more_devices_draw_more_groups_at_a_time_and_none_twice(
 
         return told
 
-    monkeypatch.setattr(generate, "_program", program)
+    monkeypatch.setattr(generate, "program", program)
     many = draw(tmp_path / "many", 6, devices=4)
     assert [seeds for seeds, _ in drawn] == [[40, 41, 42, 43], [44, 45]]
     # One image for each device; the last batch keeps its shape, filled up.

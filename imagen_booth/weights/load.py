@@ -19,7 +19,7 @@ from imagen_booth.cascade import Cascade
 from imagen_booth.errors import InputError
 from imagen_booth.models import build, chain
 from imagen_booth.models import t5 as encoders
-from imagen_booth.state import Params, flatten
+from imagen_booth.state import Params, flatten, unflatten
 from imagen_booth.weights import deepfloyd, own, t5, tensors
 from imagen_booth.weights.tensors import Found
 
@@ -273,6 +273,30 @@ def origin(cascade: Cascade, name: str, source: str) -> dict[str, Any]:
     return _origin(name, source, *about)
 
 
+def read_as(path: str, dtype: Any) -> Any:
+    """The dtype in which a parameter is read by a network that computes in ``dtype``.
+
+    Kernels and embedding tables are cast on every use; all others work in f32.
+
+    Args:
+        path: of the parameter, such as ``layers_0/mlp/wo/kernel``.
+    """
+    cast = path.rpartition("/")[2] in ("kernel", "embedding")
+    return dtype if cast else jnp.float32
+
+
+def frozen(params: Params, dtype: Any) -> Params:
+    """Parameters in the dtypes in which they are read; works on shapes too.
+
+    A network that is never trained gives the same numbers with these, in half the
+    memory where ``dtype`` is bfloat16.
+    """
+    flat = flatten(params)
+    return unflatten(
+        {path: leaf.astype(read_as(path, dtype)) for path, leaf in flat.items()}
+    )
+
+
 def load(
     cascade: Cascade,
     name: str,
@@ -280,6 +304,8 @@ def load(
     mesh: jax.sharding.Mesh,
     dtype: Any,
     rules: Sequence[sharding.Rule] = (),
+    *,
+    train: bool = True,
 ) -> Part:
     """One part of a cascade with weights from ``source``.
 
@@ -289,6 +315,8 @@ def load(
         source: ``shipped``, ``random`` (seeded by the part's name), or where weights
             are, see ``find``.
         rules: how parameters are cut, see ``sharding.spec_at``.
+        train: keep f32 parameters, as training needs them; else what ``frozen`` makes
+            of them.
 
     Raises:
         InputError: no such weights, or they do not fit the network or the rules.
@@ -299,7 +327,11 @@ def load(
     abstract = jax.eval_shape(init, jax.random.key(0))
     if found is None:
         placement = sharding.tree_shardings(abstract, mesh, rules, kind_of(name))
-        params = jax.jit(init, out_shardings=placement)(jax.random.key(_seed(name)))
+
+        def start(key: jax.Array) -> Params:
+            return init(key) if train else frozen(init(key), dtype)
+
+        params = jax.jit(start, out_shardings=placement)(jax.random.key(_seed(name)))
         return Part(apply, params, name, source, *about)
     if name == "text":
         looped, stack = cascade.text.encoder.scan, encoders.stack
@@ -311,7 +343,8 @@ def load(
         weights = tensors.restacked(weights, stack)
     else:
         weights = found.matched(abstract)
-    params = tensors.place(weights, mesh, rules, kind_of(name))
+    kept = None if train else functools.partial(read_as, dtype=dtype)
+    params = tensors.place(weights, mesh, rules, kind_of(name), kept)
     return Part(apply, params, name, source, *about)
 
 

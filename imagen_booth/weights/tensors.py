@@ -217,22 +217,26 @@ def place(
     mesh: Mesh,
     rules: Sequence[sharding.Rule] = (),
     part: str = "unet",
+    kept: Callable[[str], Any] | None = None,
 ) -> Params:
-    """Reads tensors by path onto the mesh as f32, one after the other.
+    """Reads tensors by path onto the mesh, one after the other.
 
     Args:
         rules, part: as ``sharding.tree_shardings`` takes them.
+        kept: path -> dtype to keep it in; None for f32 throughout.
     """
 
     def put(path: str, tensor: Tensor) -> jax.Array:
+        dtype = np.dtype(kept(path) if kept else np.float32)
+
         def read(index: Any) -> np.ndarray:
-            return copied(tensor.read(index), np.dtype(np.float32))
+            return copied(tensor.read(index), dtype)
 
         spec = sharding.spec_at(f"{part}/{path}", tensor.shape, mesh, rules)
         where = NamedSharding(mesh, spec)
         return jax.make_array_from_callback(tensor.shape, where, read)
 
-    return unflatten({path: put(path, tensor) for path, tensor in tensors.items()})
+    return unflatten({path: put(path, each) for path, each in tensors.items()})
 
 
 def open_file(path: epath.PathLike) -> dict[str, Tensor]:
