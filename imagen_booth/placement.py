@@ -82,7 +82,7 @@ def _training(params: Any, config: optim.OptimConfig, steps: int) -> int:
 
 
 def _mesh(cascade: Cascade, mesh: jobs.Mesh, need: Any) -> Mesh:
-    open_ = mesh.fsdp == 0 and jax.device_count() > 1
+    open_ = mesh.fsdp == 0 and mesh.data < 1 and jax.device_count() > 1
     shapes = shapes_of(cascade) if open_ or mesh.rules else {}
     chosen = sharding.make_mesh(
         mesh.data,
