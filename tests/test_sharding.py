@@ -25,7 +25,7 @@ def test_a_mesh_over_all_devices(sizes, expected):
 
 
 @pytest.mark.parametrize(
-    "sizes", [(3, 1), (2, 1), (8, 1), (-1, 3), (0, 4), (-1, 0), (-1, -1), (-2, -2)]
+    "sizes", [(3, 1), (2, 1), (8, 1), (-1, 3), (0, 4), (3, 0), (-1, -1), (-2, -2)]
 )
 def test_sizes_that_do_not_fit_are_refused(sizes):
     with pytest.raises(InputError, match="config.mesh.*4 devices"):
