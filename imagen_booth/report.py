@@ -275,7 +275,7 @@ class _Report:
                 f"{kept['rule']}."
             )
         drawn = html.curve(series, f"{stage}: {said}")
-        return html.grid(
+        return f"<p>{html.keys(list(series))}</p>" + html.grid(
             [
                 f'<figure class="curve">{drawn}'
                 f"<figcaption>{html.text(said)}</figcaption></figure>"
