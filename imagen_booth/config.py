@@ -152,7 +152,7 @@ def _toybox(name: str) -> Job:
             steps=300,
             subject_rows=4,
             class_rows=4,
-            optim=OptimConfig(lr=2e-4, warmup=10),
+            optim=OptimConfig(lr=4e-4, warmup=10),
             weighting="v_max_10",
         ),
         sr256=sr,
