@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Collection
-from typing import Any
 
 from imagen_booth.diffusion.schedule import (
     CosineSchedule,
@@ -123,11 +122,8 @@ def _small(name: str) -> Cascade:
     return Cascade(name, text, stages, APACHE)
 
 
-def _looped(name: str) -> Any:
-    """A size whose runs of equal blocks are compiled as one: minutes less to wait."""
-    return dataclasses.replace(SIZES[name], scan=True)
-
-
+# Its 24 equal layers are compiled as one. The U-Nets have few blocks alike, and on a
+# CPU a loop makes their steps ten times as long.
 XXL = dataclasses.replace(T5_SIZES["xxl"], scan=True)
 
 
@@ -135,18 +131,18 @@ def _imagen() -> Cascade:
     """Imagen's own shapes (arXiv 2205.11487, app. F); weights were never published."""
     text = Text(XXL, 256, "t5", tokenizer.T5_RARE, lower=False)
     stages = (
-        Stage("base", 64, _looped("imagen_base"), CosineSchedule()),
+        Stage("base", 64, SIZES["imagen_base"], CosineSchedule()),
         Stage(
             "sr256",
             256,
-            _looped("imagen_sr256"),
+            SIZES["imagen_sr256"],
             CosineSchedule(),
             low_resolution=64,
         ),
         Stage(
             "sr1024",
             1024,
-            _looped("imagen_sr1024"),
+            SIZES["imagen_sr1024"],
             LinearSchedule(),
             low_resolution=256,
             crop=256,
@@ -162,14 +158,14 @@ def _if(name: str, stage_one: str, stage_two: str) -> Cascade:
         Stage(
             "base",
             64,
-            _looped(stage_one),
+            SIZES[stage_one],
             TableSchedule(),
             learned_variance=True,
         ),
         Stage(
             "sr256",
             256,
-            _looped(stage_two),
+            SIZES[stage_two],
             TableSchedule(),
             low_resolution=64,
             learned_variance=True,

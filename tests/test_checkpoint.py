@@ -100,7 +100,9 @@ def test_one_whose_writing_was_cut_short_is_not_seen(two):
     """As it lies there before orbax renames it."""
     (two / "2").rename(two / "2.orbax-checkpoint-tmp")
     assert continued(two) == (1.0, 1)
-    assert sorted(path.name for path in two.iterdir()) == ["1"]
+    # Orbax clears the rest away in a thread of its own, so it may still be there.
+    assert (two / "1").exists()
+    assert not (two / "2").exists()
 
 
 def test_more_or_fewer_hosts_go_on_with_the_same_batch(two):
