@@ -122,14 +122,9 @@ def _small(name: str) -> Cascade:
     return Cascade(name, text, stages, APACHE)
 
 
-# Its 24 equal layers are compiled as one. The U-Nets have few blocks alike, and on a
-# CPU a loop makes their steps ten times as long.
-XXL = dataclasses.replace(T5_SIZES["xxl"], scan=True)
-
-
 def _imagen() -> Cascade:
     """Imagen's own shapes (arXiv 2205.11487, app. F); weights were never published."""
-    text = Text(XXL, 256, "t5", tokenizer.T5_RARE, lower=False)
+    text = Text(T5_SIZES["xxl"], 256, "t5", tokenizer.T5_RARE, lower=False)
     stages = (
         Stage("base", 64, SIZES["imagen_base"], CosineSchedule()),
         Stage(
@@ -153,7 +148,9 @@ def _imagen() -> Cascade:
 
 def _if(name: str, stage_one: str, stage_two: str) -> Cascade:
     """DeepFloyd IF: the 1000-step table, learned variance, 77 unmasked tokens."""
-    text = Text(XXL, 77, "t5", tokenizer.T5_RARE, null="empty", masked=False)
+    text = Text(
+        T5_SIZES["xxl"], 77, "t5", tokenizer.T5_RARE, null="empty", masked=False
+    )
     stages = (
         Stage(
             "base",
