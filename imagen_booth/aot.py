@@ -27,7 +27,7 @@ from imagen_booth.errors import DoesNotFit
 from imagen_booth.job import Tuning
 from imagen_booth.previews import Pair
 from imagen_booth.stage import Stage
-from imagen_booth.weights.load import frozen, network
+from imagen_booth.weights.load import frozen, network, shapes
 from imagen_booth.work import Work
 
 FORM = 1  # of what is cached; a new one makes the old ones be compiled again
@@ -111,8 +111,8 @@ def train_step(
 ) -> Program:
     """One step of fine-tuning a stage, as ``tune`` runs it."""
     stage = stage.tuned(tuning.hybrid)
-    init, apply = network(cascade, stage.name, dtype)
-    params = jax.eval_shape(init, jax.random.key(0))
+    _, apply = network(cascade, stage.name, dtype)
+    params = shapes(cascade, stage.name)
     optimizer = optim.build(tuning.optim, tuning.steps)
     step_fn = tune.step_of(tune.loss_of(stage, apply, tuning), optimizer, tuning, 0)
     start = tune.start_state({"unet": params}, optimizer, tuning.optim.ema > 0, mesh)
@@ -144,8 +144,8 @@ def sampler(
     dtype: Any,
 ) -> Program:
     """Drawing ``rows`` pictures with a stage, as ``generate.draw_stage`` does."""
-    init, apply = network(cascade, stage.name, dtype)
-    params = _sharded(jax.eval_shape(init, jax.random.key(0)), mesh)
+    _, apply = network(cascade, stage.name, dtype)
+    params = _sharded(shapes(cascade, stage.name), mesh)
     low = stage.low_resolution
     silence = _silence(cascade)
     batch = generate.inputs(
@@ -169,9 +169,9 @@ def sampler(
 
 def text_encoder(cascade: Cascade, mesh: jax.sharding.Mesh, dtype: Any) -> Program:
     """Encoding ``embed.ROWS`` prompts, as ``embed`` does."""
-    init, apply = network(cascade, "text", dtype)
-    params = jax.eval_shape(lambda key: frozen(init(key), dtype), jax.random.key(0))
-    params = _sharded(params, mesh)
+    _, apply = network(cascade, "text", dtype)
+    kept = jax.eval_shape(lambda params: frozen(params, dtype), shapes(cascade, "text"))
+    params = _sharded(kept, mesh)
     tokens = np.zeros((embed.ROWS, cascade.text.length), np.int32)
     placed = _placed((tokens, tokens > 0), sharding.copies(mesh))
     return Program(
@@ -186,16 +186,14 @@ def text_encoder(cascade: Cascade, mesh: jax.sharding.Mesh, dtype: Any) -> Progr
 
 def parameters(cascade: Cascade, name: str, mesh: jax.sharding.Mesh) -> int:
     """Bytes of a stage's parameters on each device."""
-    init, _ = network(cascade, name, jnp.float32)
-    return budget.size_per_device(jax.eval_shape(init, jax.random.key(0)), mesh)
+    return budget.size_per_device(shapes(cascade, name), mesh)
 
 
 def optimizer_state(
     cascade: Cascade, stage: Stage, tuning: Tuning, mesh: jax.sharding.Mesh
 ) -> int:
     """Bytes on each device that training a stage holds besides its parameters."""
-    init, _ = network(cascade, stage.name, jnp.float32)
-    params = jax.eval_shape(init, jax.random.key(0))
+    params = shapes(cascade, stage.name)
     optimizer = optim.build(tuning.optim, tuning.steps)
     start = tune.start_state({"unet": params}, optimizer, tuning.optim.ema > 0, mesh)
     held = budget.size_per_device(start.abstract, mesh)
@@ -215,14 +213,8 @@ def _silence(cascade: Cascade) -> embed.Embedding:
     )
 
 
-def _sharded(shapes: Any, mesh: jax.sharding.Mesh) -> Any:
-    return jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype, sharding=place
-        ),
-        shapes,
-        sharding.tree_shardings(shapes, mesh),
-    )
+def _sharded(params: Any, mesh: jax.sharding.Mesh) -> Any:
+    return sharding.placed(params, sharding.tree_shardings(params, mesh))
 
 
 def _placed(arrays: Any, place: jax.sharding.NamedSharding) -> Any:

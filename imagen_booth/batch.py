@@ -42,7 +42,7 @@ from imagen_booth.errors import DoesNotFit
 from imagen_booth.gallery import Finished
 from imagen_booth.generate import Ready, draw_stage, rows_at
 from imagen_booth.stage import Stage
-from imagen_booth.weights.load import network
+from imagen_booth.weights.load import shapes
 
 log = logging.getLogger(__name__)
 
@@ -373,7 +373,5 @@ def _fit_together(run: Finished, mesh: jax.sharding.Mesh) -> bool:
         return False
     size = 0
     for stage in run.stages:
-        init, _ = network(run.cascade, stage.name, np.float32)
-        shapes = jax.eval_shape(init, jax.random.key(0))
-        size += budget.size_per_device(shapes, mesh)
+        size += budget.size_per_device(shapes(run.cascade, stage.name), mesh)
     return size <= room // 2

@@ -86,6 +86,28 @@ class Booth:
             spent[what] = spent.get(what, 0.0) + time.perf_counter() - start
             self.work.record(timings=spent)
 
+    def part(self, name: str) -> Part:
+        """The text encoder, or a stage's network, with its weights as they came."""
+        job = self.job
+        source = getattr(job.weights, name)
+        rules = job.mesh.rules
+        return load(self.cascade, name, source, self.mesh, self.dtype, rules)
+
+    def means(self, name: str, folder: epath.Path) -> tune.Means:
+        """Where and with what ``name`` is tuned, its checkpoints in ``folder``."""
+        job, work = self.job, self.work.path
+        return tune.Means(
+            keep=job.keep,
+            seed=job.seed,
+            folder=folder,
+            shown=work / "samples" / PREVIEWS / name,
+            mesh=self.mesh,
+            metrics=self.metrics,
+            stop=self.stop,
+            rules=job.mesh.rules,
+            profile=work / "profile" / name if self.profile else None,
+        )
+
 
 def run(
     job: Job,
@@ -249,14 +271,7 @@ def _tune_stage(
     """Class images where they are wanted, then fine-tuning."""
     job, work, name = booth.job, booth.work, stage.name
     tuning = job.tuning(name)
-    part = load(
-        booth.cascade,
-        name,
-        getattr(job.weights, name),
-        booth.mesh,
-        booth.dtype,
-        job.mesh.rules,
-    )
+    part = booth.part(name)
     work.record(cascade={"parts": {name: part.origin()}})
     teachers = intake.teaching(name)
     if tuning.steps > 0 and not teachers:
@@ -293,15 +308,7 @@ def _tune_stage(
             class_pairs,
             words.found[words.klass],
             planned(job, stage, words, subject, story_of(work.path, booth.cascade)),
-            keep=job.keep,
-            seed=job.seed,
-            folder=folder,
-            shown=work.path / "samples" / PREVIEWS / name,
-            mesh=booth.mesh,
-            metrics=booth.metrics,
-            stop=booth.stop,
-            rules=job.mesh.rules,
-            profile=work.path / "profile" / name if booth.profile else None,
+            booth.means(name, folder),
         )
     _record_tuning(work, name, told)
     steps = told["kept"]["step"] if told["kept"] else tuning.steps
@@ -346,17 +353,7 @@ def _record_tuning(work: Workdir, name: str, told: dict[str, Any]) -> None:
 def _learn_words(booth: Booth, intake: photos.Intake, words: Words) -> Words:
     """Textual Inversion; the words again, as the encoder then reads them."""
     job, work, stage = booth.job, booth.work, booth.cascade.stage("base")
-    parts = {
-        name: load(
-            booth.cascade,
-            name,
-            getattr(job.weights, name),
-            booth.mesh,
-            booth.dtype,
-            job.mesh.rules,
-        )
-        for name in ("text", stage.name)
-    }
+    parts = {name: booth.part(name) for name in ("text", stage.name)}
     work.record(cascade={"parts": {stage.name: parts[stage.name].origin()}})
     inversion = invert.read(job, booth.cascade, words)
     teachers = intake.teaching(stage.name)
@@ -380,13 +377,7 @@ def _learn_words(booth: Booth, intake: photos.Intake, words: Words) -> Words:
             job.text,
             subject,
             planned(job, stage, words, subject, story_of(work.path, booth.cascade)),
-            keep=job.keep,
-            seed=job.seed,
-            folder=folder,
-            shown=work.path / "samples" / PREVIEWS / "text",
-            mesh=booth.mesh,
-            metrics=booth.metrics,
-            stop=booth.stop,
+            booth.means("text", folder),
         )
     _record_tuning(work, "text", told)
     work.record(subject={"learned": learned.digest()})

@@ -12,7 +12,7 @@ from imagen_booth import optim, sharding, state, steps
 from imagen_booth.cascade import Cascade
 from imagen_booth.job import Tuning
 from imagen_booth.stage import Stage
-from imagen_booth.weights.load import network
+from imagen_booth.weights.load import network, shapes
 from imagen_booth.work import flops
 
 Shapes = dict[str, jax.ShapeDtypeStruct]
@@ -54,15 +54,9 @@ def stage_cost(
     Raises:
         InputError: an optimizer, rate or loss weighting that is not known.
     """
-    init, apply = network(cascade, stage.name, jnp.float32)
-    params = jax.eval_shape(init, jax.random.key(0))
-    optimizer = optim.build(tuning.optim, tuning.steps)
-    training = jax.eval_shape(
-        lambda unet: state.create(
-            {"unet": unet}, ("unet/.*",), optimizer, tuning.optim.ema > 0
-        ),
-        params,
-    )
+    _, apply = network(cascade, stage.name, jnp.float32)
+    params = shapes(cascade, stage.name)
+    training = training_shapes(params, tuning.optim, tuning.steps)
     config = steps.LossConfig(tuning.weighting, tuning.hybrid)
 
     def loss(params: state.Params, batch: steps.Batch) -> Any:
@@ -86,10 +80,29 @@ def stage_cost(
     )
 
 
+def training_shapes(unet: Any, config: optim.OptimConfig, steps: int) -> Any:
+    """The ``TrainState`` of a stage, as shapes.
+
+    Args:
+        unet: shapes of its parameters.
+        steps: of the training.
+
+    Raises:
+        InputError: an optimizer or rate that is not known.
+    """
+    optimizer = optim.build(config, steps)
+    return jax.eval_shape(
+        lambda unet: state.create(
+            {"unet": unet}, ("unet/.*",), optimizer, config.ema > 0
+        ),
+        unet,
+    )
+
+
 def batch_shapes(cascade: Cascade, stage: Stage, rows: int) -> Shapes:
     """A training batch as shapes, f32 images and text."""
     text, size = cascade.text, stage.train_size
-    shapes: dict[str, tuple[tuple[int, ...], Any]] = {
+    entries: dict[str, tuple[tuple[int, ...], Any]] = {
         "image": ((rows, size, size, 3), jnp.float32),
         "text": ((rows, text.length, stage.model.text_width), jnp.float32),
         "text_mask": ((rows, text.length), jnp.bool),
@@ -98,10 +111,10 @@ def batch_shapes(cascade: Cascade, stage: Stage, rows: int) -> Shapes:
     }
     if stage.low_resolution is not None:
         low = size // stage.scale
-        shapes["low"] = ((rows, low, low, 3), jnp.float32)
+        entries["low"] = ((rows, low, low, 3), jnp.float32)
     return {
         name: jax.ShapeDtypeStruct(shape, dtype)
-        for name, (shape, dtype) in shapes.items()
+        for name, (shape, dtype) in entries.items()
     }
 
 

@@ -93,12 +93,15 @@ class Checkpoints:
         Raises:
             StorageError: it cannot be written.
         """
-        if step in [known.step for known in self._ocp.checkpoints]:
+        if step in self._steps():
             return
         items: dict[str, Any] = {"state": self._without_frozen(state), "data": data}
         if params is not None:
             items["params"] = params
         self._save(step, items, wait)
+
+    def _steps(self) -> list[int]:
+        return [known.step for known in self._ocp.checkpoints]
 
     def save_params(self, step: int, params: Any) -> None:
         """Writes parameters alone, and returns when they are on disk.
@@ -106,7 +109,7 @@ class Checkpoints:
         Raises:
             StorageError: they cannot be written.
         """
-        if step not in [known.step for known in self._ocp.checkpoints]:
+        if step not in self._steps():
             self._save(step, {"params": params}, wait=True)
 
     def _save(self, step: int, items: dict[str, Any], wait: bool) -> None:
@@ -131,7 +134,7 @@ class Checkpoints:
         """
         wanted = self._without_frozen(abstract)
         broken: list[int] = []
-        for step in sorted(known.step for known in self._ocp.checkpoints)[::-1]:
+        for step in sorted(self._steps(), reverse=True):
             state, reason = None, ""
             try:
                 # Told by process 0 for all: the next run may have fewer, or more.

@@ -205,7 +205,6 @@ def examine(
     cascade = cascade.rematerialised(job.rematerialised())
     mesh = machine.mesh(cascade, job)
     asked = _asked(part, job, cascade, mesh, machine.dtype)
-    done = asked.work(mesh)
     held = asked.parameters + asked.optimizer
     if held > machine.usable:
         figures = Figures(
@@ -220,15 +219,8 @@ def examine(
         )
     else:
         figures = aot.compiled(asked, mesh, machine.usable, cache, machine.name)
-    return Forecast(
-        part,
-        asked.parameters,
-        asked.optimizer,
-        _beside(part, job, cascade, mesh),
-        figures,
-        done,
-        machine.seconds(done),
-    )
+    beside = _beside(part, job, cascade, mesh)
+    return _forecast(part, asked, beside, figures, machine, mesh)
 
 
 def computed(
@@ -264,16 +256,29 @@ def computed(
         usable=machine.usable,
         seconds=0.0,
     )
+    beside = _beside(part, job, cascade, mesh)
+    made = _forecast(part, asked, beside, figures, machine, mesh)
+    return dataclasses.replace(made, computed=True)
+
+
+def _forecast(
+    part: str,
+    asked: Program,
+    beside: int,
+    figures: Figures,
+    machine: Machine,
+    mesh: jax.sharding.Mesh,
+) -> Forecast:
+    """With the work of the program, which is counted here."""
     done = asked.work(mesh)
     return Forecast(
         part,
         asked.parameters,
         asked.optimizer,
-        _beside(part, job, cascade, mesh),
+        beside,
         figures,
         done,
         machine.seconds(done),
-        computed=True,
     )
 
 

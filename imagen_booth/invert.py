@@ -16,9 +16,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 
-from imagen_booth import hosts, loop, optim, previews, sharding, state, steps, tune
+from imagen_booth import hosts, optim, previews, sharding, state, steps, tune
 from imagen_booth.cascade import Cascade
 from imagen_booth.data import pipeline
 from imagen_booth.embed import (
@@ -32,7 +31,6 @@ from imagen_booth.embed import (
 )
 from imagen_booth.errors import InputError
 from imagen_booth.job import Inversion, Job
-from imagen_booth.metrics import MetricWriter
 from imagen_booth.prepare import Words
 from imagen_booth.previews import Pair, Preview
 from imagen_booth.text import prompts
@@ -124,14 +122,7 @@ def learn(
     tuning: Inversion,
     subject: Sequence[Pair],
     preview: Preview,
-    *,
-    keep: str,
-    seed: int,
-    folder: epath.Path,
-    shown: epath.Path,
-    mesh: jax.sharding.Mesh,
-    metrics: MetricWriter,
-    stop: loop.StopRequest,
+    means: tune.Means,
 ) -> tuple[Learned, dict[str, Any]]:
     """Learns the rows, from the newest checkpoint if there is one.
 
@@ -139,18 +130,19 @@ def learn(
         parts: ``text`` and ``base`` with their weights; these are consumed.
         subject: the photos; each comes equally often.
         preview: its embeddings are made anew from the rows at each step shown.
-        keep, seed, folder, shown: as for ``tune.tune``.
 
     Returns:
         What was learnt, and entries for the manifest.
     """
     stage, text, unet = cascade.stage("base"), parts["text"], parts["base"]
     optimizer = optim.build(tuning.optim, tuning.steps)
-    loss_config = tune.loss_config_of(tuning)
+    loss_config, mesh = tune.loss_config_of(tuning), means.mesh
+
+    def taught(params: state.Params) -> state.Params:
+        return with_rows(params["text"], lesson.ids, params["rows"]["vectors"])
 
     def loss_fn(params, batch, key):
-        encoder = with_rows(params["text"], lesson.ids, params["rows"]["vectors"])
-        whole = {"unet": params["unet"], "text": encoder}
+        whole = {"unet": params["unet"], "text": taught(params)}
         return steps.batch_loss(
             stage, unet.apply, text.apply, loss_config, whole, batch, key
         )
@@ -165,6 +157,7 @@ def learn(
         tuning.optim.ema > 0,
         mesh,
         (ROWS,),
+        means.rules,
     )
     data = pipeline.batches(
         [
@@ -175,16 +168,14 @@ def learn(
                 steps.SUBJECT,
             )
         ],
-        seed=seed,
+        seed=means.seed,
         host=hosts.index(),
         hosts=hosts.count(),
         multiple=mesh.size * tuning.accumulate,
         prepare=_with_template(lesson.templates),
     )
     encode_with = jax.jit(
-        lambda params, ids, mask: text.apply(
-            with_rows(params["text"], lesson.ids, params["rows"]["vectors"]), ids, mask
-        )
+        lambda params, ids, mask: text.apply(taught(params), ids, mask)
     )
 
     def draw(params: state.Params) -> tune.Sheet:
@@ -207,13 +198,7 @@ def learn(
         draw,
         preview,
         lambda params: {"rows": params["rows"]},
-        keep=keep,
-        seed=seed,
-        folder=folder,
-        shown=shown,
-        mesh=mesh,
-        metrics=metrics,
-        stop=stop,
+        means,
         frozen=lambda: frozen,
     )
     vectors = sharding.fetch(rows["rows"]["vectors"])

@@ -8,14 +8,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from imagen_booth import budget, hosts, optim, sharding, state
 from imagen_booth import job as jobs
 from imagen_booth.cascade import Cascade
 from imagen_booth.errors import InputError
-from imagen_booth.weights.load import kind_of, network
+from imagen_booth.weights.load import kind_of, shapes
 
 Shapes = Mapping[str, state.Params]
 
@@ -80,13 +79,7 @@ def mesh_to_pretrain(cascade: Cascade, job: jobs.Pretraining) -> Mesh:
 
 def _training(params: Any, config: optim.OptimConfig, steps: int) -> int:
     """Bytes of parameters, gradients, optimizer state and average, counted once."""
-    optimizer = optim.build(config, steps)
-    held = jax.eval_shape(
-        lambda tree: state.create(
-            {"unet": tree}, ("unet/.*",), optimizer, config.ema > 0
-        ),
-        params,
-    )
+    held = budget.training_shapes(params, config, steps)
     return budget.size(held) + budget.size(params)
 
 
@@ -102,26 +95,23 @@ def _mesh(
     if open_ and among is None:
         # One answer for all hosts, or each would make another mesh.
         memory = hosts.least(budget.device_memory() or 0) or None
-    shapes = shapes_of(cascade) if open_ or mesh.rules else {}
+    parts = shapes_of(cascade) if open_ or mesh.rules else {}
     chosen = sharding.make_mesh(
         mesh.data,
         mesh.fsdp,
         among,
-        need=need(shapes) if open_ else 0,
+        need=need(parts) if open_ else 0,
         memory=memory if open_ else None,
     )
     if mesh.rules:
-        check_rules(shapes, chosen, mesh.rules)
+        check_rules(parts, chosen, mesh.rules)
     return chosen
 
 
 def shapes_of(cascade: Cascade) -> dict[str, state.Params]:
     """Parameters of every part of a cascade as shapes."""
     names = ["text", *(stage.name for stage in cascade.stages)]
-    return {
-        name: jax.eval_shape(network(cascade, name, jnp.float32)[0], jax.random.key(0))
-        for name in names
-    }
+    return {name: shapes(cascade, name) for name in names}
 
 
 def check_rules(shapes: Shapes, mesh: Mesh, rules: tuple[sharding.Rule, ...]) -> None:

@@ -144,6 +144,17 @@ def tree_shardings(
     return jax.tree.map_with_path(place, abstract)
 
 
+def placed(shapes: Any, shardings: Any) -> Any:
+    """A tree of shapes, each with its sharding of another tree."""
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=where
+        ),
+        shapes,
+        shardings,
+    )
+
+
 def _name(key: Any) -> Any:
     """Of a step into a tree: a dict's key, a field, or a number."""
     for kind in ("key", "name", "idx"):

@@ -1,5 +1,6 @@
 """Fine-tuning of one stage on one subject: examples, loss, previews, the loop."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -21,6 +22,33 @@ Loss = Callable[[state.Params, steps.Batch, Any], tuple[Any, dict[str, Any]]]
 Sheet = tuple[Any, Measured]  # a preview's picture, uint8 [H, W, 3], and its measures
 
 
+@dataclasses.dataclass(frozen=True)
+class Means:
+    """Where and with what a tuning is carried out.
+
+    Attributes:
+        keep: which parameters it ends with, see ``Job.keep``.
+        seed: of data order, noise and times.
+        folder: of the checkpoints.
+        shown: folder of the preview grids.
+        mesh: devices.
+        metrics: where numbers go.
+        stop: asks to save and end.
+        rules: how parameters are cut, see ``sharding.spec_at``.
+        profile: where a trace of early steps is left; None for none.
+    """
+
+    keep: str
+    seed: int
+    folder: epath.Path
+    shown: epath.Path
+    mesh: jax.sharding.Mesh
+    metrics: MetricWriter
+    stop: loop.StopRequest
+    rules: Sequence[sharding.Rule] = ()
+    profile: epath.Path | None = None
+
+
 def tune(
     stage: Stage,
     part: Part,
@@ -30,16 +58,7 @@ def tune(
     class_pairs: Sequence[Pair],
     class_text: Embedding,
     preview: Preview,
-    *,
-    keep: str,
-    seed: int,
-    folder: epath.Path,
-    shown: epath.Path,
-    mesh: jax.sharding.Mesh,
-    metrics: MetricWriter,
-    stop: loop.StopRequest,
-    rules: Sequence[sharding.Rule] = (),
-    profile: epath.Path | None = None,
+    means: Means,
 ) -> tuple[state.Params, dict[str, Any]]:
     """Fine-tunes a stage, from its newest checkpoint if there is one.
 
@@ -47,12 +66,6 @@ def tune(
         part: the stage's network with its pretrained weights; these are consumed.
         subject: the photos; each comes equally often.
         class_pairs: the prior set; unused where ``tuning.class_rows`` is 0.
-        keep: which parameters it ends with, see ``Job.keep``.
-        seed: of data order, noise and times.
-        folder: of the checkpoints.
-        shown: folder of the preview grids.
-        rules: how parameters are cut, see ``sharding.spec_at``.
-        profile: where a trace of early steps is left; None for none.
 
     Returns:
         The tuned parameters, and entries for the manifest, see ``fit``.
@@ -64,14 +77,16 @@ def tune(
         tuning,
         [pair.example(subject_text) for pair in subject],
         [pair.example(class_text) for pair in class_pairs],
-        seed=seed,
+        seed=means.seed,
         host=hosts.index(),
         hosts=hosts.count(),
-        devices=mesh.size,
+        devices=means.mesh.size,
     )
 
     def draw(params: state.Params) -> Sheet:
-        return previews.draw(stage, part, params["unet"], tuning.level, preview, mesh)
+        return previews.draw(
+            stage, part, params["unet"], tuning.level, preview, means.mesh
+        )
 
     params, told = fit(
         stage.name,
@@ -80,8 +95,8 @@ def tune(
             {"unet": part.params},
             optimizer,
             tuning.optim.ema > 0,
-            mesh,
-            rules=rules,
+            means.mesh,
+            rules=means.rules,
         ),
         loss_fn,
         optimizer,
@@ -89,15 +104,7 @@ def tune(
         draw,
         preview,
         lambda params: params,
-        keep=keep,
-        seed=seed,
-        folder=folder,
-        shown=shown,
-        mesh=mesh,
-        metrics=metrics,
-        stop=stop,
-        rules=rules,
-        profile=profile,
+        means,
     )
     return params["unet"], told
 
@@ -179,17 +186,8 @@ def fit(
     draw: Callable[[state.Params], Sheet],
     preview: Preview,
     usable: Callable[[state.Params], Any],
-    *,
-    keep: str,
-    seed: int,
-    folder: epath.Path,
-    shown: epath.Path,
-    mesh: jax.sharding.Mesh,
-    metrics: MetricWriter,
-    stop: loop.StopRequest,
+    means: Means,
     frozen: Callable[[], state.Params] | None = None,
-    rules: Sequence[sharding.Rule] = (),
-    profile: epath.Path | None = None,
 ) -> tuple[Any, dict[str, Any]]:
     """Runs the loop with a tuning's steps, previews, and choice of parameters.
 
@@ -198,7 +196,6 @@ def fit(
         draw: draws and measures a preview with a state's parameters.
         usable: of these, what is kept for use.
         frozen: see ``Checkpoints``.
-        rules, profile: as in ``tune``.
 
     Returns:
         What ``usable`` gave at the step that is kept, on the mesh, and {"similarity":
@@ -207,13 +204,14 @@ def fit(
     Raises:
         Stopped, NotFinite, StorageError: as ``loop.fit``.
     """
+    folder, shown, mesh, seed = means.folder, means.shown, means.mesh, means.seed
     step_fn = step_of(loss_fn, optimizer, tuning, seed)
     with Checkpoints(folder, frozen=frozen) as checkpoints:
         latest = checkpoints.latest()
         if latest is None:
             forget(shown)
         finished = latest is not None and latest >= tuning.steps
-        best = Best(folder, shown, finished) if keep == BEST else None
+        best = Best(folder, shown, finished) if means.keep == BEST else None
 
         def draw_preview(now: state.TrainState, step: int) -> None:
             if previews.file_of(shown, step).exists():
@@ -242,20 +240,21 @@ def fit(
             ),
             mesh=mesh,
             checkpoints=checkpoints,
-            metrics=metrics,
+            metrics=means.metrics,
             learning_rate=optim.learning_rate(tuning.optim, tuning.steps),
             preview=draw_preview,
             inference=inference,
             diagnose=lambda now, batch: steps.not_finite(loss_fn, now, batch, seed),
-            stop=stop,
-            profile=profile,
+            stop=means.stop,
+            profile=means.profile,
         )
     if best is None:
         kept, told, after_step = inference(final), None, int(final.step)
     else:
         best.done()
         told = best.told()
-        kept, after_step = place(read_params(folder)[0], mesh, rules), told["step"]
+        kept = place(read_params(folder)[0], mesh, means.rules)
+        after_step = told["step"]
     hosts.wait(f"previews {name}")
     measured = previews.measured_in(shown)
     before, after = measured[0].subject, measured[after_step].subject
@@ -284,12 +283,6 @@ def start_state(
 
     shapes = jax.eval_shape(create, params)
     placement = sharding.tree_shardings(shapes, mesh, rules)
-    abstract = jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype, sharding=where
-        ),
-        shapes,
-        placement,
-    )
+    abstract = sharding.placed(shapes, placement)
     make = jax.jit(create, out_shardings=placement, donate_argnums=0)
     return loop.Start(abstract, lambda: make(params))

@@ -205,9 +205,7 @@ def entangled(
     chance = chance_of(parts)
     means = {place: float(likeness[some].mean()) for place, some in groups.items()}
     worst = min(means, key=lambda place: means[place])
-    alike = scores.cosines(photos.subjects, photos.subjects)
-    np.fill_diagonal(alike, 0.0)
-    least = float(alike.sum(1).min() / (len(alike) - 1))
+    least = float(scores.among(photos.subjects).min())
     drifts = chance < CHANCE and means[worst] < least
     changed = _changed_colour(groups, readings, photos)
     said = (

@@ -269,17 +269,11 @@ def measure_photos(subject: Subject, through: Instruments) -> Grouped:
     found: Grouped = {}
     for metric, part in (("dino", through.dino), ("clip_i", through.clip)):
         if part is not None:
-            found[metric] = [_among(through.features(part, subject.photos))]
+            found[metric] = [scores.among(through.features(part, subject.photos))]
     if through.judge is not None:
         images = map(folders.read, subject.photos)
-        found["judge_subject"] = [_among(through.judge.read(images).subjects)]
+        found["judge_subject"] = [scores.among(through.judge.read(images).subjects)]
     return found
-
-
-def _among(seen: np.ndarray) -> np.ndarray:
-    alike = scores.cosines(seen, seen)
-    np.fill_diagonal(alike, 0.0)
-    return alike.sum(1) / (len(seen) - 1)
 
 
 def pooled(measured: Mapping[str, Iterable[Grouped]]) -> dict[str, Score]:

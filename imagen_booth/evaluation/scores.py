@@ -47,6 +47,20 @@ def cosines(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
     return _unit(rows) @ _unit(columns).T
 
 
+def among(photos: np.ndarray) -> np.ndarray:
+    """How like the other photos each photo is: its mean cosine to them.
+
+    Args:
+        photos: features [M, F], M >= 2.
+
+    Returns:
+        f64 [M], -1 to 1.
+    """
+    alike = cosines(photos, photos)
+    np.fill_diagonal(alike, 0.0)
+    return alike.sum(1) / (len(photos) - 1)
+
+
 def fidelity(pictures: np.ndarray, photos: np.ndarray) -> np.ndarray:
     """How like the photos each picture is: DINO, CLIP-I and PRES.
 

@@ -11,11 +11,10 @@ from imagen_booth import budget
 from imagen_booth.diffusion import sampler
 from imagen_booth.diffusion.sampler import SamplerConfig
 from imagen_booth.job import Job
-from imagen_booth.models.t5 import stack
 from imagen_booth.stage import Stage
 from imagen_booth.studies.plan import Run, Study
 from imagen_booth.studies.studio import Studio
-from imagen_booth.weights.load import network, plain_shapes
+from imagen_booth.weights.load import network, shapes
 
 BASE = "base"
 ROWS, TIMES = 8, 3  # of the forward pass that is timed
@@ -49,11 +48,8 @@ def inversion_flops(studio: Studio, job: Job) -> float:
         return 0.0
     forward = _cost(studio, studio.cascade.stage(BASE), job).row_flops
     _, encoder = network(studio.cascade, "text", jnp.float32)
-    shapes = plain_shapes(studio.cascade, "text")
-    if studio.cascade.text.encoder.scan:
-        shapes = jax.eval_shape(stack, shapes)
     tokens = jax.ShapeDtypeStruct((1, studio.cascade.text.length), jnp.int32)
-    forward += budget.flops(encoder, shapes, tokens)
+    forward += budget.flops(encoder, shapes(studio.cascade, "text"), tokens)
     multiple = studio.mesh.size * job.text.accumulate
     rows = -(-job.text.subject_rows // multiple) * multiple
     return 2 * forward * rows * job.text.steps

@@ -353,6 +353,12 @@ def kind_of(name: str) -> str:
     return "text" if name == "text" else "unet"
 
 
+def shapes(cascade: Cascade, name: str) -> Params:
+    """Shapes of a part's parameters as it is trained, f32."""
+    init, _ = network(cascade, name, jnp.float32)
+    return jax.eval_shape(init, jax.random.key(0))
+
+
 def plain_shapes(cascade: Cascade, name: str) -> Params:
     """Shapes of a part's parameters, each layer by itself."""
     init, _ = network(cascade, name, jnp.float32, plain=True)
