@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
-from PIL import Image
+from photo_files import blurred
 
 from imagen_booth import batch, batch_plan, booth, config, gallery
 from imagen_booth.data import pictures, prompt_files
@@ -30,9 +30,7 @@ NAME = "zaf"  # of the subject, a rare piece of the embedded vocabulary
 def job(tmp_path_factory) -> Job:
     """The base stage is tuned for a step; the others stay as they came."""
     folder = tmp_path_factory.mktemp("photos")
-    noise = np.random.default_rng(0).integers(0, 255, (8, 8, 3)).astype(np.uint8)
-    photo = Image.fromarray(noise).resize((1100, 1100), Image.Resampling.BICUBIC)
-    photo.save(folder / "0.png")
+    blurred(np.random.default_rng(0), 8, (1100, 1100)).save(folder / "0.png")
     settings = config.booth("tiny")
     settings.subject.photos = str(folder)
     settings.subject.class_noun = "dog"

@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 from etils import epath
+from photo_files import blurred
 from PIL import Image
 
 from imagen_booth import (
@@ -37,9 +38,7 @@ def photos(tmp_path_factory):
     folder = tmp_path_factory.mktemp("photos")
     for index, size in enumerate([(1100, 1200), (1300, 1040)]):
         rng = np.random.default_rng(index)
-        small = rng.integers(0, 255, (6, 6, 3)).astype(np.uint8)
-        image = Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)
-        image.save(folder / f"{index}.png")
+        blurred(rng, 6, size).save(folder / f"{index}.png")
     whole = (folder / "0.png").read_bytes()
     (folder / "torn.png").write_bytes(whole[: len(whole) // 2])
     (folder / "empty.jpg").write_bytes(b"")

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 from etils import epath
-from PIL import Image
+from photo_files import blurred
 
 from imagen_booth import (
     batch,
@@ -43,9 +43,8 @@ def job(tmp_path_factory) -> Job:
     """Two vectors, weight decay, base previews and pictures at 64 px alone."""
     folder = tmp_path_factory.mktemp("photos")
     for index in range(2):
-        small = np.random.default_rng(index).integers(0, 255, (6, 6, 3))
-        image = Image.fromarray(small.astype(np.uint8))
-        image.resize((90, 80), Image.Resampling.BICUBIC).save(folder / f"{index}.png")
+        photo = blurred(np.random.default_rng(index), 6, (90, 80))
+        photo.save(folder / f"{index}.png")
     settings = config.inversion("tiny")
     settings.subject.photos = str(folder)
     settings.subject.class_noun = "dog"

@@ -7,7 +7,7 @@ import signal
 import numpy as np
 import pytest
 from etils import epath
-from PIL import Image
+from photo_files import blurred
 
 from imagen_booth import booth, checkpoint, config, gallery, keep, previews, state
 from imagen_booth.data import pictures
@@ -60,9 +60,7 @@ def test_the_highest_wins_and_the_earliest_of_equals(tmp_path):
 def job(tmp_path_factory) -> Job:
     """The base stage alone, looked at after every step."""
     folder = tmp_path_factory.mktemp("photos")
-    small = np.random.default_rng(3).integers(0, 255, (4, 4, 3)).astype(np.uint8)
-    image = Image.fromarray(small).resize((80, 80), Image.Resampling.BICUBIC)
-    image.save(folder / "0.png")
+    blurred(np.random.default_rng(3), 4, (80, 80)).save(folder / "0.png")
     settings = config.booth("tiny")
     settings.subject.photos = str(folder)
     settings.subject.class_noun = "dog"

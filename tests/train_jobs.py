@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 
 import numpy as np
-from PIL import Image
+from photo_files import blurred
 
 ROOT = pathlib.Path(__file__).parent.parent
 LIMIT = 600  # seconds; a hang is a failure
@@ -54,9 +54,7 @@ def make_photos(folder: pathlib.Path, seed: int) -> pathlib.Path:
     folder.mkdir()
     rng = np.random.default_rng(seed)
     for index in range(2):
-        pixels = rng.integers(0, 255, (6, 6, 3)).astype(np.uint8)
-        image = Image.fromarray(pixels).resize((300, 320), Image.Resampling.BICUBIC)
-        image.save(folder / f"{index}.png")
+        blurred(rng, 6, (300, 320)).save(folder / f"{index}.png")
     return folder
 
 
