@@ -32,7 +32,7 @@ def run(
             others may follow it.
     """
     sys.modules["__main__"].__doc__ = doc
-    cpu.prefer_fast_convolutions(os.environ)
+    cpu.prefer_speed(os.environ)
     app.define_help_flags()
     config = _config_argument(sys.argv)
     if config is not None and not pathlib.Path(config.partition(":")[0]).is_file():

@@ -1,6 +1,7 @@
-"""Flags of XLA: only where they help, and never against the user's own."""
+"""Flags of XLA and the C library's: where they help, never against the user's own."""
 
 import os
+import platform
 import subprocess
 import sys
 
@@ -11,12 +12,6 @@ from imagen_booth import cpu
 OURS = (
     "--xla_cpu_experimental_ynn_fusion_type=-LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"
 )
-
-
-@pytest.fixture
-def bare(monkeypatch):
-    """As if support for no accelerator were installed."""
-    monkeypatch.setattr(cpu, "_ACCELERATORS", ("a_module_that_is_not_there",))
 
 
 @pytest.mark.parametrize(
@@ -30,7 +25,7 @@ def bare(monkeypatch):
         ("--xla_cpu_experimental_ynn_fusion_type=", None),
     ],
 )
-def test_the_flag_joins_what_the_user_said(bare, before, after):
+def test_the_flag_joins_what_the_user_said(before, after):
     environment = {} if before is None else {"XLA_FLAGS": before}
     cpu.prefer_fast_convolutions(environment)
     assert environment["XLA_FLAGS"] == (before if after is None else after)
@@ -40,9 +35,43 @@ def test_the_flag_joins_what_the_user_said(bare, before, after):
 
 def test_an_accelerator_is_left_alone(monkeypatch):
     monkeypatch.setattr(cpu, "_ACCELERATORS", ("json",))
+    monkeypatch.setattr(cpu, "keep_memory", lambda: pytest.fail("was called"))
     environment = {}
-    cpu.prefer_fast_convolutions(environment)
+    cpu.prefer_speed(environment)
     assert environment == {}
+
+
+# Takes and gives back 512 MiB three times, and prints the pages of the last time.
+THRICE = """
+import resource
+import numpy as np
+from imagen_booth import cpu
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+if {keep}:
+    assert cpu.keep_memory()
+for _ in range(3):
+    before = faults()
+    np.ones(2**29, np.uint8)
+    taken = faults() - before
+print(taken)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="is for glibc")
+def test_memory_stays_with_the_process():
+    def taken(keep):
+        done = subprocess.run(
+            [sys.executable, "-c", THRICE.format(keep=keep)],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return int(done.stdout)
+
+    assert taken(keep=True) * 2 < taken(keep=False)
 
 
 def test_this_jax_knows_the_flag():

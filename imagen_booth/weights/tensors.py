@@ -5,6 +5,7 @@ them. Each is read when its place on the devices is known, and only the slices t
 this process needs, so the host never holds a second copy of a model.
 """
 
+import concurrent.futures
 import dataclasses
 import difflib
 import hashlib
@@ -27,6 +28,7 @@ from imagen_booth.state import Params, flatten, unflatten
 Index = tuple[slice, ...]
 SHOWN = 12  # names in an error; the rest are counted
 STRIP = 16  # elements
+AT_ONCE = 2  # tensors that are read, each in a thread
 
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -219,7 +221,7 @@ def place(
     part: str = "unet",
     kept: Callable[[str], Any] | None = None,
 ) -> Params:
-    """Reads tensors by path onto the mesh, one after the other.
+    """Reads tensors by path onto the mesh, ``AT_ONCE`` at a time.
 
     Args:
         rules, part: as ``sharding.tree_shardings`` takes them.
@@ -230,13 +232,18 @@ def place(
         dtype = np.dtype(kept(path) if kept else np.float32)
 
         def read(index: Any) -> np.ndarray:
-            return copied(tensor.read(index), dtype)
+            view = tensor.read(index)
+            if view.dtype == dtype and not view.flags.c_contiguous:
+                return view  # which jax copies, and faster
+            return view.astype(dtype)
 
         spec = sharding.spec_at(f"{part}/{path}", tensor.shape, mesh, rules)
         where = NamedSharding(mesh, spec)
         return jax.make_array_from_callback(tensor.shape, where, read)
 
-    return unflatten({path: put(path, each) for path, each in tensors.items()})
+    with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
+        placed = pool.map(put, tensors, tensors.values())
+        return unflatten(dict(zip(tensors, placed, strict=True)))
 
 
 def open_file(path: epath.PathLike) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ class Side:
     """
 
     def __init__(self, folder, inputs, dtype):
-        cpu.prefer_fast_convolutions(os.environ)
+        cpu.prefer_speed(os.environ)
         if dtype == "float32":  # and not TF32, nor on the other side
             jax.config.update("jax_default_matmul_precision", "highest")
         self._folder, self._inputs, self._dtype = folder, inputs, jnp.dtype(dtype)
