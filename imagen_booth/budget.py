@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -125,9 +126,18 @@ def size(tree: Any) -> int:
     )
 
 
-def size_per_device(tree: Any, mesh: jax.sharding.Mesh) -> int:
-    """Bytes of a tree of shapes on each device, placed as parameters are."""
-    places = jax.tree.leaves(sharding.tree_shardings(tree, mesh))
+def size_per_device(
+    tree: Any,
+    mesh: jax.sharding.Mesh,
+    rules: Sequence[sharding.Rule] = (),
+    part: str = "",
+) -> int:
+    """Bytes of a tree of shapes on each device, placed as parameters are.
+
+    Args:
+        rules, part: as ``sharding.tree_shardings`` takes them.
+    """
+    places = jax.tree.leaves(sharding.tree_shardings(tree, mesh, rules, part))
     return sum(
         math.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf, place in zip(jax.tree.leaves(tree), places, strict=True)

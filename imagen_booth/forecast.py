@@ -184,14 +184,15 @@ def program(
     task: Task, job: Job, cascade: Cascade, mesh: jax.sharding.Mesh, dtype: Any
 ) -> Program:
     """The program that a task runs."""
+    rules = job.mesh.rules
     if task.part == "text":
-        return aot.text_encoder(cascade, mesh, dtype)
+        return aot.text_encoder(cascade, mesh, dtype, rules)
     name, _, kind = task.part.partition(".")
     stage = cascade.stage(name)
     if kind == "train":
-        return aot.train_step(cascade, stage, job.tuning(name), mesh, dtype)
+        return aot.train_step(cascade, stage, job.tuning(name), mesh, dtype, rules)
     assert task.sampler is not None
-    return aot.sampler(cascade, stage, task.sampler, task.rows, mesh, dtype)
+    return aot.sampler(cascade, stage, task.sampler, task.rows, mesh, dtype, rules)
 
 
 def examine(
@@ -305,10 +306,12 @@ def _beside(part: str, job: Job, cascade: Cascade, mesh: jax.sharding.Mesh) -> i
     names = [stage.name for stage in cascade.stages]
     kept = 0
     for before in names[: names.index(name)]:
-        kept += aot.parameters(cascade, before, mesh)
+        kept += aot.parameters(cascade, before, mesh, job.mesh.rules)
     if kind == "sample" and job.tuning(name).steps:
         stage = cascade.stage(name)
-        kept += aot.optimizer_state(cascade, stage, job.tuning(name), mesh)
+        kept += aot.optimizer_state(
+            cascade, stage, job.tuning(name), mesh, job.mesh.rules
+        )
     return kept
 
 

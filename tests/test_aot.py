@@ -1,6 +1,7 @@
 """Programs built ahead of time are those of a run; what compilers answer is read."""
 
 import dataclasses
+import functools
 import importlib.util
 import json
 
@@ -14,7 +15,7 @@ from imagen_booth import aot, budget, embed, generate, loop, optim, sharding, tu
 from imagen_booth.cascade import by_name
 from imagen_booth.config import booth, to_job
 from imagen_booth.errors import DoesNotFit
-from imagen_booth.weights.load import load
+from imagen_booth.weights.load import load, shapes
 
 CASCADE = by_name("tiny")
 JOB = to_job(booth("tiny"))
@@ -107,6 +108,23 @@ def test_sampler_is_the_one_that_a_run_compiles(name, monkeypatch):
         built = asked.jitted.lower(*asked.inputs, **asked.named)
     assert built.as_text() == lowered[0].as_text()
     assert asked.rows == 4
+
+
+def test_rules_decide_what_a_device_holds():
+    mesh, stage, tuning = sharding.make_mesh(1, 4), CASCADE.stage("base"), JOB.base
+    rules = (("unet/conv_in/kernel", (None, None, None, "fsdp")),)
+    kernel = shapes(CASCADE, "base")["conv_in"]["kernel"]
+    saved = 3 * kernel.size * kernel.dtype.itemsize // 4
+    for make in (
+        functools.partial(aot.train_step, CASCADE, stage, tuning, mesh, F32),
+        functools.partial(aot.sampler, CASCADE, stage, JOB.pictures.base, 4, mesh, F32),
+    ):
+        assert make().parameters - make(rules).parameters == saved
+    for kept in (
+        functools.partial(aot.parameters, CASCADE, "base", mesh),
+        functools.partial(aot.optimizer_state, CASCADE, stage, tuning, mesh),
+    ):
+        assert kept() - kept(rules) >= saved
 
 
 def test_figures_of_a_compiled_program(tmp_path):
