@@ -251,6 +251,7 @@ def _deepfloyd(name: str) -> Job:
         sr256=dataclasses.replace(
             tuning,
             class_rows=0,
+            remat=True,  # to fit one v5e chip
             optim=OptimConfig("adamw", 5e-6, weight_decay=1e-2),
         ),
         sr1024=dataclasses.replace(tuning, steps=0),

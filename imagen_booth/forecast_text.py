@@ -18,6 +18,16 @@ HEADS = (
     "compiler",
 )
 
+PROGRAMS = (
+    "text",
+    "base.train",
+    "base.sample",
+    "sr256.train",
+    "sr256.sample",
+    "sr1024.train",
+    "sr1024.sample",
+)
+
 
 def cells(each: Forecast) -> list[str]:
     """One program as the cells of a row, in the order of ``HEADS``."""
@@ -90,12 +100,18 @@ def totals(found: Sequence[Minutes]) -> tuple[float, float]:
 
 
 def markdown(cascade: str, topology: str, mesh: str, found: Sequence[Forecast]) -> str:
-    """Rows for a table whose columns are cascade, chips and mesh, then ``HEADS``."""
-    lines = [[cascade, topology, mesh, *cells(each)] for each in found]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    """A row for a table whose head is ``markdown_head``: the peak of each program."""
+    peaks = {
+        each.part: in_bytes(each.peak) + " (!)" * (not each.fits) for each in found
+    }
+    computed = any(each.computed for each in found)
+    spent = sum(each.figures.seconds for each in found)
+    line = [cascade, topology, mesh, *(peaks.get(name, "-") for name in PROGRAMS)]
+    line.append("computed" if computed else f"{spent:.0f} s")
+    return f"| {' | '.join(line)} |"
 
 
 def markdown_head() -> str:
     """The head of that table."""
-    heads = ("cascade", "chips", "mesh", *HEADS)
+    heads = ("cascade", "chips", "mesh", *PROGRAMS, "compiler")
     return f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}"

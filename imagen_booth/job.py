@@ -74,6 +74,8 @@ class Tuning:
         subject_rows: rows per batch with the subject.
         class_rows: rows per batch with class images; 0 turns the prior term off.
         prior_weight: lambda of Eq. 2.
+        null_text: share of the class images that come with the null text. Tuning moves
+            the unconditional answer too, and guidance multiplies how far it has moved.
         accumulate: micro-batches per step.
         remat: compute the inside of each block again on the way back, instead of
             keeping it: far less memory for up to a third more arithmetic.
@@ -90,6 +92,7 @@ class Tuning:
     class_rows: int
     optim: OptimConfig
     prior_weight: float = 1.0
+    null_text: float = 0.0
     accumulate: int = 1
     remat: bool = False
     weighting: str = "eps"
@@ -113,6 +116,11 @@ class Tuning:
                 raise InputError(
                     f"{name}={getattr(self, name)} of a stage should be {least} or more"
                 )
+        if not 0.0 <= self.null_text < 1.0:
+            raise InputError(
+                f"null_text={self.null_text} of a stage is a share of the class "
+                "images; use 0 to below 1, such as 0.125"
+            )
         if not 0.0 <= self.level < 1.0:
             raise InputError(
                 f"level={self.level} of a stage is a variance; use 0 to below 1, "

@@ -62,10 +62,10 @@ class Judging:
     """
 
     tier: str = "A"
-    records: int = 24576
+    records: int = 40960
     pairs: int = 4096
     held_out: int = 2048
-    steps: int = 2500
+    steps: int = 5000
     record_rows: int = 16
     pair_rows: int = 24
     optim: OptimConfig = OptimConfig(lr=2e-3, warmup=100, decay="cosine", ema=0.99)

@@ -76,7 +76,7 @@ def tune(
         stage,
         tuning,
         [pair.example(subject_text) for pair in subject],
-        [pair.example(class_text) for pair in class_pairs],
+        class_examples(class_pairs, class_text, preview.null, tuning.null_text),
         seed=means.seed,
         host=hosts.index(),
         hosts=hosts.count(),
@@ -107,6 +107,16 @@ def tune(
         means,
     )
     return params["unet"], told
+
+
+def class_examples(
+    pairs: Sequence[Pair], text: Embedding, null: Embedding, share: float
+) -> list[pipeline.Example]:
+    """Class images as rows, a share of them with the null text, evenly spread."""
+    return [
+        pair.example(null if int((i + 1) * share) > int(i * share) else text)
+        for i, pair in enumerate(pairs)
+    ]
 
 
 def loss_config_of(tuning: Tuning) -> steps.LossConfig:

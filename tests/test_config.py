@@ -126,6 +126,7 @@ def changed(path, value):
         ("base.steps", -1, "steps=-1"),
         ("base.accumulate", 0, "accumulate=0"),
         ("sr256.level", 1.0, "level=1.0"),
+        ("base.null_text", 1.0, "null_text=1.0"),
         ("class_images.count", 3, "config.class_images.count=3 is not a multiple"),
     ],
 )

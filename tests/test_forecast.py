@@ -22,6 +22,7 @@ from imagen_booth.config import booth, to_job
 from imagen_booth.errors import DoesNotFit, InputError
 from imagen_booth.forecast import Forecast, Machine
 from imagen_booth.job import Mesh
+from imagen_booth.quantities import in_bytes
 from imagen_booth.work import Work
 
 V4 = topology.CHIPS["v4"]
@@ -148,9 +149,13 @@ def test_what_lies_beside_a_program_counts():
 
 def test_markdown_has_a_cell_for_every_head():
     head, rule = forecast_text.markdown_head().splitlines()
-    (row,) = forecast_text.markdown("tiny", "v4", "data 1", [one()]).splitlines()
+    many = dataclasses.replace(one(refused="no"), part="sr256.train")
+    row = forecast_text.markdown("tiny", "v4", "data 1", [one(), many])
     assert head.count("|") == rule.count("|") == row.count("|")
-    assert "base.train" in row
+    told = dict(zip(head.split(" | "), row.split(" | "), strict=True))
+    assert told["base.train"] == in_bytes(one().peak)
+    assert told["sr256.train"] == f"{in_bytes(many.peak)} (!)"
+    assert told["text"] == "-"
 
 
 def test_figures_reckoned_for_more_chips():
@@ -229,4 +234,4 @@ def test_a_job_that_fits_says_so(tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[-1] == "fits"
     consult.consult(*here, dataclasses.replace(request, markdown=True))
     *_, row = capsys.readouterr().out.splitlines()
-    assert row.startswith("| tiny | test | data 1 x fsdp 1 | text |")
+    assert row.startswith("| tiny | test | data 1 x fsdp 1 | ")

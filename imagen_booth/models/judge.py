@@ -25,9 +25,9 @@ class JudgeConfig:
     """
 
     words: tuple[tuple[str, tuple[str, ...]], ...]
-    widths: tuple[int, ...] = (16, 32, 64, 96)
-    refined: int = 2
-    hidden: int = 128
+    widths: tuple[int, ...] = (32, 64, 96, 128)
+    refined: int = 3
+    hidden: int = 192
     subject: int = 64
     groups: int = 8
     size: int = 64
