@@ -230,9 +230,9 @@ def computed(
     """A part on a machine, reckoned from what was compiled for another one.
 
     What a program is given is known exactly from its shapes. Of its temporaries, the
-    gradients of a train step, as large as the parameters, are divided like these, and
-    the rest goes with the rows that a device works on. Buffers in which parameters are
-    gathered from other devices are not in it.
+    gradients of a train step, at most as large as the parameters, are divided like
+    these, and the rest goes with the rows that a device works on. Buffers in which
+    parameters are gathered from other devices are not in it.
     """
     cascade = cascade.rematerialised(job.rematerialised())
     mesh, before = machine.mesh(cascade, job), known.machine.mesh(cascade, known.job)
@@ -242,11 +242,11 @@ def computed(
     rows = 1.0  # every device encodes all prompts
     if part != "text":
         rows = (asked.rows / mesh.size) / (first.rows / before.size)
-    gradients = (first.parameters, asked.parameters) if train else (0, 0)
-    inner = max(figures.temporaries - gradients[0], 0) * rows
+    gradients = min(first.parameters, figures.temporaries) if train else 0
+    inner = (figures.temporaries - gradients) * rows
     held = asked.parameters + asked.optimizer
     batch = figures.arguments - first.parameters - first.optimizer
-    temporaries = int(inner + gradients[1])
+    temporaries = int(inner + gradients * asked.parameters / first.parameters)
     figures = dataclasses.replace(
         figures,
         arguments=int(held + batch * rows),
