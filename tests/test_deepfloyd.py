@@ -512,7 +512,7 @@ folder = sys.argv[1]
 stages = by_name("if_m").stages[:1]
 cascade = dataclasses.replace(by_name("if_m"), stages=stages)
 cascade = resolve(cascade, {"text": "random", "base": folder})
-mesh = sharding.make_mesh()
+mesh = sharding.make_mesh(1, -1)  # one copy, over all devices
 jnp.zeros(3).block_until_ready()
 before, peak, done = resident(), 0, threading.Event()
 

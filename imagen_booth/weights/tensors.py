@@ -5,7 +5,6 @@ them. Each is read when its place on the devices is known, and only the slices t
 this process needs, so the host never holds a second copy of a model.
 """
 
-import concurrent.futures
 import dataclasses
 import difflib
 import hashlib
@@ -28,7 +27,6 @@ from imagen_booth.state import Params, flatten, unflatten
 Index = tuple[slice, ...]
 SHOWN = 12  # names in an error; the rest are counted
 STRIP = 16  # elements
-AT_ONCE = 2  # tensors that are read, each in a thread
 
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -221,7 +219,7 @@ def place(
     part: str = "unet",
     kept: Callable[[str], Any] | None = None,
 ) -> Params:
-    """Reads tensors by path onto the mesh, ``AT_ONCE`` at a time.
+    """Reads tensors by path onto the mesh, one after the other.
 
     Args:
         rules, part: as ``sharding.tree_shardings`` takes them.
@@ -241,9 +239,7 @@ def place(
         where = NamedSharding(mesh, spec)
         return jax.make_array_from_callback(tensor.shape, where, read)
 
-    with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
-        placed = pool.map(put, tensors, tensors.values())
-        return unflatten(dict(zip(tensors, placed, strict=True)))
+    return unflatten({path: put(path, each) for path, each in tensors.items()})
 
 
 def open_file(path: epath.PathLike) -> dict[str, Tensor]:
