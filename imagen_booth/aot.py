@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from etils import epath
 
 from imagen_booth import budget, embed, generate, loop, optim, sharding, tune, work
@@ -118,12 +119,8 @@ def train_step(
     """One step of fine-tuning a stage, as ``tune`` runs it."""
     stage = stage.tuned(tuning.hybrid)
     _, apply = network(cascade, stage.name, dtype)
-    params = shapes(cascade, stage.name)
-    optimizer = optim.build(tuning.optim, tuning.steps)
+    optimizer, start = _start(cascade, stage, tuning, mesh, rules)
     step_fn = tune.step_of(tune.loss_of(stage, apply, tuning), optimizer, tuning, 0)
-    start = tune.start_state(
-        {"unet": params}, optimizer, tuning.optim.ema > 0, mesh, rules=rules
-    )
     pair = Pair(_black(stage.resolution), None)
     if stage.low_resolution is not None:
         pair = dataclasses.replace(pair, low=_black(stage.low_resolution))
@@ -132,14 +129,13 @@ def train_step(
         stage, tuning, rows, rows, seed=0, host=0, hosts=1, devices=mesh.size
     )
     batch = _placed(data[0], sharding.rows(mesh))
-    held = budget.size_per_device(params, mesh, rules, "unet")
     return Program(
         loop.jit_step(step_fn, start.abstract),
         (start.abstract, batch),
         {},
         rows=batch["image"].shape[0],
-        parameters=held,
-        optimizer=budget.size_per_device(start.abstract, mesh, rules) - held,
+        parameters=budget.held(start.abstract.trainable),
+        optimizer=_besides(start),
     )
 
 
@@ -154,7 +150,7 @@ def sampler(
 ) -> Program:
     """Drawing ``rows`` pictures with a stage, as ``generate.draw_stage`` does."""
     _, apply = network(cascade, stage.name, dtype)
-    params = _sharded(shapes(cascade, stage.name), mesh, rules, "unet")
+    params = sharding.laid(shapes(cascade, stage.name), mesh, rules, "unet")
     low = stage.low_resolution
     silence = _silence(cascade)
     batch = generate.inputs(
@@ -171,7 +167,7 @@ def sampler(
         (params,),
         _placed(batch, sharding.rows(mesh)),
         rows=-(-rows // mesh.size) * mesh.size,
-        parameters=budget.size_per_device(params, mesh, rules, "unet"),
+        parameters=budget.held(params),
         optimizer=0,
     )
 
@@ -185,7 +181,7 @@ def text_encoder(
     """Encoding ``embed.ROWS`` prompts, as ``embed`` does."""
     _, apply = network(cascade, "text", dtype)
     kept = jax.eval_shape(lambda params: frozen(params, dtype), shapes(cascade, "text"))
-    params = _sharded(kept, mesh, rules, "text")
+    params = sharding.laid(kept, mesh, rules, "text")
     tokens = np.zeros((embed.ROWS, cascade.text.length), np.int32)
     placed = _placed((tokens, tokens > 0), sharding.copies(mesh))
     return Program(
@@ -193,7 +189,7 @@ def text_encoder(
         (params, *placed),
         {},
         rows=embed.ROWS,
-        parameters=budget.size_per_device(params, mesh, rules, "text"),
+        parameters=budget.held(params),
         optimizer=0,
     )
 
@@ -216,11 +212,26 @@ def optimizer_state(
     rules: Sequence[sharding.Rule] = (),
 ) -> int:
     """Bytes on each device that training a stage holds besides its parameters."""
-    params = shapes(cascade, stage.name)
+    return _besides(_start(cascade, stage, tuning, mesh, rules)[1])
+
+
+def _start(
+    cascade: Cascade,
+    stage: Stage,
+    tuning: Tuning,
+    mesh: jax.sharding.Mesh,
+    rules: Sequence[sharding.Rule],
+) -> tuple[optax.GradientTransformation, loop.Start]:
+    """The optimizer of a tuning, and the state that it starts from."""
     optimizer = optim.build(tuning.optim, tuning.steps)
-    start = tune.start_state({"unet": params}, optimizer, tuning.optim.ema > 0, mesh)
-    held = budget.size_per_device(start.abstract, mesh, rules)
-    return held - budget.size_per_device(params, mesh, rules, "unet")
+    params = {"unet": shapes(cascade, stage.name)}
+    average = tuning.optim.ema > 0
+    return optimizer, tune.start_state(params, optimizer, average, mesh, rules=rules)
+
+
+def _besides(start: loop.Start) -> int:
+    """Bytes on each device of all in a state but its parameters."""
+    return budget.held(start.abstract) - budget.held(start.abstract.trainable)
 
 
 def _black(side: int) -> np.ndarray:
@@ -234,12 +245,6 @@ def _silence(cascade: Cascade) -> embed.Embedding:
         np.zeros((text.length, text.encoder.width), np.float32),
         np.ones(text.length, bool),
     )
-
-
-def _sharded(
-    params: Any, mesh: jax.sharding.Mesh, rules: Sequence[sharding.Rule], part: str
-) -> Any:
-    return sharding.placed(params, sharding.tree_shardings(params, mesh, rules, part))
 
 
 def _placed(arrays: Any, place: jax.sharding.NamedSharding) -> Any:
@@ -275,8 +280,8 @@ def compiled(
     start = time.process_time()
     try:
         # A number, whatever the types of jax say.
-        compiled = lowered.compile(EFFORT)  # pyright: ignore[reportArgumentType]
-        stats = compiled.memory_analysis()
+        executable = lowered.compile(EFFORT)  # pyright: ignore[reportArgumentType]
+        stats = executable.memory_analysis()
     except jax.errors.JaxRuntimeError as error:
         figures = refusal(str(error))
     else:

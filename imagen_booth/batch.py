@@ -373,5 +373,6 @@ def _fit_together(run: Finished, mesh: jax.sharding.Mesh) -> bool:
         return False
     size = 0
     for stage in run.stages:
-        size += budget.size_per_device(shapes(run.cascade, stage.name), mesh)
+        parameters = shapes(run.cascade, stage.name)
+        size += budget.size_per_device(parameters, mesh, run.job.mesh.rules, "unet")
     return size <= room // 2

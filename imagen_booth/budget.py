@@ -137,10 +137,14 @@ def size_per_device(
     Args:
         rules, part: as ``sharding.tree_shardings`` takes them.
     """
-    places = jax.tree.leaves(sharding.tree_shardings(tree, mesh, rules, part))
+    return held(sharding.laid(tree, mesh, rules, part))
+
+
+def held(tree: Any) -> int:
+    """Bytes on each device of a tree of shapes that have their shardings."""
     return sum(
-        math.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf, place in zip(jax.tree.leaves(tree), places, strict=True)
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
     )
 
 

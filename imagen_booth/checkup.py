@@ -9,12 +9,12 @@ import dataclasses
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 from etils import epath
 
-from imagen_booth import booth, budget, noun_check, placement, prepare
+from imagen_booth import booth, budget, noun_check, placement, prepare, sharding
 from imagen_booth.budget import StageCost
 from imagen_booth.cascade import Cascade, by_name
 from imagen_booth.checkpoint import KEEP
@@ -116,7 +116,7 @@ def check(
                 lambda params: load.frozen(params, dtype),
                 load.plain_shapes(cascade, "text"),
             )
-            _check_memory(found, costs, text, mesh)
+            _check_memory(found, costs, text, mesh, job.mesh.rules)
     with found.about("disk"):
         manifest = Workdir(workdir).manifest
         if manifest:
@@ -289,17 +289,18 @@ def _check_memory(
     costs: dict[str, StageCost],
     encoder: Params,
     mesh: jax.sharding.Mesh,
+    rules: Sequence[sharding.Rule],
 ) -> None:
     """What lies on each device in every phase of a run, less activations."""
-    text = budget.size_per_device(encoder, mesh)
+    text = budget.size_per_device(encoder, mesh, rules, "text")
     needs = {"text encoder": text}
     found.ok(f"text encoder: parameters {in_bytes(text)} on each device")
     kept = 0
     for name, cost in costs.items():
-        params = budget.size_per_device(cost.params, mesh)
+        params = budget.size_per_device(cost.params, mesh, rules, "unet")
         parts = {"parameters": params, "stages before": kept}
         if cost.training is not None:
-            held = budget.size_per_device(cost.training, mesh)
+            held = budget.size_per_device(cost.training, mesh, rules)
             parts["optimizer state"] = held - params
             parts["gradients"] = params
             parts["batch"] = budget.size(cost.batch) // mesh.size

@@ -155,6 +155,11 @@ def placed(shapes: Any, shardings: Any) -> Any:
     )
 
 
+def laid(shapes: Any, mesh: Mesh, rules: Sequence[Rule] = (), part: str = "") -> Any:
+    """A tree of shapes, each with the sharding that ``tree_shardings`` gives it."""
+    return placed(shapes, tree_shardings(shapes, mesh, rules, part))
+
+
 def _name(key: Any) -> Any:
     """Of a step into a tree: a dict's key, a field, or a number."""
     for kind in ("key", "name", "idx"):

@@ -70,6 +70,9 @@ def test_sharded_arrays_are_divided_and_small_ones_copied():
     }
     assert budget.size(tree) == 512 * 512 * 4 + 16
     assert budget.size_per_device(tree, mesh) == 512 * 512 * 4 // 2 + 16
+    rules = (("unet/small", ("fsdp",)), ("unet/large", (None, None)))
+    assert budget.size_per_device(tree, mesh, rules) == 512 * 512 * 4 // 2 + 16
+    assert budget.size_per_device(tree, mesh, rules, "unet") == 512 * 512 * 4 + 8
 
 
 def test_training_state_by_optimizer():
