@@ -3,12 +3,14 @@
     python -m imagen_booth.reproduce --quick
     python -m imagen_booth.reproduce --studies=prior,noun --workdir=runs/reproduce
 
-Studies: vanilla, fidelity, baselines (DreamBooth, no prior loss, Textual Inversion,
-prompts only), prior, sampler (of class images), noun, identifier, photos, sr. First
+Studies: vanilla, sr, fidelity, prior, baselines (DreamBooth, no prior loss, Textual
+Inversion, prompts only), noun, identifier, photos, sampler (of class images). First
 comes the plan with its cost. In full this takes many hours; stopped, the same command
-goes on, and what --quick has done counts. The result is DIR/reproduce.html and
-DIR/results.json.
+goes on, and what a smaller extent has done counts. The result is DIR/reproduce.html
+and DIR/results.json.
 """
+
+import dataclasses
 
 from absl import flags
 
@@ -17,7 +19,9 @@ from imagen_booth import cli
 _WORKDIR = flags.DEFINE_string(
     "workdir", "runs/reproduce", "where all runs live, local or gs://"
 )
-_QUICK = flags.DEFINE_bool("quick", False, "two subjects and one seed for each study")
+_QUICK = flags.DEFINE_bool("quick", False, "two subjects, one seed, three counts")
+_SUBJECTS = flags.DEFINE_integer("subjects", None, "how many, of 8; most studies use 3")
+_SEEDS = flags.DEFINE_integer("seeds", None, "of each subject in prior; default 3")
 _STUDIES = flags.DEFINE_list("studies", None, "some of the studies; default all")
 
 
@@ -29,12 +33,17 @@ def main() -> None:
     from imagen_booth.studies import plan
     from imagen_booth.studies.conduct import conduct
 
+    given = {"subjects": _SUBJECTS.value, "seeds": _SEEDS.value}
+    extent = dataclasses.replace(
+        plan.QUICK if _QUICK.value else plan.FULL,
+        **{name: value for name, value in given.items() if value is not None},
+    )
     names = plan.STUDIES if _STUDIES.value is None else _STUDIES.value
     page = conduct(
         to_job(booth("toybox")),
         epath.Path(_WORKDIR.value),
         names,
-        _QUICK.value,
+        extent,
         to_job(inversion("toybox")).text,
     )
     print(f"open {page}")

@@ -41,8 +41,8 @@ def job():
     return config.to_job(config.booth("tiny"))
 
 
-def planned(job, quick=False, names=plan.STUDIES):
-    studies = plan.plan(job, by_name("tiny"), HERE, names, quick, TEXT)
+def planned(job, extent=plan.FULL, names=plan.STUDIES):
+    studies = plan.plan(job, by_name("tiny"), HERE, names, extent, TEXT)
     return {study.name: study.arms for study in studies}
 
 
@@ -50,7 +50,7 @@ def test_the_plan_has_every_study_and_shares_runs(job):
     studies = planned(job)
     assert list(studies) == list(plan.STUDIES)
     runs = plan.distinct(
-        plan.plan(job, by_name("tiny"), HERE, plan.STUDIES, False, TEXT)
+        plan.plan(job, by_name("tiny"), HERE, plan.STUDIES, plan.FULL, TEXT)
     )
     # prior 8 x 3 x 2, baselines 8 x 2 more, then over 3 subjects: sampler 2, noun 3,
     # identifier 2, photos 4, sr 2.
@@ -78,8 +78,8 @@ def test_the_plan_has_every_study_and_shares_runs(job):
 
 def test_the_quick_form_is_part_of_the_full_one(job):
     full, quick = (
-        plan.distinct(plan.plan(job, by_name("tiny"), HERE, plan.STUDIES, quick, TEXT))
-        for quick in (False, True)
+        plan.distinct(plan.plan(job, by_name("tiny"), HERE, plan.STUDIES, extent, TEXT))
+        for extent in (plan.FULL, plan.QUICK)
     )
     assert set(quick) <= set(full)
     assert len({run.subject for run in quick}) == 2
@@ -177,7 +177,7 @@ def test_the_plan_is_priced_without_what_is_shared_or_done(job, monkeypatch):
     monkeypatch.setattr(cost, "run_flops", lambda studio, run, measured: 60.0)
     monkeypatch.setattr(cost, "class_flops", lambda studio, job: 6000.0)
     names = ["prior", "noun"]
-    studies = plan.plan(job, by_name("tiny"), HERE, names, True, TEXT)
+    studies = plan.plan(job, by_name("tiny"), HERE, names, plan.QUICK, TEXT)
     done = {studies[0].arms[plan.ON][0].name}
     lines = cost.table(mock.Mock(), studies, done, (1.0, 0.02), 0).splitlines()
     # 3 runs to go at a minute, and one set of class images: the other's run is done.
@@ -193,7 +193,7 @@ def test_class_images_by_other_samplers_are_paid_for(job, monkeypatch):
     monkeypatch.setattr(cost, "run_flops", lambda studio, run, measured: 0.0)
     monkeypatch.setattr(cost, "class_flops", lambda studio, job: 60.0)
     studies = plan.plan(
-        job, by_name("tiny"), HERE, ["baselines", "sampler"], True, TEXT
+        job, by_name("tiny"), HERE, ["baselines", "sampler"], plan.QUICK, TEXT
     )
     lines = cost.table(mock.Mock(), studies, (), (1.0, 0.02), 0).splitlines()
     # Of two nouns: one set each by default, and one each by either other sampler.
@@ -229,7 +229,7 @@ def test_inversion_costs_its_passes(job, tmp_path):
 
 def test_longer_fitting_costs_its_steps(job, tmp_path):
     studio = Studio(job, epath.Path(tmp_path))
-    arms = planned(job, quick=True)["noun"]
+    arms = planned(job, plan.QUICK)["noun"]
     short, long = (
         cost.run_flops(studio, arms[arm][0], 7) for arm in (plan.WRONG, plan.WRONG_LONG)
     )
@@ -336,7 +336,7 @@ def hand_made(folder):
         {"caption": "<a dog>", "files": ["a.png", "b.png"], "crop": 0},
         {"caption": "256 px", "files": ["large.png"], "crop": 64},
     ]
-    about = {"quick": False, "measured": "now", "subjects": ["dog 301"]}
+    about = {"measured": "now", "subjects": ["dog 301"]}
     vanilla = {
         "tables": [{"noun": {"right": dataclasses.asdict(score(0.7, 0.8, 0.9))}}],
         "claims": [claims.target("Class right.", score(0.7, 0.8, 0.9), 0.9)],
@@ -406,9 +406,9 @@ def test_the_four_way_comparison_on_the_tiny_cascade(job, little, tmp_path):
     """Every arm is run, measured by the same four scores, and on the page."""
     folder = epath.Path(tmp_path)
     names = ["baselines", "sampler"]
-    path = conduct.conduct(job, folder, names, True, TEXT)
+    path = conduct.conduct(job, folder, names, plan.QUICK, TEXT)
     results = json.loads((folder / "results.json").read_text())["studies"]
-    for name, arms in planned(job, True, names).items():
+    for name, arms in planned(job, plan.QUICK, names).items():
         [table] = results[name]["tables"]
         assert set(table) == set(arms)
         for scores in table.values():
@@ -457,8 +457,8 @@ def test_all_studies_on_the_tiny_cascade(job, little, tmp_path, monkeypatch):
 
     monkeypatch.setattr(booth, "run", stopping)
     with pytest.raises(Stopped):
-        conduct.conduct(job, folder, plan.STUDIES, True, TEXT)
-    path = conduct.conduct(job, folder, plan.STUDIES, True, TEXT)
+        conduct.conduct(job, folder, plan.STUDIES, plan.QUICK, TEXT)
+    path = conduct.conduct(job, folder, plan.STUDIES, plan.QUICK, TEXT)
     # The first run is not done again, the one that was stopped is.
     assert started[1] == started[2]
     assert len(started) == len(set(started)) + 1 == 16
@@ -475,7 +475,7 @@ def test_all_studies_on_the_tiny_cascade(job, little, tmp_path, monkeypatch):
     assert "these weights are random" in path.read_text()
     drawn = folder / "pictures" / "subject" / "dog_301" / "drawn.json"
     before = drawn.stat().mtime
-    conduct.conduct(job, folder, ["prior"], True, TEXT)
+    conduct.conduct(job, folder, ["prior"], plan.QUICK, TEXT)
     assert len(started) == 16
     assert drawn.stat().mtime == before
     again = json.loads((folder / "results.json").read_text())

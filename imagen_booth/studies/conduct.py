@@ -1,4 +1,4 @@
-"""The studies from plan to page; whatever is there already is not done again."""
+"""The studies from plan to page, one by one; what is there is not done again."""
 
 import json
 import logging
@@ -24,20 +24,24 @@ log = logging.getLogger(__name__)
 
 
 def conduct(
-    job: Job, folder: epath.Path, names: Collection[str], quick: bool, text: Inversion
+    job: Job,
+    folder: epath.Path,
+    names: Collection[str],
+    extent: plan.Extent,
+    text: Inversion,
 ) -> epath.Path:
-    """Says what is to be done, runs every arm, measures, and writes the page.
+    """Says what is to be done; then, study by study, runs, measures, and shows it.
 
     Args:
         job: the default job of a cascade.
         folder: gets ``runs/``, pictures, ``results.json`` and the page; studies that
             were measured there before, of the same weights, stay on it.
         names: of studies.
-        quick: two subjects and one seed for every study.
+        extent: how many subjects, seeds and counts of photos.
         text: how Textual Inversion learns on this cascade.
 
     Returns:
-        Path of ``reproduce.html``.
+        Path of the page.
 
     Raises:
         InputError: no judge, no such study, or runs there of other settings.
@@ -45,31 +49,35 @@ def conduct(
     """
     plan.check(names)
     studio = Studio(job, folder)
-    studies = plan.plan(job, studio.cascade, folder, names, quick, text)
+    studies = plan.plan(job, studio.cascade, folder, names, extent, text)
     reader = judge.load()  # before hours are spent
     runs = plan.distinct(studies)
     to_do = [run for run in runs if not studio.finished(run.name, run.job)]
-    done = {run.name for run in runs} - {run.name for run in to_do}
+    waiting = {run.name for run in to_do}
+    done = {run.name for run in runs} - waiting
     lab = Lab(studio, reader, taught(studio.cascade))
     speed, drawn = cost.rate(studio), lab.pictures_per_run()
     log.info("%s", cost.table(studio, studies, done, speed, drawn))
-    for number, run in enumerate(to_do, 1):
-        log.info("run %d of %d: %s", number, len(to_do), run.name)
-        render_photos(folder, run)
-        booth.run(run.job, studio.run_folder(run.name), frozenset())
-
     results = _results(studio, reader)
     for study in studies:
+        its = plan.distinct([study])
+        for run in its:
+            if run.name in waiting:
+                number = len(to_do) - len(waiting) + 1
+                log.info("run %d of %d: %s", number, len(to_do), run.name)
+                render_photos(folder, run)
+                booth.run(run.job, studio.run_folder(run.name), frozenset())
+                waiting.remove(run.name)
         log.info("measuring %s", study.name)
-        shown = [run.subject for run in plan.distinct([study])]
+        shown = [run.subject for run in its]
         results["studies"][study.name] = lab.measure(study) | {
             "subjects": list(dict.fromkeys(f"{s.noun} {s.seed}" for s in shown)),
-            "quick": quick,
             "measured": now(),
         }
         found = json.dumps(results, indent=1)
         pictures.write_atomic(folder / "results.json", found.encode())
-    return page.write(folder, results)
+        page.write(folder, results)
+    return folder / page.NAME
 
 
 def render_photos(folder: epath.Path, run: Run) -> None:

@@ -18,6 +18,7 @@ from imagen_booth.generate import grid
 from imagen_booth.studies import claims
 from imagen_booth.studies.plan import STUDIES
 
+NAME = "reproduce.html"
 LARGE = 560  # pixels of a picture by itself
 CELL, ACROSS = 128, 8  # pixels of a picture among others, and how many in a row
 
@@ -89,7 +90,7 @@ def write(folder: epath.Path, results: Mapping[str, Any]) -> epath.Path:
     sections = [("Claims", _summary(studies))]
     sections += [(TITLES[n], _study(folder, n, each)) for n, each in studies.items()]
     document = html.page("The claims, measured", _header(results), sections)
-    path = folder / "reproduce.html"
+    path = folder / NAME
     pictures.write_atomic(path, document.encode())
     return path
 
@@ -152,8 +153,6 @@ def _study(folder: epath.Path, name: str, study: Mapping[str, Any]) -> str:
         paper = claims.PAPER.get(name, {}) if number == 0 else {}
         parts.append(_table(arms, paper))
     facts = [f"Subjects: {', '.join(study['subjects'])}."] if study["subjects"] else []
-    if study["quick"]:
-        facts.append("Measured in the quick form.")
     for line in [*facts, *study["notes"]]:
         parts.append(f'<p class="facts">{html.text(line)}</p>')
     single, rows = [], []

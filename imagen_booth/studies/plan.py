@@ -29,18 +29,17 @@ SUBJECTS = tuple(
         ("dog", "teapot", "cat", "car", "duck", "backpack", "dog", "cat")
     )
 )
-FEW, QUICK = 3, 2  # subjects of the other studies than "prior", and of the quick form
-SEEDS = 3  # of "prior"
+FEW = 3  # subjects of the studies that call for many runs of each
 STUDIES = (
     "vanilla",
+    "sr",  # before "fidelity", whose large pictures go through its stages
     "fidelity",
-    "baselines",
     "prior",
-    "sampler",
+    "baselines",
     "noun",
     "identifier",
     "photos",
-    "sr",
+    "sampler",
 )
 
 # Arms. The first of each line tunes as the job says.
@@ -108,6 +107,32 @@ class Run:
 
 
 @dataclasses.dataclass(frozen=True)
+class Extent:
+    """How much is run; a smaller extent's runs are part of a larger one's.
+
+    Attributes:
+        subjects: the first ones of ``SUBJECTS``, at most ``FEW`` in most studies.
+        seeds: of every subject, in "prior".
+        counts: of photos, in "photos".
+    """
+
+    subjects: int = len(SUBJECTS)
+    seeds: int = 3
+    counts: tuple[int, ...] = tuple(range(1, TOY_PHOTOS + 1))
+
+    def __post_init__(self):
+        if not 1 <= self.subjects <= len(SUBJECTS):
+            raise InputError(
+                f"--subjects={self.subjects} should be from 1 to {len(SUBJECTS)}"
+            )
+        if self.seeds < 1:
+            raise InputError(f"--seeds={self.seeds} should be 1 or more")
+
+
+FULL, QUICK = Extent(), Extent(subjects=2, seeds=1, counts=(1, 4, TOY_PHOTOS))
+
+
+@dataclasses.dataclass(frozen=True)
 class Study:
     """The runs of a study, by arm, each over subjects and then seeds."""
 
@@ -135,7 +160,7 @@ def plan(
     cascade: Cascade,
     folder: epath.Path,
     names: Collection[str],
-    quick: bool,
+    extent: Extent,
     text: Inversion,
 ) -> list[Study]:
     """All studies called for, in the order of ``STUDIES``.
@@ -145,7 +170,7 @@ def plan(
         cascade: of the job.
         folder: where photos and the shared cache go.
         names: of studies.
-        quick: two subjects and one seed for every study.
+        extent: how many subjects, seeds and counts of photos.
         text: how Textual Inversion learns on this cascade.
 
     Raises:
@@ -153,10 +178,9 @@ def plan(
     """
     check(names)
     maker = _Maker(job, cascade, folder, text)
-    many = SUBJECTS[:QUICK] if quick else SUBJECTS
+    many = SUBJECTS[: extent.subjects]
     few = many[:FEW]
-    seeds = range(1 if quick else SEEDS)
-    counts = (1, 4, TOY_PHOTOS) if quick else range(1, TOY_PHOTOS + 1)
+    seeds = range(extent.seeds)
 
     def over(make: Callable[..., Run], **settings: int) -> tuple[Run, ...]:
         return tuple(make(subject, **settings) for subject in few)
@@ -194,7 +218,9 @@ def plan(
             COMMON: over(maker.common_word),
             CHARACTERS: over(maker.characters),
         },
-        "photos": {str(count): over(maker.usual, photos=count) for count in counts},
+        "photos": {
+            str(count): over(maker.usual, photos=count) for count in extent.counts
+        },
         "sr": {
             NORMAL: over(maker.enlarging, low=False),
             LOW: over(maker.enlarging, low=True),
