@@ -52,9 +52,9 @@ def test_the_plan_has_every_study_and_shares_runs(job):
     runs = plan.distinct(
         plan.plan(job, by_name("tiny"), HERE, plan.STUDIES, plan.FULL, TEXT)
     )
-    # prior 8 x 3 x 2, baselines 8 x 2 more, then over 3 subjects: sampler 2, noun 3,
-    # identifier 2, photos 4, sr 2.
-    assert len(runs) == 48 + 16 + 6 + 9 + 6 + 12 + 6
+    # prior 8 x 3 x 2, baselines and sr 8 x 2 more, then over 3 subjects: sampler 2,
+    # noun 3, identifier 2, photos 4.
+    assert len(runs) == 48 + 16 + 16 + 6 + 9 + 6 + 12
     assert len({run.name for run in runs}) == len(runs)
     usual = studies["fidelity"][plan.TUNED]
     assert len(usual) == 3
@@ -160,8 +160,21 @@ def test_the_arms_of_super_resolution(job):
 
 @pytest.mark.parametrize("names", [["priors"], [], ["sr", ""]])
 def test_studies_that_are_none(job, names):
-    with pytest.raises(InputError, match="vanilla, fidelity, baselines, prior"):
+    with pytest.raises(InputError, match="vanilla, sr, fidelity, prior"):
         planned(job, names=names)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"subjects": 0}, "--subjects=0 should be from 1 to 8"),
+        ({"subjects": 9}, "--subjects=9 should be from 1 to 8"),
+        ({"seeds": 0}, "--seeds=0 should be 1 or more"),
+    ],
+)
+def test_extents_that_are_none(settings, told):
+    with pytest.raises(InputError, match=told):
+        plan.Extent(**settings)
 
 
 def test_prompts_stay_within_what_was_taught():
@@ -256,7 +269,25 @@ def score(low, mean, high):
     ],
 )
 def test_verdicts(above, below, found):
-    assert claims.verdict(above, below) == found
+    assert claims.verdict(above, below, score(-0.1, 0.1, 0.2)) == found
+
+
+def test_where_subjects_differ_more_than_arms_pairs_decide():
+    spread = np.array([0.1, 0.3, 0.5, 0.7, 0.9])
+    apart = np.array([0.02, 0.03, 0.02, 0.04, 0.02])
+
+    def found(one, other):
+        arms = {
+            arm: {"pres": [np.array([value]) for value in some]}
+            for arm, some in ((plan.OFF, one), (plan.ON, other))
+        }
+        return claims.judged("prior", arms)[0]["verdict"]
+
+    assert found(spread + apart, spread) == claims.PAIRED
+    assert found(spread, spread + apart) == claims.PAIRED_REVERSED
+    assert found(spread, spread + [0.02, -0.01, 0.02, -0.04, 0.02]) == claims.OPEN
+    # Of few subjects chance alone would do.
+    assert found((spread + apart)[:4], spread[:4]) == claims.OPEN
 
 
 def values(*means):
@@ -390,7 +421,8 @@ def test_the_page_says_what_was_found(tmp_path):
 @pytest.fixture
 def little(monkeypatch):
     """One subject, few pictures, a judge that knows nothing."""
-    monkeypatch.setattr(plan, "QUICK", 1)
+    one = dataclasses.replace(plan.QUICK, subjects=1)
+    monkeypatch.setattr(plan, "QUICK", one)
     monkeypatch.setattr(album, "PICTURES", 2)
     monkeypatch.setattr(album, "CLASS_PICTURES", 2)
     monkeypatch.setattr(measure, "HELD_OUT", 4)

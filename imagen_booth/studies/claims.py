@@ -17,6 +17,8 @@ from imagen_booth.evaluation.scores import Score, summarise
 from imagen_booth.studies import plan
 
 SHOWN, OPEN, REVERSED = "shown", "not shown", "reversed"
+PAIRED, PAIRED_REVERSED = "shown in pairs", "reversed in pairs"
+ENOUGH = 5  # subjects, below which chance alone often gives differences of one sign
 
 # By study, arm and metric: the paper's figures where it has them.
 PAPER: dict[str, dict[str, dict[str, float]]] = {
@@ -188,16 +190,27 @@ CLAIMS = (
 )
 
 
-def verdict(above: Score, below: Score) -> str:
+def verdict(above: Score, below: Score, difference: Score) -> str:
     """What the intervals say of ``above`` being above ``below``.
+
+    Args:
+        difference: of the two, taken subject by subject.
 
     Returns:
         ``SHOWN`` if they are apart in that order, ``REVERSED`` if they are apart in
-        the other, ``OPEN`` if they overlap.
+        the other. If they overlap, because subjects differ more than arms, the
+        difference decides where it is of ``ENOUGH`` subjects: ``PAIRED`` if all of its
+        interval is above 0, ``PAIRED_REVERSED`` if below. Else ``OPEN``.
     """
     if above.low > below.high:
         return SHOWN
-    return REVERSED if above.high < below.low else OPEN
+    if above.high < below.low:
+        return REVERSED
+    if difference.groups >= ENOUGH and difference.low > 0:
+        return PAIRED
+    if difference.groups >= ENOUGH and difference.high < 0:
+        return PAIRED_REVERSED
+    return OPEN
 
 
 def judged(
@@ -225,7 +238,7 @@ def judged(
             "above_score": dataclasses.asdict(above),
             "below_score": dataclasses.asdict(below),
             "difference": dataclasses.asdict(apart),
-            "verdict": verdict(above, below),
+            "verdict": verdict(above, below, apart),
         }
         found.append(entry)
     return found

@@ -74,7 +74,9 @@ METRICS = {
 }
 WORDS = {
     claims.SHOWN: "Shown",
+    claims.PAIRED: "Shown subject by subject",
     claims.OPEN: "Not shown",
+    claims.PAIRED_REVERSED: "Does not reproduce, subject by subject",
     claims.REVERSED: "Does not reproduce",
 }
 
@@ -124,9 +126,10 @@ def _summary(studies: Mapping[str, Any]) -> str:
     ]
     said = (
         "A claim is shown where the 95 % bootstrap intervals of both arms are apart in "
-        "its order, not shown where they overlap, and does not reproduce where they "
-        "are apart the other way. Intervals are over subjects, and too narrow where "
-        "these are few. The difference is taken subject by subject."
+        "its order, and does not reproduce where they are apart the other way. Where "
+        "they overlap, the difference decides, taken subject by subject: by an "
+        f"interval on one side of 0, over {claims.ENOUGH} subjects or more. Intervals "
+        "are over subjects, and too narrow where these are few."
     )
     return f"<p>{said}</p>" + html.table(["claim", "", "why"], rows)
 

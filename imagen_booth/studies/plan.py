@@ -222,8 +222,8 @@ def plan(
             str(count): over(maker.usual, photos=count) for count in extent.counts
         },
         "sr": {
-            NORMAL: over(maker.enlarging, low=False),
-            LOW: over(maker.enlarging, low=True),
+            NORMAL: all_over(maker.enlarging, low=False),
+            LOW: all_over(maker.enlarging, low=True),
         },
     }
     return [Study(name, studies[name]) for name in STUDIES if name in names]
