@@ -7,10 +7,12 @@
     python tests/benchmarks/bench_diffusers.py --only=load --size=if_i_m
 
 ``train`` is forward, eps loss, backward, gradient clip and AdamW update; ``denoise``
-is one guided prediction of x0, the network seeing the batch twice; ``load`` reads the
-weights from a folder in diffusers' layout. The two sides have the same network, the
-same random weights from that folder, batch, precision and cores. Before anything is
-timed their outputs for the same inputs have to agree.
+is one guided prediction of x0, the network seeing the batch twice; ``sample`` draws
+whole pictures from noise by the ancestral sampler in SAMPLING_STEPS steps, guided, with
+learned variance and dynamic thresholds, from embeddings to uint8, as ``generate`` and a
+pipeline do; ``load`` reads the weights from a folder in diffusers' layout. The two
+sides have the same network, the same random weights from that folder, batch, precision
+and cores. Before anything is timed their outputs for the same inputs have to agree.
 
 Each side is a process of its own, which waits while the other works. A round times
 both, and begins with the one that the round before ended with; a ratio is the time of
@@ -38,7 +40,8 @@ import tempfile
 
 import numpy as np
 
-SECTIONS = "train", "denoise", "load"
+SECTIONS = "train", "denoise", "sample", "load"
+SAMPLING_STEPS = 10
 SIDES = "ours", "diffusers"
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}  # of max|a - b| / max|b|
 PRODUCTS = {"cpu": (1024, 2048), "gpu": (4096, 8192)}  # sides of the matrices
@@ -160,7 +163,7 @@ def show_ratios(seconds):
 
 
 def steps(section, folder, options):
-    """Prints a table of training or denoising steps."""
+    """Prints a table of training or denoising steps, or of pictures."""
     with both(folder, options) as workers:
         for worker in workers.values():
             worker("load")
@@ -179,8 +182,8 @@ def steps(section, folder, options):
         memory = {name: worker.memory() for name, worker in workers.items()}
         # Again, because other work on the machine hides the peak now and then.
         peak = max(peak, product_rate(workers, PRODUCTS[options.device]))
-    print(f"{section}: {work / 1e9:.0f} GFLOP a step, outputs differ by {apart:.1e}")
-    print(f"{'':12}{'s/step':>9}{'images/s':>10}{'GFLOP/s':>9}{'of peak':>9}", end="")
+    print(f"{section}: {work / 1e9:.0f} GFLOP a batch, outputs differ by {apart:.1e}")
+    print(f"{'':12}{'s/batch':>9}{'images/s':>10}{'GFLOP/s':>9}{'of peak':>9}", end="")
     print(f"{'peak GiB':>10}")
     for name in SIDES:
         spent = statistics.median(seconds[name])

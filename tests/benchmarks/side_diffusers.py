@@ -5,6 +5,7 @@ import os
 import time
 
 import torch
+from bench_diffusers import SAMPLING_STEPS
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch.nn import functional as F
 
@@ -108,6 +109,38 @@ class Side:
             x0 = (noisy - (1 - signal) ** 0.5 * eps) / signal**0.5
             self._wait()
             return x0, variance[: len(noisy)]
+
+        self._run = run
+
+    def prepare_sample(self):
+        """Puts the network into its dtype, and the scheduler to its steps."""
+        unet = self._unet.eval()
+        if self._dtype != torch.float32:
+            unet = unet.to(self._dtype)
+        forward = torch.compile(unet) if self._compiled else unet
+        text, null = (self._inputs[name].to(self._dtype) for name in ("text", "null"))
+        texts, shape = torch.cat([text, null]), self._inputs["noisy"].shape
+        scheduler = DDPMScheduler(
+            beta_schedule="squaredcos_cap_v2",
+            variance_type="learned_range",
+            thresholding=True,
+            clip_sample=False,
+            dynamic_thresholding_ratio=0.95,
+            sample_max_value=1.5,
+        )
+
+        @torch.no_grad()
+        def run():
+            scheduler.set_timesteps(SAMPLING_STEPS, device=self._device)
+            x = torch.randn(shape, device=self._device)
+            for at in scheduler.timesteps:
+                both = torch.cat([x, x]).to(self._dtype)
+                eps, variance = forward(both, at, texts).sample.float().split(3, dim=1)
+                told, untold = eps.chunk(2)
+                eps = untold + 7.0 * (told - untold)
+                out = torch.cat([eps, variance[: len(x)]], dim=1)
+                x = scheduler.step(out, at, x).prev_sample
+            return ((x.clamp(-1, 1) + 1) * 127.5).round().byte().cpu().numpy()
 
         self._run = run
 

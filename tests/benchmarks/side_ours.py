@@ -1,16 +1,19 @@
 """Our side of bench_diffusers.py, alone in its process."""
 
+import dataclasses
 import os
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from bench_diffusers import SAMPLING_STEPS
 
-from imagen_booth import budget, cpu, optim, sharding, steps, tune
+from imagen_booth import budget, cpu, generate, optim, sharding, steps, tune
 from imagen_booth.cascade import by_name
 from imagen_booth.config import booth, to_job
 from imagen_booth.diffusion.sampler import SamplerConfig
+from imagen_booth.embed import Embedding
 from imagen_booth.stage import guided_denoiser
 from imagen_booth.weights.load import find, load
 
@@ -104,6 +107,26 @@ class Side:
         program = jax.jit(step).lower(params, *inputs).compile()
         self._run = lambda: jax.block_until_ready(program(params, *inputs))
         return budget.flops(step, params, *inputs)
+
+    def prepare_sample(self):
+        """Compiles the sampler by drawing a batch; operations of one."""
+        config = dataclasses.replace(
+            to_job(booth("if_m")).pictures.base, steps=SAMPLING_STEPS
+        )
+        text, null = self._inputs["text"], self._inputs["null"]
+        mask = np.ones(text.shape[1], bool)
+        told, untold = ([Embedding(row, mask) for row in rows] for rows in (text, null))
+        self._run = lambda: generate.draw_stage(
+            *(self._stage, self._part, self._part.params, config),
+            *(told, untold, range(len(text))),
+            mesh=self._mesh,
+        )
+        parameters = self._part.params
+        inputs = generate.inputs(
+            told, untold, range(len(text)), None, 0.0, rows=None, devices=1
+        )
+        program = generate.program(self._stage, self._part.apply, config)
+        return budget.flops(lambda params: program(params, **inputs), parameters)
 
     def seconds(self, runs):
         """Time of one run of what was prepared."""
