@@ -22,7 +22,7 @@ from imagen_booth.evaluation import failures, folders, judge, protocol, runs
 from imagen_booth.evaluation.folders import Look, Subject, Templates, Work
 from imagen_booth.evaluation.protocol import Grouped, Instruments
 from imagen_booth.evaluation.scores import DRAWS, LEVEL
-from imagen_booth.text.suites import DREAMBENCH_CLASSES, dreambench
+from imagen_booth.text.suites import DREAMBENCH, DREAMBENCH_CLASSES, dreambench
 from imagen_booth.weights import fetch
 from imagen_booth.workdir import now
 
@@ -35,7 +35,8 @@ class Places:
 
     Attributes:
         clip_model: which CLIP, of ``vision.SIZES``.
-        judge: folder of a judge; "" for the shipped one, on toybox subjects only.
+        judge: folder of a judge, or "shipped"; "" for the shipped one, on toybox
+            subjects only.
     """
 
     dino: str = ""
@@ -198,7 +199,7 @@ def _templates(source: str) -> Templates | None:
     """What gives the prompts for a class."""
     if not source:
         return None
-    if source == runs.DREAMBENCH:
+    if source == DREAMBENCH:
         return lambda noun: _listed(dreambench(noun))
     listed = _listed(source)
     return lambda noun: listed

@@ -42,6 +42,7 @@ from imagen_booth.errors import DoesNotFit
 from imagen_booth.gallery import Finished
 from imagen_booth.generate import Ready, draw_stage, rows_at
 from imagen_booth.stage import Stage
+from imagen_booth.text import suites
 from imagen_booth.weights.load import shapes
 
 log = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ def draw(
     Args:
         path: work directory of a finished run.
         source: of the prompts, see ``batch_plan.rows_of``; read as they are needed.
-        name: of the folder.
+        name: of the folder; "" for the source's.
         seeds: pictures per prompt.
         first_seed: of prompts that have none of their own.
         resolution: stop at this size in pixels; 0 for the cascade's last.
@@ -83,8 +84,9 @@ def draw(
         StorageError: something cannot be written; likewise.
         DoesNotFit: not even one picture per device.
     """
-    rows = batch_plan.rows_of(source)
     run = gallery.read_run(path, resolution)
+    source = suites.fitting(source, run.job.subject.class_noun)
+    rows = batch_plan.rows_of(source)
     count = batch_plan.check(run, source, rows(), first_seed, seeds)
     cache_folder(run.job, path)  # before anything is compiled
     mesh = placement.mesh_to_draw(run.cascade, run.job)
@@ -93,6 +95,7 @@ def draw(
     if not batch:
         on_cpu = jax.default_backend() == "cpu"
         batch = run.job.pictures.batch if on_cpu else FIRST_BATCH * mesh.size
+    name = name or epath.Path(source).stem
     folder = path / "samples" / name
     found = batch_plan.plan(run, passes, rows(), first_seed, seeds)
     with (

@@ -18,7 +18,7 @@ from imagen_booth.errors import InputError
 from imagen_booth.gallery import Finished
 from imagen_booth.stage import Stage
 from imagen_booth.text import prompts as words
-from imagen_booth.text.suites import SUITES
+from imagen_booth.text.suites import DREAMBENCH, SUITES
 from imagen_booth.text.tokenizer import UNKNOWN
 from imagen_booth.weights.load import origin
 
@@ -103,7 +103,7 @@ def rows_of(source: str) -> Callable[[], Iterator[Row]]:
     if not file.exists() or file.is_dir():
         raise InputError(
             f"--prompts={source} is no file, and no suite; give a file of prompts or "
-            f"one of {', '.join(SUITES)}"
+            f"one of {', '.join((*SUITES, DREAMBENCH))}"
         )
     return lambda: prompt_files.read(file)
 

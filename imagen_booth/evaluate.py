@@ -50,7 +50,9 @@ _CLIP_MODEL = flags.DEFINE_enum(
     "which CLIP it is",
 )
 _LPIPS = flags.DEFINE_string("lpips", None, "lpips_alex.safetensors, or random")
-_JUDGE = flags.DEFINE_string("judge", None, "folder of a judge of the toybox")
+_JUDGE = flags.DEFINE_string(
+    "judge", None, "folder of a judge of the toybox, or shipped"
+)
 _TO = flags.DEFINE_string(
     "to", None, "folder of the result; default RUN/evaluation, or runs/evaluation"
 )

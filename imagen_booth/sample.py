@@ -10,8 +10,9 @@ RUN/samples/NAME/RESOLUTION/, each with its prompt, seed and run in its metadata
 A file has one prompt a line; a .csv file names its columns, and a .jsonl file the
 entries of its lines: prompt, and where wanted seed, negative_prompt, guidance.  Suites
 come with the package: applications, or one of its families recontextualisation, art,
-expression, view, accessories, properties; dreambench_objects; dreambench_living.
-Stopped anywhere, the same command goes on; index.html shows the pictures.
+expression, view, accessories, properties; dreambench_objects; dreambench_living;
+and dreambench for the one of these two that fits the class.  Stopped anywhere, the
+same command goes on; index.html shows the pictures.
 """
 
 from absl import flags
@@ -66,7 +67,7 @@ def main() -> None:
         folder = batch.draw(
             run,
             source,
-            _NAME.value or epath.Path(source).stem,
+            _NAME.value or "",
             seeds=_SEEDS.value,
             first_seed=_FIRST_SEED.value,
             resolution=_RESOLUTION.value,

@@ -215,6 +215,13 @@ def test_neither_file_nor_suite(run):
         draw(run, "aplications")
 
 
+def test_dreambench_is_the_list_that_fits_the_class(run, painted):
+    folder = batch.draw(run, "dreambench", "", seeds=1, resolution=64, batch=8)
+    assert folder == run / "samples" / "dreambench_living"
+    assert len(index(folder)) == 25
+    assert any("wizard outfit" in row["prompt"] for row in index(folder))
+
+
 def test_every_picture_tells_its_story(run, painted, tmp_path):
     text = "prompt,seed,negative_prompt\na [V] [N],,\na/[V]: [N]?,5,rain\n"
     folder = draw(run, write(tmp_path, text, "p.csv"), seeds=2)

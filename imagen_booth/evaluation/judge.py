@@ -238,13 +238,13 @@ def shipped() -> Judge | None:
     return load() if there.exists() else None
 
 
-def load(folder: epath.PathLike | None = None) -> Judge:
-    """The judge in a folder of weights; by default the one that ships.
+def load(folder: epath.PathLike = "shipped") -> Judge:
+    """The judge in a folder of weights, or the one that is shipped.
 
     Raises:
         InputError: no judge there, or a damaged file.
     """
-    place = shipped_folder(NAME) if folder is None else epath.Path(folder)
+    place = shipped_folder(NAME) if folder == "shipped" else epath.Path(folder)
     if not (place / f"{NAME}.safetensors").exists():
         raise InputError(
             f"{place / NAME}.safetensors does not exist, so there is no judge; train "

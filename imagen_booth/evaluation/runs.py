@@ -11,12 +11,11 @@ from imagen_booth.evaluation import folders
 from imagen_booth.evaluation.folders import Subject, Templates, Work
 from imagen_booth.job import TOYBOX
 from imagen_booth.text import prompts as words
-from imagen_booth.text.suites import dreambench
+from imagen_booth.text.suites import DREAMBENCH, fitting
 from imagen_booth.workdir import Workdir
 
 FINAL = "final"  # what a run draws by itself
 CLASS = "class"  # where pictures of the class alone are looked for
-DREAMBENCH = "dreambench"  # the list that fits a subject's class
 
 
 def is_toy(path: epath.Path) -> bool:
@@ -56,9 +55,10 @@ def finished(
     noun = manifest["subject"]["class_noun"]
     name = name or _folder_name(path, source, noun)
     if not (path / "samples" / name).exists():
+        wanted = fitting(source or DREAMBENCH, noun)
         raise InputError(
             f"{path / 'samples' / name} does not exist; python -m imagen_booth.sample "
-            f"--run={path} --prompts={source or dreambench(noun)} --seeds=4 draws it"
+            f"--run={path} --prompts={wanted} --seeds=4 draws it"
         )
     work = drawn(path, name)
     if templates is not None:
@@ -101,7 +101,7 @@ def _photo_setting(path: epath.Path) -> str:
 
 def _folder_name(path: epath.Path, source: str, noun: str) -> str:
     if source:
-        return dreambench(noun) if source == DREAMBENCH else epath.Path(source).stem
+        return epath.Path(fitting(source, noun)).stem
     jobs = sorted(
         each.parent.name for each in (path / "samples").glob(f"*/{folders.INDEX}")
     )

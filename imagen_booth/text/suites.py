@@ -138,12 +138,18 @@ DREAMBENCH_CLASSES = {
     "wolf_plushie": "stuffed animal",
 }
 LIVING = ("cat", "dog")  # classes whose subjects take the prompts for the living
+DREAMBENCH = "dreambench"  # the list that fits a subject's class
 
 
 def dreambench(class_noun: str) -> str:
     """The suite that DreamBench has for subjects of a class."""
     kind = "living" if class_noun in LIVING else "objects"
-    return f"dreambench_{kind}"
+    return f"{DREAMBENCH}_{kind}"
+
+
+def fitting(source: str, class_noun: str) -> str:
+    """A source of prompts as named; ``DREAMBENCH`` is the suite that fits the class."""
+    return dreambench(class_noun) if source == DREAMBENCH else source
 
 
 def _families() -> dict[str, tuple[tuple[str, str], ...]]:
