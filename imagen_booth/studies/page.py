@@ -20,7 +20,7 @@ from imagen_booth.studies.plan import STUDIES
 
 NAME = "reproduce.html"
 LARGE = 560  # pixels of a picture by itself
-CELL, ACROSS = 128, 8  # pixels of a picture among others, and how many in a row
+CELL, ACROSS = 128, 8  # pixels of a picture among others, and how many at most in a row
 
 TITLES = {
     "vanilla": "The prior",
@@ -211,7 +211,8 @@ def _figure(folder: epath.Path, cell: Mapping[str, Any]) -> str:
             sheet.thumbnail((LARGE, LARGE), Image.Resampling.LANCZOS)
     else:
         cells = [np.asarray(_cell(image)) for image in images]
-        sheet = Image.fromarray(grid(cells, min(len(cells), ACROSS)))
+        rows = -(-len(cells) // ACROSS)
+        sheet = Image.fromarray(grid(cells, -(-len(cells) // rows)))
     data = io.BytesIO()
     sheet.save(data, "WEBP", quality=88)
     uri = "data:image/webp;base64," + base64.b64encode(data.getvalue()).decode()
