@@ -139,9 +139,10 @@ CLAIMS = (
     ),
     Claim(
         "noun",
-        "The correct class noun serves the subject better than none.",
+        "The correct class noun serves the subject better than none, both without "
+        "prior loss.",
         "subject",
-        plan.CORRECT,
+        plan.CORRECT_ALONE,
         plan.NO_NOUN,
     ),
     Claim(

@@ -50,7 +50,8 @@ ABOUT = {
     "intervals overlap, the cheaper way is as good as far as this can tell.",
     "noun": "The noun in the instance prompt and the class prompt: the right one, "
     "none, that of another class, and that of another class with longer fitting. "
-    "Without a noun there is no class, and so no prior loss.",
+    "Without a noun there is no class, and so no prior loss; beside it the right "
+    "noun without prior loss.",
     "identifier": "What stands for [V]: a rare word, a colour that is not the "
     "subject's, or random characters.",
     "photos": "Tuned on the first one to five photos; scored against all five. The "

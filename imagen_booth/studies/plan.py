@@ -47,6 +47,7 @@ TUNED, UNTUNED = "tuned", "untuned"
 ON, OFF = "with prior loss", "without prior loss"
 CORRECT, NO_NOUN, WRONG = "correct noun", "no noun", "wrong noun"
 WRONG_LONG = "wrong noun, three times as long"
+CORRECT_ALONE = "correct noun, no prior loss"
 RARE, COMMON, CHARACTERS = "rare word", "common word", "random characters"
 LOW, NORMAL = "low level", "normal level"
 DREAMBOOTH, NAIVE = "DreamBooth", "no prior loss"
@@ -209,6 +210,7 @@ def plan(
         },
         "noun": {
             CORRECT: usual,
+            CORRECT_ALONE: over(maker.usual, prior=False),  # as NO_NOUN has to be
             NO_NOUN: over(maker.no_noun),
             WRONG: over(maker.wrong_noun, longer=1),
             WRONG_LONG: over(maker.wrong_noun, longer=LONGER),
