@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from imagen_booth.data import pictures
 from imagen_booth.data.toybox.grammar import TIER_A
 from imagen_booth.data.toybox.knowledge import held_out_captions
 from imagen_booth.data.toybox.subjects import Subject
@@ -87,14 +88,17 @@ class Lab:
                 right.setdefault(name, []).append(values)
             right.setdefault("all", []).append([all(e.values()) for e in answers])
         found = {name: scores.summarise(values) for name, values in right.items()}
-        sheet = files[0].parent / "contact_sheet.png"
+        first = [pictures.load_png(file) for file in files[:: album.PICTURES]]
+        sheet = files[0].parent / "first_of_each.png"
+        shown = pictures.contact_sheet(first, captions, columns=6, cell=192)
+        pictures.save_png(sheet, shown)
         return {
             "tables": [{n: {"right": dataclasses.asdict(found[n])} for n in found}],
             "claims": [
                 claims.target("The class is right in 90 %.", found["noun"], 0.90),
                 claims.target("The context is right in 85 %.", found["context"], 0.85),
             ],
-            "pictures": [self._cell("all of them, under their captions", [sheet])],
+            "pictures": [self._cell("the first of each", [sheet])],
             "notes": [],
         }
 
