@@ -68,21 +68,22 @@ class Lab:
         taught = {name: tuple(words) for name, words in self.knows.items()}
         tier = dataclasses.replace(TIER_A, **taught)
         captions, wanted = zip(*held_out_captions(tier, HELD_OUT), strict=True)
-        # Noise of its own for each, or one odd shape of a cat is counted many times.
-        several = [
+        # Noise of its own for each, or one odd shape of a cat is counted many times: a
+        # picture's seed is its number.
+        numbers = [
             range(first, first + album.PICTURES)
             for first in range(0, album.PICTURES * len(captions), album.PICTURES)
         ]
         requests = [
             request
-            for caption, seeds in zip(captions, several, strict=True)
-            for request in self.studio.requests([caption], seeds)
+            for caption, some in zip(captions, numbers, strict=True)
+            for request in self.studio.requests([caption], some)
         ]
         files = self.studio.draw("vanilla", self.studio.ready("base"), requests)
         readings = self.album.read(files)
         right: dict[str, list[list[bool]]] = {}  # by what is asked, for each caption
-        for seeds, each in zip(several, wanted, strict=True):
-            answers = [album.answers(readings, index, each) for index in seeds]
+        for some, each in zip(numbers, wanted, strict=True):
+            answers = [album.answers(readings, number, each) for number in some]
             for name in answers[0]:
                 values = [answer[name] for answer in answers]
                 right.setdefault(name, []).append(values)

@@ -183,24 +183,23 @@ def plan(
     few = many[:FEW]
     seeds = range(extent.seeds)
 
-    def over(make: Callable[..., Run], **settings: int) -> tuple[Run, ...]:
-        return tuple(make(subject, **settings) for subject in few)
+    def over(
+        make: Callable[..., Run], subjects: Sequence[Subject] = few, **settings: int
+    ) -> tuple[Run, ...]:
+        return tuple(make(subject, **settings) for subject in subjects)
 
     def prior(on: bool) -> tuple[Run, ...]:
         return tuple(maker.usual(s, seed, prior=on) for s in many for seed in seeds)
-
-    def all_over(make: Callable[..., Run], **settings: bool) -> tuple[Run, ...]:
-        return tuple(make(subject, **settings) for subject in many)
 
     usual = over(maker.usual)
     studies = {
         "vanilla": {},
         "fidelity": {TUNED: usual},
         "baselines": {
-            DREAMBOOTH: all_over(maker.usual),
-            NAIVE: all_over(maker.usual, prior=False),
-            INVERTED: all_over(maker.inverted),
-            DESCRIBED: all_over(maker.described),
+            DREAMBOOTH: over(maker.usual, many),
+            NAIVE: over(maker.usual, many, prior=False),
+            INVERTED: over(maker.inverted, many),
+            DESCRIBED: over(maker.described, many),
         },
         "prior": {ON: prior(True), OFF: prior(False)},
         "sampler": {
@@ -224,8 +223,8 @@ def plan(
             str(count): over(maker.usual, photos=count) for count in extent.counts
         },
         "sr": {
-            NORMAL: all_over(maker.enlarging, low=False),
-            LOW: all_over(maker.enlarging, low=True),
+            NORMAL: over(maker.enlarging, many, low=False),
+            LOW: over(maker.enlarging, many, low=True),
         },
     }
     return [Study(name, studies[name]) for name in STUDIES if name in names]

@@ -89,10 +89,7 @@ class Side:
 
     def prepare_denoise(self):
         """Puts the network into its dtype."""
-        unet = self._unet.eval()
-        if self._dtype != torch.float32:
-            unet = unet.to(self._dtype)
-        forward = torch.compile(unet) if self._compiled else unet
+        forward = self._to_sample()
         noisy, text, null = (
             self._inputs[name].to(self._dtype) for name in ("noisy", "text", "null")
         )
@@ -103,26 +100,20 @@ class Side:
         @torch.no_grad()
         def run():
             out = forward(both, at, texts).sample
-            eps, variance = out.float().split(3, dim=1)
-            told, untold = eps.chunk(2)
-            eps = untold + 7.0 * (told - untold)
+            eps, variance = _guided(out)
             x0 = (noisy - (1 - signal) ** 0.5 * eps) / signal**0.5
             self._wait()
-            return x0, variance[: len(noisy)]
+            return x0, variance
 
         self._run = run
 
     def prepare_sample(self):
-        """Puts the network into its dtype, and the scheduler to its steps."""
-        unet = self._unet.eval()
-        if self._dtype != torch.float32:
-            unet = unet.to(self._dtype)
-        forward = torch.compile(unet) if self._compiled else unet
+        """Puts the network into its dtype, and the scheduler to its thresholds."""
+        forward = self._to_sample()
         text, null = (self._inputs[name].to(self._dtype) for name in ("text", "null"))
         texts, shape = torch.cat([text, null]), self._inputs["noisy"].shape
-        scheduler = DDPMScheduler(
-            beta_schedule="squaredcos_cap_v2",
-            variance_type="learned_range",
+        scheduler = DDPMScheduler.from_config(
+            self._scheduler.config,
             thresholding=True,
             clip_sample=False,
             dynamic_thresholding_ratio=0.95,
@@ -135,10 +126,7 @@ class Side:
             x = torch.randn(shape, device=self._device)
             for at in scheduler.timesteps:
                 both = torch.cat([x, x]).to(self._dtype)
-                eps, variance = forward(both, at, texts).sample.float().split(3, dim=1)
-                told, untold = eps.chunk(2)
-                eps = untold + 7.0 * (told - untold)
-                out = torch.cat([eps, variance[: len(x)]], dim=1)
+                out = torch.cat(_guided(forward(both, at, texts).sample), dim=1)
                 x = scheduler.step(out, at, x).prev_sample
             return ((x.clamp(-1, 1) + 1) * 127.5).round().byte().cpu().numpy()
 
@@ -165,6 +153,13 @@ class Side:
         """Peak in bytes; None where the device is the host."""
         return torch.cuda.max_memory_allocated() if self._device == "cuda" else None
 
+    def _to_sample(self):
+        """The network in its dtype, as it is called to sample."""
+        unet = self._unet.eval()
+        if self._dtype != torch.float32:
+            unet = unet.to(self._dtype)
+        return torch.compile(unet) if self._compiled else unet
+
     def _cast(self):
         if self._dtype == torch.float32:
             return contextlib.nullcontext()
@@ -173,3 +168,10 @@ class Side:
     def _wait(self):
         if self._device == "cuda":
             torch.cuda.synchronize()
+
+
+def _guided(out):
+    """eps by classifier-free guidance, and the variance of the rows with text."""
+    eps, variance = out.float().split(3, dim=1)
+    told, untold = eps.chunk(2)
+    return untold + 7.0 * (told - untold), variance[: len(told)]
