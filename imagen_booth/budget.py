@@ -77,7 +77,7 @@ def stage_cost(
         training,
         batch_shapes(cascade, stage, rows),
         row_flops,
-        forward * rows * (1 + BACKWARD + getattr(stage.model, "remat", False)),
+        forward * rows * (1 + BACKWARD + stage.model.remat),
     )
 
 

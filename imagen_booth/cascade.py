@@ -59,16 +59,15 @@ class Cascade:
     def having(self, part: Stage | T5Config) -> "Cascade":
         """With another text encoder, or another stage of that name; a new one on top.
 
-        How a network is compiled (``scan``, ``remat``) stays as it is here.
+        How a network is compiled (``remat``) stays as it is here.
         """
         if isinstance(part, T5Config):
-            encoder = dataclasses.replace(part, scan=self.text.encoder.scan)
-            text = dataclasses.replace(self.text, encoder=encoder)
+            text = dataclasses.replace(self.text, encoder=part)
             return dataclasses.replace(self, text=text)
         stages = {stage.name: stage for stage in self.stages}
         if part.name in stages:
             old = stages[part.name].model
-            model = dataclasses.replace(part.model, scan=old.scan, remat=old.remat)
+            model = dataclasses.replace(part.model, remat=old.remat)
             part = dataclasses.replace(part, model=model)
         stages[part.name] = part
         return dataclasses.replace(self, stages=tuple(stages.values()))

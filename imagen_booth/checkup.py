@@ -114,7 +114,7 @@ def check(
             dtype = booth.activation_dtype(job.dtype)
             text = jax.eval_shape(
                 lambda params: load.frozen(params, dtype),
-                load.plain_shapes(cascade, "text"),
+                load.shapes(cascade, "text"),
             )
             _check_memory(found, costs, text, mesh, job.mesh.rules)
     with found.about("disk"):
@@ -242,7 +242,7 @@ def _check_weights(found: _Findings, job: Job, cascade: Cascade) -> Cascade:
                 continue
             if place.describes is not None:
                 described = described.having(place.describes)
-            place.matched(load.plain_shapes(described, name))
+            place.matched(load.shapes(described, name))
             size = in_bytes(budget.size(place.tensors))
             found.ok(f"{name}: {size}, {place.where}; licence: {place.licence}")
             if not place.pretrained:

@@ -62,7 +62,7 @@ class Recipe:
 
         How the network is compiled is no part of it.
         """
-        model = dataclasses.replace(self.stage.model, scan=False, remat=False)
+        model = dataclasses.replace(self.stage.model, remat=False)
         plain = dataclasses.replace(self.stage, model=model)
         recipe = dataclasses.replace(self, stage=plain)
         return hashlib.sha256(repr(recipe).encode()).hexdigest()[:24]

@@ -24,7 +24,7 @@ from imagen_booth.models.t5 import T5Config
 from imagen_booth.stage import Stage
 from imagen_booth.state import flatten
 from imagen_booth.weights import deepfloyd, export, tensors
-from imagen_booth.weights.load import load, origin, plain, resolve
+from imagen_booth.weights.load import load, origin, resolve
 
 NARROW = T5Config(40, files.TEXT, 2, 4, 24, 2)
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -217,7 +217,7 @@ def test_settings_that_differ_from_the_scheduler_are_named(folder):
 def test_every_parameter_is_read(folder):
     told = files.write_stage(folder)
     part = load_base(folder)
-    params = flatten(plain(part.params))
+    params = flatten(part.params)
     assert len(params) == len(told)
     assert sum(leaf.size for leaf in params.values()) == sum(
         value.size for value in told.values()
@@ -277,23 +277,6 @@ def test_text_of_another_width(folder):
                 stages=by_name("if_m").stages[:1],
             ),
             {"text": "random", "base": str(folder)},
-        )
-
-
-def test_stacked_layers(folder):
-    told = files.write_stage(folder)
-    cascade = cascade_of(folder)
-    stage = cascade.stage("base")
-    looped = dataclasses.replace(stage.model, scan=True)
-    cascade = dataclasses.replace(
-        cascade, stages=(dataclasses.replace(stage, model=looped),)
-    )
-    part = load(cascade, "base", str(folder), sharding.make_mesh(), jnp.float32)
-    stacked = part.params["down_blocks_0"]["layers_0_1"]["resnets"]["conv1"]["kernel"]
-    for i in range(2):
-        np.testing.assert_array_equal(
-            stacked[i],
-            told[f"down_blocks.0.resnets.{i}.conv1.weight"].transpose(2, 3, 1, 0),
         )
 
 

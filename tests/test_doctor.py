@@ -18,7 +18,7 @@ from imagen_booth.checkup import OK, PROBLEM, WARNING
 from imagen_booth.data.toybox import grammar
 from imagen_booth.state import flatten
 from imagen_booth.weights import load, own, tensors
-from imagen_booth.weights.load import plain_shapes
+from imagen_booth.weights.load import shapes
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -144,10 +144,10 @@ def test_no_photo_is_good(examine, photos):
 
 def test_weights_are_read_by_their_header(examine, tmp_path):
     folder = epath.Path(tmp_path / "weights")
-    shapes = flatten(plain_shapes(by_name("tiny"), "sr256"))
+    wanted = flatten(shapes(by_name("tiny"), "sr256"))
     zeros = {
         name: tensors.held(np.zeros(leaf.shape, leaf.dtype))
-        for name, leaf in shapes.items()
+        for name, leaf in wanted.items()
     }
     path = own.write(folder, "sr256", zeros, None, {})
     own.record(folder, licence="CC0", pretrained=False)
@@ -171,10 +171,10 @@ def test_words_beyond_the_shipped_prior_are_named(examine, tmp_path, monkeypatch
     knows = dataclasses.asdict(grammar.TIER_A)
     folder = epath.Path(tmp_path / "shipped")
     for part in ("text", "base"):
-        shapes = flatten(plain_shapes(by_name("tiny"), part))
+        wanted = flatten(shapes(by_name("tiny"), part))
         zeros = {
             name: tensors.held(np.zeros(leaf.shape, leaf.dtype))
-            for name, leaf in shapes.items()
+            for name, leaf in wanted.items()
         }
         own.write(folder, part, zeros, None, {"prior": {"knows": knows}})
     monkeypatch.setattr(load, "shipped_folder", lambda cascade: folder)

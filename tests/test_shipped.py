@@ -23,7 +23,7 @@ def shipped(tmp_path, monkeypatch):
     """A package in which the base stage of ``tiny`` ships."""
     folder = epath.Path(tmp_path / "shipped")
     monkeypatch.setattr(load, "shipped_folder", lambda cascade: folder / cascade)
-    shapes = flatten(load.plain_shapes(by_name("tiny"), "base"))
+    shapes = flatten(load.shapes(by_name("tiny"), "base"))
     zeros = {
         path: tensors.held(np.zeros(leaf.shape, leaf.dtype))
         for path, leaf in shapes.items()

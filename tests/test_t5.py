@@ -1,7 +1,5 @@
 """The T5 encoder against a float64 reference, its published sizes and its names."""
 
-import dataclasses
-import re
 from typing import Any
 
 import jax
@@ -14,8 +12,6 @@ from imagen_booth.models.t5 import (
     T5Config,
     T5Encoder,
     relative_buckets,
-    stack,
-    unstack,
 )
 
 # heads * head_width differs from width, and texts reach past the last bucket.
@@ -178,38 +174,6 @@ def test_more_padding_changes_no_real_row(small):
     short = encode(SMALL, params, tokens)
     long = encode(SMALL, params, longer)
     np.testing.assert_allclose(long[:, :21], short, atol=1e-5)
-
-
-def test_scan_over_layers_is_the_same_network(small, key):
-    params, tokens = small
-    config = dataclasses.replace(SMALL, scan=True)
-    stacked = stack(params)
-    fresh = jax.eval_shape(lambda: init(config, key))
-    assert jax.tree.map(jnp.shape, stacked) == jax.tree.map(jnp.shape, fresh)
-    np.testing.assert_allclose(
-        encode(config, stacked, tokens), encode(SMALL, params, tokens), atol=1e-5
-    )
-    back = unstack(stacked)
-    assert jax.tree.structure(back) == jax.tree.structure(params)
-    jax.tree.map(np.testing.assert_array_equal, back, params)
-
-
-def test_scanned_layers_start_different(key):
-    config = dataclasses.replace(SMALL, scan=True)
-    kernel = init(config, key)["layers"]["mlp"]["wo"]["kernel"]
-    assert not np.allclose(kernel[0], kernel[1])
-
-
-def test_scan_compiles_one_layer():
-    """The program's length does not grow with the number of layers."""
-    lengths = []
-    for layers in (2, 6):
-        config = dataclasses.replace(SMALL, layers=layers, scan=True)
-        tokens = jnp.ones((1, 4), jnp.int32)
-        params = jax.eval_shape(lambda c=config: init(c, jax.random.key(0)))
-        lowered = jax.jit(encode, static_argnums=0).lower(config, params, tokens)
-        lengths.append(len(re.findall("dot_general", lowered.as_text())))
-    assert lengths[0] == lengths[1]
 
 
 def test_initial_activations_keep_their_size(key):

@@ -167,22 +167,6 @@ def test_pickled_weights_are_refused_with_the_mend(tmp_path, name):
         export.of_folder(epath.Path(tmp_path), ())
 
 
-def test_layers_as_one_loop(tmp_path, told):
-    save_file(told, tmp_path / "model.safetensors")
-    cascade = by_name("if_m").having(SHAPE)
-    scanned = dataclasses.replace(SHAPE, scan=True)
-    text = dataclasses.replace(cascade.text, encoder=scanned)
-    cascade = dataclasses.replace(cascade, text=text)
-    params = load(
-        cascade, "text", str(tmp_path), sharding.make_mesh(), jnp.float32
-    ).params
-    query = params["layers"]["attention"]["query"]["kernel"]
-    for i in range(2):
-        np.testing.assert_array_equal(
-            query[i], told[f"encoder.block.{i}.layer.0.SelfAttention.q.weight"].T
-        )
-
-
 def test_import_writes_our_layout(tmp_path, told):
     save_file(told, tmp_path / "model.safetensors")
     own = epath.Path(tmp_path / "own")

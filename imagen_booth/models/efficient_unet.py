@@ -19,7 +19,6 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
 from imagen_booth.models import layers
-from imagen_booth.models.chain import chain
 from imagen_booth.models.hint import hint
 
 
@@ -44,7 +43,6 @@ class EfficientUNetConfig:
       patch: side of the square of pixels folded into channels at the input and
         unfolded at the output. Above 1 the first convolution is 1 x 1.
       remat: recompute each block in the backward pass instead of storing it.
-      scan: compile the equal blocks of a level once; their parameters are stacked.
     """
 
     widths: tuple[int, ...]
@@ -62,7 +60,6 @@ class EfficientUNetConfig:
     norm_groups: int = 32
     patch: int = 1
     remat: bool = False
-    scan: bool = False
 
 
 def _imagen(self_attention: bool) -> EfficientUNetConfig:
@@ -147,31 +144,19 @@ class Level(nn.Module):
         mask: Bool[Array, "B L"] | None,
     ) -> Float[Array, "B H W C"]:
         config, features, dtype = self.config, self.features, self.dtype
-
-        def layer(suffix, h, skip, emb):
-            block = layers.ResBlock(
+        again = nn.remat if config.remat else lambda kind: kind
+        for i in range(self.blocks):
+            block = again(layers.ResBlock)(
                 features=features,
                 groups=config.norm_groups,
                 activation="swish",
                 scale=math.sqrt(2),
                 dtype=dtype,
-                name="resnets" + suffix,
+                name=f"resnets_{i}",
             )
-            return hint(block(h, emb))
-
-        h = chain(
-            self,
-            layer,
-            h,
-            [None] * self.blocks,
-            emb,
-            features=features,
-            scan=config.scan,
-            remat=config.remat,
-        )[-1]
+            h = hint(block(h, emb))
         if self.attends:
-            kind = nn.remat(layers.Attention) if config.remat else layers.Attention
-            attend = kind(
+            attend = again(layers.Attention)(
                 heads=config.heads,
                 inner=2 * features,
                 groups=config.norm_groups,

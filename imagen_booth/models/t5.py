@@ -36,9 +36,6 @@ class T5Config:
         layers: number of layers.
         buckets: rows of the relative position bias, half of them per direction.
         max_distance: distance in tokens from which all share the last bucket.
-        scan: keep the layers' parameters stacked on a leading axis under `layers`
-            and loop over it: one layer to compile instead of all. `stack` and
-            `unstack` convert.
     """
 
     vocab: int
@@ -49,7 +46,6 @@ class T5Config:
     layers: int
     buckets: int = 32
     max_distance: int = 128
-    scan: bool = False
 
 
 def _v1_1(width: int, heads: int, hidden: int, layers: int) -> T5Config:
@@ -160,18 +156,20 @@ class GatedMLP(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention and MLP, each normed before and added after; (x, None) for scan."""
+    """Attention and MLP, each normed before and added after."""
 
     config: T5Config
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B L D"], bias: Float[Array, "b N L L"]):
+    def __call__(
+        self, x: Float[Array, "B L D"], bias: Float[Array, "b N L L"]
+    ) -> Float[Array, "B L D"]:
         y = RMSNorm(self.dtype, name="pre_attention_layer_norm")(x)
         x = x + Attention(self.config, self.dtype, name="attention")(y, bias)
         y = RMSNorm(self.dtype, name="pre_mlp_layer_norm")(x)
         x = x + GatedMLP(self.config.hidden, self.dtype, name="mlp")(y)
-        return hint(x), None
+        return hint(x)
 
 
 class T5Encoder(nn.Module):
@@ -215,33 +213,6 @@ class T5Encoder(nn.Module):
             name="token_embedder",
         )(tokens)
         x = hint(x)
-        if config.scan:
-            layers = nn.scan(
-                Layer,
-                variable_axes={"params": 0},
-                split_rngs={"params": True},
-                in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType] typed int
-                length=config.layers,
-            )
-            x, _ = layers(config, self.dtype, name="layers")(x, bias)
-        else:
-            for i in range(config.layers):
-                x, _ = Layer(config, self.dtype, name=f"layers_{i}")(x, bias)
+        for i in range(config.layers):
+            x = Layer(config, self.dtype, name=f"layers_{i}")(x, bias)
         return RMSNorm(jnp.float32, name="encoder_norm")(x)
-
-
-def stack(params: dict) -> dict:
-    """Params of an encoder without scan -> those of the same one with scan."""
-    layers = {name for name in params if name.startswith("layers_")}
-    ordered = [params[f"layers_{i}"] for i in range(len(layers))]
-    rest = {name: value for name, value in params.items() if name not in layers}
-    return rest | {"layers": jax.tree.map(lambda *leaves: jnp.stack(leaves), *ordered)}
-
-
-def unstack(params: dict) -> dict:
-    """Inverse of `stack`."""
-    params = dict(params)
-    stacked = params.pop("layers")
-    for i in range(jax.tree.leaves(stacked)[0].shape[0]):
-        params[f"layers_{i}"] = jax.tree.map(lambda leaf, i=i: leaf[i], stacked)
-    return params

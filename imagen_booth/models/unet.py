@@ -14,7 +14,6 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
 from imagen_booth.models import layers
-from imagen_booth.models.chain import chain
 from imagen_booth.models.hint import hint
 
 
@@ -43,7 +42,6 @@ class UNetConfig:
       patch: side of the square of pixels folded into channels at the input and
         unfolded at the output.
       remat: recompute each block in the backward pass instead of storing it.
-      scan: compile runs of equal blocks once; their parameters are stacked.
     """
 
     widths: tuple[int, ...]
@@ -64,7 +62,6 @@ class UNetConfig:
     norm_groups: int = 32
     patch: int = 1
     remat: bool = False
-    scan: bool = False
 
 
 def _if_stage_1(width: int) -> UNetConfig:
@@ -200,35 +197,27 @@ class Level(nn.Module):
         config, features, dtype = self.config, self.features, self.dtype
         attends = self.attends
 
-        def layer(suffix, h, skip, context):
-            emb, text, mask = context
+        def layer(module, h, skip, emb, text, mask, i):
             if skip is not None:
                 h = jnp.concatenate([h, skip], axis=-1)
-            h = _res_block(config, features, dtype, "resnets" + suffix)(h, emb)
+            h = _res_block(config, features, dtype, f"resnets_{i}")(h, emb)
             if attends:
-                attend = _attention(config, features, dtype, "attentions" + suffix)
+                attend = _attention(config, features, dtype, f"attentions_{i}")
                 h = attend(h, text, mask)
             return hint(h)
 
-        hs = chain(
-            self,
-            layer,
-            h,
-            skips,
-            (emb, text, mask),
-            features=features,
-            scan=config.scan,
-            remat=config.remat,
-        )
+        def change(module, h, emb, name, resample):
+            return hint(_res_block(config, features, dtype, name, resample)(h, emb))
+
+        if config.remat:
+            layer = nn.remat(layer, static_argnums=(6,))
+            change = nn.remat(change, static_argnums=(3, 4))
+        hs = []
+        for i, skip in enumerate(skips):
+            h = layer(self, h, skip, emb, text, mask, i)
+            hs.append(h)
         if self.resample is not None:
-
-            def change(module, h, emb, name, resample):
-                h = _res_block(config, features, dtype, name, resample)(h, emb)
-                return hint(h)
-
-            if config.remat:
-                change = nn.remat(change, static_argnums=(3, 4))
-            hs.append(change(self, hs[-1], emb, *self.resample))
+            hs.append(change(self, h, emb, *self.resample))
         return hs
 
 

@@ -112,7 +112,7 @@ def of_run(run: epath.Path, parts: Sequence[str]) -> list[Parcel]:
                     name,
                     {
                         path: tensors.held(np.asarray(leaf))
-                        for path, leaf in flatten(load.plain(params[kind])).items()
+                        for path, leaf in flatten(params[kind]).items()
                     },
                     network,
                     cascade.name,
@@ -157,7 +157,7 @@ def _learnt_words(
         params = load.random_params(cascade, "text")
         weights = {path: tensors.held(each) for path, each in flatten(params).items()}
     else:
-        weights = dict(found.matched(load.plain_shapes(cascade, "text")))
+        weights = dict(found.matched(load.shapes(cascade, "text")))
     table = np.array(weights[TABLE].whole(), np.float32)
     table[ids] = np.asarray(tree["rows"]["vectors"], np.float32)
     weights[TABLE] = tensors.held(table)
@@ -229,7 +229,7 @@ def _parcel(name: str, found: Found, cascade: Cascade | None) -> Parcel:
     network = cascade.text.encoder if name == "text" else cascade.stage(name)
     return Parcel(
         name,
-        found.matched(load.plain_shapes(cascade, name)),
+        found.matched(load.shapes(cascade, name)),
         network,
         cascade.name,
         found.licence,

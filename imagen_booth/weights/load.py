@@ -17,8 +17,7 @@ from etils import epath
 from imagen_booth import sharding
 from imagen_booth.cascade import Cascade
 from imagen_booth.errors import InputError
-from imagen_booth.models import build, chain
-from imagen_booth.models import t5 as encoders
+from imagen_booth.models import build
 from imagen_booth.state import Params, flatten, unflatten
 from imagen_booth.weights import deepfloyd, own, t5, tensors
 from imagen_booth.weights.tensors import Found
@@ -95,15 +94,12 @@ def taught(cascade: Cascade) -> dict[str, list[str]]:
     return base.get("prior", {}).get("knows", {})
 
 
-def network(
-    cascade: Cascade, name: str, dtype: Any, plain: bool = False
-) -> tuple[Any, Callable[..., Any]]:
+def network(cascade: Cascade, name: str, dtype: Any) -> tuple[Any, Callable[..., Any]]:
     """A part's network, with no weights yet.
 
     Args:
         name: ``text`` or a stage's name.
         dtype: of the activations.
-        plain: keep each layer's parameters by themselves, as files do.
 
     Returns:
         ``init(key) -> params`` and ``apply(params, *inputs)``.
@@ -125,8 +121,6 @@ def network(
             jnp.ones((1, text.length), bool) if text.masked else None,
             row if low else None,
         )
-    if plain:
-        config = dataclasses.replace(config, scan=False)
     module = build(config, dtype)
 
     def init(key: jax.Array) -> Params:
@@ -333,18 +327,8 @@ def load(
 
         params = jax.jit(start, out_shardings=placement)(jax.random.key(_seed(name)))
         return Part(apply, params, name, source, *about)
-    if name == "text":
-        looped, stack = cascade.text.encoder.scan, encoders.stack
-    else:
-        looped = cascade.stage(name).model.scan
-        stack = functools.partial(chain.stack, like=abstract)
-    if looped:
-        weights = found.matched(plain_shapes(cascade, name))
-        weights = tensors.restacked(weights, stack)
-    else:
-        weights = found.matched(abstract)
     kept = None if train else functools.partial(read_as, dtype=dtype)
-    params = tensors.place(weights, mesh, rules, kind_of(name), kept)
+    params = tensors.place(found.matched(abstract), mesh, rules, kind_of(name), kept)
     return Part(apply, params, name, source, *about)
 
 
@@ -354,29 +338,16 @@ def kind_of(name: str) -> str:
 
 
 def shapes(cascade: Cascade, name: str) -> Params:
-    """Shapes of a part's parameters as it is trained, f32."""
+    """Shapes of a part's parameters, f32."""
     init, _ = network(cascade, name, jnp.float32)
     return jax.eval_shape(init, jax.random.key(0))
 
 
-def plain_shapes(cascade: Cascade, name: str) -> Params:
-    """Shapes of a part's parameters, each layer by itself."""
-    init, _ = network(cascade, name, jnp.float32, plain=True)
-    return jax.eval_shape(init, jax.random.key(0))
-
-
 def random_params(cascade: Cascade, name: str) -> Params:
-    """The random weights of a part as numpy, each layer by itself."""
-    init, _ = network(cascade, name, jnp.float32, plain=True)
+    """The random weights of a part as numpy."""
+    init, _ = network(cascade, name, jnp.float32)
     params = jax.jit(init)(jax.random.key(_seed(name)))
     return jax.tree.map(np.asarray, params)
-
-
-def plain(params: Params) -> Params:
-    """A part's parameters with each layer by itself; arrays stay where they are."""
-    if "layers" in params:
-        return encoders.unstack(params)
-    return chain.unstack(params)
 
 
 def _seed(name: str) -> int:
@@ -389,8 +360,7 @@ def _about(cascade: Cascade, name: str, found: Found | None) -> tuple:
         described = found.describes
         network = None if described is None else dataclasses.asdict(described)
         return found.fingerprint(), found.licence, found.pretrained, network
-    shapes = plain_shapes(cascade, name)
-    text = f"random {_seed(name)} {cascade.text.encoder} {shapes}"
+    text = f"random {_seed(name)} {cascade.text.encoder} {shapes(cascade, name)}"
     return hashlib.sha256(text.encode()).hexdigest(), "none", False, None
 
 

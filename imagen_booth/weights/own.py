@@ -1,9 +1,9 @@
 """Our own weight files: one safetensors file per part, a manifest beside them.
 
 A folder of weights holds ``text.safetensors``, ``base.safetensors``, ... and
-``manifest.json``. Tensor names are the paths of the parameter tree with each layer by
-itself, so a file is readable without this package, and by networks with and without
-``scan``. Where a network is not of a size known by name, the manifest describes it.
+``manifest.json``. Tensor names are the paths of the parameter tree, so a file is
+readable without this package. Where a network is not of a size known by name, the
+manifest describes it.
 """
 
 import dataclasses

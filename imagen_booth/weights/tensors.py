@@ -79,16 +79,6 @@ def held(array: np.ndarray) -> Tensor:
     return Tensor(array.shape, array.dtype, lambda index: array[index])
 
 
-def together(tensors: list[Tensor]) -> Tensor:
-    """Tensors of one shape stacked on a new first axis."""
-
-    def read(index: Index) -> np.ndarray:
-        return np.stack([each.read(index[1:]) for each in tensors[index[0]]])
-
-    first = tensors[0]
-    return Tensor((len(tensors), *first.shape), first.dtype, read)
-
-
 @dataclasses.dataclass(frozen=True)
 class Found:
     """Weights of one part where they were found.
@@ -176,28 +166,6 @@ class Found:
 def _near(name: str, others: Iterable[str]) -> str:
     nearest = difflib.get_close_matches(name, list(others), 1, 0.8)
     return f" (is {nearest[0]} meant?)" if nearest else ""
-
-
-def restacked(
-    plain: Mapping[str, Tensor], stack: Callable[[Params], Params]
-) -> dict[str, Tensor]:
-    """Tensors of single layers as the network keeps them, nothing read.
-
-    Args:
-        plain: by path, each layer by itself.
-        stack: the network's own function from one layout of arrays to the other; it
-            is run on the tensors' numbers.
-    """
-    tensors = list(plain.values())
-    numbers = {path: np.int32(number) for number, path in enumerate(plain)}
-    return {
-        path: (
-            tensors[int(which)]
-            if np.ndim(which) == 0
-            else together([tensors[number] for number in np.asarray(which)])
-        )
-        for path, which in flatten(stack(unflatten(numbers))).items()
-    }
 
 
 def copied(view: np.ndarray, dtype: np.dtype) -> np.ndarray:
