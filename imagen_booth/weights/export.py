@@ -30,7 +30,7 @@ class Parcel:
 
     Attributes:
         name: ``text`` or a stage's name.
-        weights: by path, each layer by itself.
+        weights: by path.
         network: what it is.
         cascade: whose part it is, where that is known.
         licence: of the weights it was made from.

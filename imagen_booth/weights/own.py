@@ -111,7 +111,7 @@ def write(
     """Writes a part into a folder; what it holds of other parts stays.
 
     Args:
-        weights: by path, each layer by itself.
+        weights: by path.
         network: what it is, unless its cascade's name says so.
         entry: what else the manifest says of the part.
         dtype: of the tensors; None for each its own.

@@ -132,7 +132,7 @@ class Found:
         """Every parameter's tensor, by path, in our axes.
 
         Args:
-            wanted: shapes of the network, each layer by itself.
+            wanted: shapes of the network.
 
         Raises:
             InputError: listing missing, surplus and wrong-shaped tensors together.
