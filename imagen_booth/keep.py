@@ -22,6 +22,7 @@ from etils import epath
 
 from imagen_booth import checkpoint, hosts
 from imagen_booth.checkpoint import Checkpoints
+from imagen_booth.errors import InputError
 from imagen_booth.previews import Measured, file_of, measured_in
 from imagen_booth.state import Params
 
@@ -58,13 +59,31 @@ class Best:
     Args:
         folder: of the stage's checkpoints.
         previews: of the stage's preview grids.
-        finished: the stage's last checkpoint is there.
+        latest: step of the stage's newest checkpoint, None where there is none.
+        steps: that the stage takes.
+
+    Raises:
+        InputError: the preview of step 0 is gone, though there are checkpoints.
     """
 
-    def __init__(self, folder: epath.Path, previews: epath.Path, finished: bool):
+    def __init__(
+        self,
+        folder: epath.Path,
+        previews: epath.Path,
+        latest: int | None,
+        steps: int,
+    ):
         self._folder, self._best = folder, folder / "best"
         self._seen = dict(sorted(measured_in(previews).items()))
-        if not finished and self._candidates() and not self._best.exists():
+        if latest is not None and 0 not in self._seen:
+            raise InputError(
+                f"keep='best' chooses by the previews in {previews}, and "
+                f"{file_of(previews, 0).name} is not there, though {folder.name} has "
+                f"come to step {latest}: put the folder's files back, or tune the "
+                f"stage anew with --overwrite={folder.name}"
+            )
+        unfinished = latest is not None and latest < steps
+        if unfinished and self._candidates() and not self._best.exists():
             # The stage was finished before and goes on to more steps.
             self._write(self.step, checkpoint.read_params(folder)[0])
 

@@ -209,9 +209,11 @@ def fit(
 
     Returns:
         What ``usable`` gave at the step that is kept, on the mesh, and {"similarity":
-        measures before and after, "kept": ``Best.told`` or None}.
+        measures before and after, None where these previews are gone, "kept":
+        ``Best.told`` or None}.
 
     Raises:
+        InputError: the best step is asked for, and previews to choose by are gone.
         Stopped, NotFinite, StorageError: as ``loop.fit``.
     """
     folder, shown, mesh, seed = means.folder, means.shown, means.mesh, means.seed
@@ -220,8 +222,9 @@ def fit(
         latest = checkpoints.latest()
         if latest is None:
             forget(shown)
-        finished = latest is not None and latest >= tuning.steps
-        best = Best(folder, shown, finished) if means.keep == BEST else None
+        best = None
+        if means.keep == BEST:
+            best = Best(folder, shown, latest, tuning.steps)
 
         def draw_preview(now: state.TrainState, step: int) -> None:
             if previews.file_of(shown, step).exists():
@@ -267,10 +270,12 @@ def fit(
         after_step = told["step"]
     hosts.wait(f"previews {name}")
     measured = previews.measured_in(shown)
-    before, after = measured[0].subject, measured[after_step].subject
-    similarity = {
-        each: {"before": before[each], "after": after[each]} for each in before
-    }
+    similarity = None
+    if measured.keys() >= {0, after_step}:  # unless someone took them away
+        before, after = measured[0].subject, measured[after_step].subject
+        similarity = {
+            each: {"before": before[each], "after": after[each]} for each in before
+        }
     return kept, {"similarity": similarity, "kept": told}
 
 

@@ -47,7 +47,7 @@ def test_super_resolution_is_scored_by_psnr():
 
 def test_the_highest_wins_and_the_earliest_of_equals(tmp_path):
     folder, shown = (epath.Path(tmp_path) / each for each in ("base", "previews"))
-    best = keep.Best(folder, shown, finished=False)
+    best = keep.Best(folder, shown, latest=None, steps=4)
     for step, value in enumerate((0.9, 0.3, 0.5, 0.5, 0.4)):  # step 0 takes no part
         best.look(step, measured(value, 0.2), {"unet": {"a": np.full(3, float(step))}})
     assert best.told()["step"] == 2
@@ -181,3 +181,25 @@ def test_another_rule_is_another_tuning(job, finished):
         booth.run(dataclasses.replace(job, keep="last"), finished, frozenset())
     with pytest.raises(InputError, match="config.keep='first' is not known"):
         dataclasses.replace(job, keep="first")
+
+
+@pytest.mark.parametrize("rule", ["best", "last"])
+def test_previews_taken_away_from_a_run_that_goes_on(job, finished, tmp_path, rule):
+    work = epath.Path(tmp_path) / "run"
+    base = dataclasses.replace(job.base, steps=3)
+    booth.run(dataclasses.replace(job, keep=rule, base=base), work, frozenset())
+    shown = work / "samples" / "previews" / "base"
+    shown.rmtree()
+    more = dataclasses.replace(job, keep=rule)
+    if rule == "best":  # nothing to choose by, and nothing is lost
+        steps = sorted(path.name for path in (work / "base").iterdir())
+        with pytest.raises(InputError, match=f"{shown}.*step_000000.*overwrite=base"):
+            booth.run(more, work, frozenset())
+        assert sorted(path.name for path in (work / "base").iterdir()) == steps
+        booth.run(more, work, frozenset({"base"}))
+        assert_same(work, finished)
+    else:
+        booth.run(more, work, frozenset())
+        assert checkpoint.read_params(work / "base")[1] == STEPS
+        assert "Likeness to the photos" in (finished / "report.html").read_text()
+        assert "Likeness to the photos" not in (work / "report.html").read_text()
