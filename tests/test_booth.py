@@ -20,6 +20,7 @@ from imagen_booth import (
     checkpoint,
     config,
     gallery,
+    generate,
     sharding,
     state,
 )
@@ -151,7 +152,9 @@ def test_running_again_changes_nothing(job, finished):
 
 
 def test_a_finished_run_draws_the_same_picture_again(finished):
+    made = generate.program.cache_info().misses
     folder = gallery.draw(finished, ["a [V] [N]"], "again", seeds=[0, 1])
+    assert generate.program.cache_info().misses == made  # by the programs of the run
     for size in (64, 256, 1024):
         first = pictures.load_png(folder / str(size) / "0000_0.png")
         path = finished / "samples" / "final" / str(size) / "00_0.png"

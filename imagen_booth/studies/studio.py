@@ -86,13 +86,12 @@ class Studio:
         Raises:
             InputError: the run has not come to its end.
         """
-        stage, part = self.cascade.stage(name), self.part(name)
+        stage = self.cascade.stage(name)
         if not run:
+            part = self.part(name)
             return Ready(stage, part, part.params, stage.normal_level, 0, False)
         finished = gallery.read_run(self.run_folder(run))
-        found = gallery.open_stage(finished, stage, self.mesh, self.dtype)
-        # One network serves every run, so that its sampler compiles once.
-        return dataclasses.replace(found, part=part)
+        return gallery.open_stage(finished, stage, self.mesh, self.dtype)
 
     def learned(self, run: str) -> Learned | None:
         """What a finished run's identifier was taught to mean; None where nothing was.

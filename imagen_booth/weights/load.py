@@ -94,8 +94,9 @@ def taught(cascade: Cascade) -> dict[str, list[str]]:
     return base.get("prior", {}).get("knows", {})
 
 
+@functools.lru_cache(maxsize=64)
 def network(cascade: Cascade, name: str, dtype: Any) -> tuple[Any, Callable[..., Any]]:
-    """A part's network, with no weights yet.
+    """A part's network, with no weights yet; one, so that its programs compile once.
 
     Args:
         name: ``text`` or a stage's name.
@@ -105,26 +106,11 @@ def network(cascade: Cascade, name: str, dtype: Any) -> tuple[Any, Callable[...,
         ``init(key) -> params`` and ``apply(params, *inputs)``.
     """
     text = cascade.text
-    tokens = jnp.zeros((1, text.length), jnp.int32)
-    if name == "text":
-        inputs: tuple[Any, ...] = (tokens, None)
-        config: Any = text.encoder
-    else:
-        stage = cascade.stage(name)
-        config = stage.model
-        size, row = stage.train_size, jnp.zeros((1,), jnp.float32)
-        low = stage.low_resolution is not None
-        inputs = (
-            jnp.zeros((1, size, size, 6 if low else 3), jnp.float32),
-            row,
-            jnp.zeros((1, text.length, config.text_width), jnp.float32),
-            jnp.ones((1, text.length), bool) if text.masked else None,
-            row if low else None,
-        )
+    config = text.encoder if name == "text" else cascade.stage(name).model
     module = build(config, dtype)
 
     def init(key: jax.Array) -> Params:
-        return dict(module.init(key, *inputs)["params"])
+        return dict(module.init(key, *_example(cascade, name))["params"])
 
     def apply(params: Params, *inputs: Any) -> Any:
         if name != "text" and not text.masked:
@@ -132,6 +118,23 @@ def network(cascade: Cascade, name: str, dtype: Any) -> tuple[Any, Callable[...,
         return module.apply({"params": params}, *inputs)
 
     return init, apply
+
+
+def _example(cascade: Cascade, name: str) -> tuple[Any, ...]:
+    """Inputs of a part's network, for its parameters' shapes."""
+    text = cascade.text
+    if name == "text":
+        return jnp.zeros((1, text.length), jnp.int32), None
+    stage = cascade.stage(name)
+    size, row = stage.train_size, jnp.zeros((1,), jnp.float32)
+    low = stage.low_resolution is not None
+    return (
+        jnp.zeros((1, size, size, 6 if low else 3), jnp.float32),
+        row,
+        jnp.zeros((1, text.length, stage.model.text_width), jnp.float32),
+        jnp.ones((1, text.length), bool) if text.masked else None,
+        row if low else None,
+    )
 
 
 def locate(cascade: Cascade, name: str, source: str) -> epath.Path | None:
