@@ -63,7 +63,8 @@ class Best:
         steps: that the stage takes.
 
     Raises:
-        InputError: the preview of step 0 is gone, though there are checkpoints.
+        InputError: the preview of step 0 is gone, though there are checkpoints, or
+            that of the last step, though the stage is finished.
     """
 
     def __init__(
@@ -75,14 +76,16 @@ class Best:
     ):
         self._folder, self._best = folder, folder / "best"
         self._seen = dict(sorted(measured_in(previews).items()))
-        if latest is not None and 0 not in self._seen:
+        unfinished = latest is not None and latest < steps
+        needed = [] if latest is None else [0] if unfinished else [0, latest]
+        missing = [file_of(previews, n).name for n in needed if n not in self._seen]
+        if missing:
             raise InputError(
                 f"keep='best' chooses by the previews in {previews}, and "
-                f"{file_of(previews, 0).name} is not there, though {folder.name} has "
-                f"come to step {latest}: put the folder's files back, or tune the "
-                f"stage anew with --overwrite={folder.name}"
+                f"{' and '.join(missing)} are not there, though {folder.name} has come "
+                f"to step {latest}: put the folder's files back, or tune the stage "
+                f"anew with --overwrite={folder.name}"
             )
-        unfinished = latest is not None and latest < steps
         if unfinished and self._candidates() and not self._best.exists():
             # The stage was finished before and goes on to more steps.
             self._write(self.step, checkpoint.read_params(folder)[0])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import signal
 
 import numpy as np
@@ -203,3 +204,17 @@ def test_previews_taken_away_from_a_run_that_goes_on(job, finished, tmp_path, ru
         assert checkpoint.read_params(work / "base")[1] == STEPS
         assert "Likeness to the photos" in (finished / "report.html").read_text()
         assert "Likeness to the photos" not in (work / "report.html").read_text()
+
+
+def test_later_previews_taken_away_from_a_finished_run(job, finished, tmp_path):
+    """Those of step 0 alone choose nothing."""
+    work = epath.Path(tmp_path) / "run"
+    shutil.copytree(finished, work)
+    shown = work / "samples" / "previews" / "base"
+    for step in range(1, STEPS + 1):
+        previews.file_of(shown, step).unlink()
+    with pytest.raises(InputError, match=f"step_00000{STEPS}.*overwrite=base"):
+        booth.run(job, work, frozenset())
+    shutil.copytree(finished / "samples", work / "samples", dirs_exist_ok=True)
+    booth.run(job, work, frozenset())
+    assert kept(work) == kept(finished)
