@@ -77,15 +77,16 @@ class Best:
         self._folder, self._best = folder, folder / "best"
         self._seen = dict(sorted(measured_in(previews).items()))
         unfinished = latest is not None and latest < steps
-        needed = [] if latest is None else [0] if unfinished else [0, latest]
-        missing = [file_of(previews, n).name for n in needed if n not in self._seen]
-        if missing:
-            raise InputError(
-                f"keep='best' chooses by the previews in {previews}, and "
-                f"{' and '.join(missing)} are not there, though {folder.name} has come "
-                f"to step {latest}: put the folder's files back, or tune the stage "
-                f"anew with --overwrite={folder.name}"
-            )
+        if latest is not None:
+            needed = {0} if unfinished else {0, latest}
+            missing = [file_of(previews, n).name for n in needed - self._seen.keys()]
+            if missing:
+                raise InputError(
+                    f"keep='best' chooses by the previews in {previews}, which lacks "
+                    f"{' and '.join(sorted(missing))}, though {folder.name} has come "
+                    f"to step {latest}: put the folder's files back, or tune the stage "
+                    f"anew with --overwrite={folder.name}"
+                )
         if unfinished and self._candidates() and not self._best.exists():
             # The stage was finished before and goes on to more steps.
             self._write(self.step, checkpoint.read_params(folder)[0])
