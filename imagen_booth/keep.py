@@ -63,8 +63,9 @@ class Best:
         steps: that the stage takes.
 
     Raises:
-        InputError: the preview of step 0 is gone, though there are checkpoints, or
-            that of the last step, though the stage is finished.
+        InputError: the preview of step 0 is gone, or that of the best step so far,
+            though there are checkpoints, or that of the last step, though the stage
+            is finished.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class Best:
         self._seen = dict(sorted(measured_in(previews).items()))
         unfinished = latest is not None and latest < steps
         if latest is not None:
-            needed = {0} if unfinished else {0, latest}
+            needed = {0, self._held(latest)} if unfinished else {0, latest}
             missing = [file_of(previews, n).name for n in needed - self._seen.keys()]
             if missing:
                 raise InputError(
@@ -90,6 +91,18 @@ class Best:
         if unfinished and self._candidates() and not self._best.exists():
             # The stage was finished before and goes on to more steps.
             self._write(self.step, checkpoint.read_params(folder)[0])
+
+    def _held(self, latest: int) -> int:
+        """The step whose parameters lie in ``best/`` if its preview must exist, or 0.
+
+        Parameters are written before their preview. A run killed between the two
+        draws it again; not so a preview of before the newest checkpoint.
+        """
+        if not self._best.exists():
+            return 0
+        with Checkpoints(self._best, keep=1) as best:
+            step = best.latest() or 0
+        return step if step < latest else 0
 
     @property
     def step(self) -> int:

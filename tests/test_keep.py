@@ -167,6 +167,35 @@ def test_stopped_and_killed_it_ends_the_same(job, finished, tmp_path, monkeypatc
     assert kept(work) == kept(finished)
 
 
+def test_the_best_preview_taken_away_from_a_stopped_run(
+    job, finished, tmp_path, monkeypatch
+):
+    """The best of those left would be told of parameters that are not its own."""
+    scores = {int(step): each for step, each in kept(finished)["scores"].items()}
+    best = max(scores, key=lambda step: scores[step])
+    work = epath.Path(tmp_path) / "run"
+    write = booth.MetricWriter.write
+
+    def write_then_signal(self, stage, step, scalars):
+        write(self, stage, step, scalars)
+        if step == best + 1:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(booth.MetricWriter, "write", write_then_signal)
+        with pytest.raises(Stopped):
+            booth.run(job, work, frozenset())
+    taken = previews.file_of(work / "samples" / "previews" / "base", best)
+    content = taken.read_bytes()
+    taken.unlink()
+    with pytest.raises(InputError, match=f"{taken.name}.*overwrite=base"):
+        booth.run(job, work, frozenset())
+    taken.write_bytes(content)
+    booth.run(job, work, frozenset())
+    assert kept(work) == kept(finished)
+    assert_same(work, finished)
+
+
 def test_more_steps_go_on_from_the_best_so_far(job, finished, tmp_path):
     """Which is read from the finished run, where the last step's state is not it."""
     work = epath.Path(tmp_path) / "run"
