@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 from etils import epath
+from interruptions import signal_at
 from photo_files import blurred
 from PIL import Image
 
@@ -206,21 +207,12 @@ def test_an_exported_run_is_read_back_as_weights(finished, tmp_path):
 def test_stopped_and_continued_is_bit_identical(job, finished, tmp_path, monkeypatch):
     """A signal in the middle of each stage in turn."""
     work = epath.Path(tmp_path) / "run"
-    stops = iter([("base", 1), ("sr256", 3), ("sr1024", 2)])
-    wanted = next(stops)
-    write = booth.MetricWriter.write
-
-    def write_then_signal(self, stage, step, scalars):
-        nonlocal wanted
-        write(self, stage, step, scalars)
-        if (stage, step) == wanted:
-            wanted = next(stops, None)
-            signal.raise_signal(signal.SIGTERM)
-
-    monkeypatch.setattr(booth.MetricWriter, "write", write_then_signal)
+    stops = [("base", 1), ("sr256", 3), ("sr1024", 2)]
+    left = signal_at(monkeypatch, stops)
     for _ in range(3):
         with pytest.raises(Stopped, match="saved at step"):
             booth.run(job, work, frozenset())
+    assert not left
     booth.run(job, work, frozenset())
     assert_same_run(work, finished)
     # Drawn by another run with its own cache: equal to the last pixel.

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import signal
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from etils import epath
+from interruptions import signal_at
 from photo_files import blurred
 
 from imagen_booth import (
@@ -165,20 +165,11 @@ def test_the_gradient_is_that_of_finite_differences(key):
 
 def test_stopped_and_continued_is_bit_identical(job, finished, tmp_path, monkeypatch):
     work = epath.Path(tmp_path) / "run"
-    wanted = iter([1, 2, 3])
-    write = booth.MetricWriter.write
-    at = [next(wanted)]
-
-    def write_then_signal(self, stage, step, scalars):
-        write(self, stage, step, scalars)
-        if step == at[0]:
-            at[0] = next(wanted, 0)
-            signal.raise_signal(signal.SIGTERM)
-
-    monkeypatch.setattr(booth.MetricWriter, "write", write_then_signal)
+    left = signal_at(monkeypatch, [("text", step) for step in (1, 2, 3)])
     for _ in range(3):
         with pytest.raises(Stopped, match="text: saved at step"):
             booth.run(job, work, frozenset())
+    assert not left
     booth.run(job, work, frozenset())
     np.testing.assert_array_equal(vectors(work), vectors(finished))
     for size in (64, 256):

@@ -3,11 +3,11 @@
 import dataclasses
 import json
 import shutil
-import signal
 
 import numpy as np
 import pytest
 from etils import epath
+from interruptions import signal_at
 from photo_files import blurred
 
 from imagen_booth import booth, checkpoint, config, gallery, keep, previews, state
@@ -131,14 +131,8 @@ def test_a_run_ends_with_its_best_step(job, finished, tmp_path):
 def test_stopped_and_killed_it_ends_the_same(job, finished, tmp_path, monkeypatch):
     """Stopped at each step, and dead between keeping parameters and their preview."""
     work = epath.Path(tmp_path) / "run"
-    write, store = booth.MetricWriter.write, previews.store
-    stops, deaths = [1, 2, 3], [1, 2, STEPS]
-
-    def write_then_signal(self, stage, step, scalars):
-        write(self, stage, step, scalars)
-        if step in stops:
-            stops.remove(step)
-            signal.raise_signal(signal.SIGTERM)
+    store, deaths = previews.store, [1, 2, STEPS]
+    left = signal_at(monkeypatch, [("base", step) for step in (1, 2, 3)])
 
     class Killed(Exception):
         pass
@@ -149,7 +143,6 @@ def test_stopped_and_killed_it_ends_the_same(job, finished, tmp_path, monkeypatc
             raise Killed
         store(folder, step, *rest)
 
-    monkeypatch.setattr(booth.MetricWriter, "write", write_then_signal)
     monkeypatch.setattr(previews, "store", store_or_die)
     ended = []
     for _ in range(20):
@@ -158,7 +151,7 @@ def test_stopped_and_killed_it_ends_the_same(job, finished, tmp_path, monkeypatc
             break
         except (Stopped, Killed) as error:
             ended.append(type(error))
-    assert not stops
+    assert not left
     assert not deaths
     assert len(ended) == 6
     assert_same(work, finished)
@@ -174,15 +167,8 @@ def test_the_best_preview_taken_away_from_a_stopped_run(
     scores = {int(step): each for step, each in kept(finished)["scores"].items()}
     best = max(scores, key=lambda step: scores[step])
     work = epath.Path(tmp_path) / "run"
-    write = booth.MetricWriter.write
-
-    def write_then_signal(self, stage, step, scalars):
-        write(self, stage, step, scalars)
-        if step == best + 1:
-            signal.raise_signal(signal.SIGTERM)
-
     with monkeypatch.context() as patch:
-        patch.setattr(booth.MetricWriter, "write", write_then_signal)
+        signal_at(patch, [("base", best + 1)])
         with pytest.raises(Stopped):
             booth.run(job, work, frozenset())
     taken = previews.file_of(work / "samples" / "previews" / "base", best)
