@@ -156,7 +156,7 @@ class _Counter:
             written = _size(equation.invars[_WRITERS[name]])
             return Work(0.0, sum(part.values()) + written), stored
         if name == "scan":
-            constants = inputs[: equation.params["num_consts"]]
+            constants = inputs[: _constants(equation, inner[0])]
             return self.whole(inner[0], constants) * equation.params["length"], stored
         if name in ("cond", "while"):
             # Of a choice the dearest; of a loop without a known end one round.
@@ -204,6 +204,21 @@ def _size(var: Any) -> float:
     if dtype is None or jnp.issubdtype(dtype, jax.dtypes.extended):
         return 0.0
     return float(math.prod(var.aval.shape) * dtype.itemsize)
+
+
+def _constants(equation: Any, body: Any) -> int:
+    """How many of a scan's first inputs are the same in every round.
+
+    Of what goes round and what comes out, shapes tell which is cut into rounds: jax
+    0.10 and 0.11 keep these numbers in different places.
+    """
+
+    def whole(outside: Sequence[Any], inside: Sequence[Any]) -> int:
+        pairs = zip(outside, inside, strict=True)
+        return sum(len(out.aval.shape) == len(one.aval.shape) for out, one in pairs)
+
+    carried = whole(equation.outvars, body.outvars)
+    return whole(equation.invars, body.invars) - carried
 
 
 def _inner(equation: Any) -> Iterator[Any]:
