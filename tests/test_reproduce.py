@@ -374,9 +374,13 @@ def hand_made(folder):
         "pictures": [],
         "notes": [],
     }
+    read = {"noun": {"right": 0.991, "even": 0.9}}
     return {
-        "weights": {"base": {"pretrained": False}, "text": {"pretrained": True}},
-        "judge": {"held_out": {"words": {"noun": {"right": 0.991, "even": 0.9}}}},
+        "weights": {
+            "text": {"pretrained": True, "sha256": "a" * 64},
+            "base": {"pretrained": False, "sha256": "b" * 64},
+        },
+        "judge": {"held_out": {"words": read}, "sha256": "c" * 64},
         "studies": {
             "prior": measure.entry("prior", [arms], cells, ["A note."]) | about,
             "vanilla": vanilla | about,
@@ -406,6 +410,7 @@ def test_the_page_says_what_was_found(tmp_path):
     assert "0.493" in scores  # the paper's
     assert "base: these weights are random" in text
     assert "99.1 %" in text
+    assert f"base {'b' * 12}, judge {'c' * 12}." in text
     assert "A note." in text
     assert "Subjects: dog 301." in text
     assert "&lt;a dog&gt;" in text

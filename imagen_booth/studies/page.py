@@ -20,6 +20,7 @@ from imagen_booth.studies.plan import STUDIES
 
 NAME = "reproduce.html"
 LARGE = 560  # pixels of a picture by itself
+SHOWN = 12  # digits of a hash
 CELL, ACROSS = 128, 8  # pixels of a picture among others, and how many at most in a row
 
 TITLES = {
@@ -116,6 +117,9 @@ def _header(results: Mapping[str, Any]) -> str:
             f"{name} {100 * each['right']:.1f} %" for name, each in measured.items()
         )
         parts.append(html.note("The judge, right on renders it never saw:", [said]))
+    of = {**results["weights"], "judge": results["judge"]}
+    said = ", ".join(f"{name} {each['sha256'][:SHOWN]}" for name, each in of.items())
+    parts.append(f'<p class="facts">Weights measured, by sha256: {said}.</p>')
     return "".join(parts)
 
 
