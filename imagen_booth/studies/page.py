@@ -118,7 +118,11 @@ def _header(results: Mapping[str, Any]) -> str:
         )
         parts.append(html.note("The judge, right on renders it never saw:", [said]))
     of = {**results["weights"], "judge": results["judge"]}
-    said = ", ".join(f"{name} {each['sha256'][:SHOWN]}" for name, each in of.items())
+    said = ", ".join(
+        f"{name} {each['sha256'][:SHOWN]}"
+        for name, each in of.items()
+        if "sha256" in each  # a judge that no file holds has none
+    )
     parts.append(f'<p class="facts">Weights measured, by sha256: {said}.</p>')
     return "".join(parts)
 
