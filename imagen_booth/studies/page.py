@@ -107,6 +107,13 @@ def _header(results: Mapping[str, Any]) -> str:
         "Imagen, photographs, DINO, CLIP and LPIPS. The paper’s figures are printed "
         "beside ours for the order of arms; the numbers live on different scales.</p>",
     ]
+    of = {**results["weights"], "judge": results["judge"]}
+    said = ", ".join(
+        f"{name} {each['sha256'][:SHOWN]}"
+        for name, each in of.items()
+        if "sha256" in each  # a judge that no file holds has none
+    )
+    parts.append(f'<p class="facts">Weights measured, by sha256: {said}.</p>')
     raw = [name for name, each in results["weights"].items() if not each["pretrained"]]
     if raw:
         said = f"{', '.join(raw)}: these weights are random, and scores mean nothing."
@@ -117,13 +124,6 @@ def _header(results: Mapping[str, Any]) -> str:
             f"{name} {100 * each['right']:.1f} %" for name, each in measured.items()
         )
         parts.append(html.note("The judge, right on renders it never saw:", [said]))
-    of = {**results["weights"], "judge": results["judge"]}
-    said = ", ".join(
-        f"{name} {each['sha256'][:SHOWN]}"
-        for name, each in of.items()
-        if "sha256" in each  # a judge that no file holds has none
-    )
-    parts.append(f'<p class="facts">Weights measured, by sha256: {said}.</p>')
     return "".join(parts)
 
 
