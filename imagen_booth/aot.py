@@ -35,8 +35,12 @@ from imagen_booth.work import Work
 FORM = 2  # of what is cached; a new one makes the old ones be compiled again
 # The least of XLA's -1 to 1 for speed of the program. Compiling takes an eighth of the
 # time, and memory comes out a little above that of a program compiled as runs do it
-# (base step of imagen, v4: 19.7 GiB for 18.7).
-EFFORT = {"exec_time_optimization_effort": -1.0}
+# (base step of imagen, v4: 19.7 GiB for 18.7). jax 0.11 has levels in its place.
+EFFORT = (
+    {"exec_time_optimization_effort": -1.0}
+    if hasattr(jax.config, "jax_exec_time_optimization_effort")
+    else {"optimization_level": "O0"}
+)
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _NUMBER = r"([\d.]+)([KMGT]?)(?:i?B)?"
