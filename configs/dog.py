@@ -11,6 +11,6 @@ from imagen_booth.config import booth
 
 def get_config(cascade=None):
     config = booth(cascade)
-    config.subject.photos = "toybox:dog/7"
+    config.subject.photos = "toybox:dog/11"
     config.subject.class_noun = "dog"
     return config

@@ -10,7 +10,7 @@ from imagen_booth.config import booth
 
 def get_config(cascade=None):
     config = booth(cascade)
-    config.subject.photos = "toybox:dog/7"
+    config.subject.photos = "toybox:dog/11"
     config.subject.class_noun = "dog"
     config.base.class_rows = 0
     return config

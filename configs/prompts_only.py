@@ -14,6 +14,6 @@ from imagen_booth.config import prompts_only
 
 def get_config(cascade=None):
     config = prompts_only(cascade)
-    config.subject.photos = "toybox:dog/7"
+    config.subject.photos = "toybox:dog/11"
     config.subject.class_noun = "dog"
     return config

@@ -12,6 +12,6 @@ from imagen_booth.config import inversion
 
 def get_config(cascade=None):
     config = inversion(cascade)
-    config.subject.photos = "toybox:dog/7"
+    config.subject.photos = "toybox:dog/11"
     config.subject.class_noun = "dog"
     return config

@@ -36,7 +36,7 @@ PROMPTS = (
     "a [V] [N] in the jungle",
     "a [V] [N] wearing a hat",
     "a [V] [N] seen from the side",
-    "a red [V] [N]",
+    "a green [V] [N]",
     "a painting of a [V] [N]",
 )
 

@@ -215,7 +215,7 @@ def run(train, monkeypatch):
 def test_a_toy_dog(run):
     job, workdir, overwrite = run(f"--config={DOG}")
     assert job.cascade == "toybox"
-    assert job.subject.photos == "toybox:dog/7"
+    assert job.subject.photos == "toybox:dog/11"
     assert job.subject.class_noun == "dog"
     assert str(workdir) == "runs/dog"
     assert overwrite == frozenset()
