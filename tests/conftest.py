@@ -1,6 +1,6 @@
 """Runs the suite on four fake CPU devices with strict promotion.
 
-JAX_PLATFORMS=cuda and JAX_DEFAULT_MATMUL_PRECISION=highest run it on a GPU.
+TEST_PLATFORMS=cuda,cpu and JAX_DEFAULT_MATMUL_PRECISION=highest run it on a GPU.
 """
 
 import os
@@ -13,7 +13,7 @@ from absl import flags
 # Programs are compiled once per session; the commands that tests start share them.
 _programs = tempfile.TemporaryDirectory()
 _settings = {
-    "jax_platforms": os.environ.get("JAX_PLATFORMS", "cpu"),
+    "jax_platforms": os.environ.get("TEST_PLATFORMS", "cpu"),
     "jax_num_cpu_devices": 4,
     "jax_compilation_cache_dir": _programs.name,
     "jax_persistent_cache_min_compile_time_secs": 0.3,
