@@ -6,7 +6,7 @@ After a colon follows another cascade: :tiny (random, for tests), :if_m, :if_l,
 :if_xl (DeepFloyd IF with T5 v1.1 XXL), :imagen (the paper's shapes).
 """
 
-from imagen_booth.config import booth
+from imagen_booth.config.presets import booth
 
 
 def get_config(cascade=None):

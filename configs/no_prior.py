@@ -5,7 +5,7 @@
 Cascades follow after a colon as in configs/dog.py.
 """
 
-from imagen_booth.config import booth
+from imagen_booth.config.presets import booth
 
 
 def get_config(cascade=None):

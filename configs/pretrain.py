@@ -8,7 +8,7 @@ which have no captions; tfds build div2k/bicubic_x4 --file_format=array_record f
 them first. Any other set that TFDS has prepared goes by --config.source.
 """
 
-from imagen_booth.config import pretraining
+from imagen_booth.config.presets import pretraining
 
 
 def get_config(stage="toybox_base"):

@@ -9,7 +9,7 @@ The description stands for "[V] [N]" in every prompt; photos are only compared w
 Cascades follow after a colon as in configs/dog.py.
 """
 
-from imagen_booth.config import prompts_only
+from imagen_booth.config.presets import prompts_only
 
 
 def get_config(cascade=None):

@@ -4,7 +4,7 @@
         --config.subject.photos=DIR --config.subject.class_noun=dog
 """
 
-from imagen_booth.config import booth
+from imagen_booth.config.presets import booth
 
 
 def get_config(cascade=None):

@@ -7,7 +7,7 @@ starts them from another word than the class noun. Prompts are written as ever: 
 identifier stands for "[V] [N]". Cascades follow after a colon as in configs/dog.py.
 """
 
-from imagen_booth.config import inversion
+from imagen_booth.config.presets import inversion
 
 
 def get_config(cascade=None):

@@ -6,12 +6,12 @@ from collections.abc import Collection
 from imagen_booth.diffusion.schedule import (
     CosineSchedule,
     LinearSchedule,
+    Schedule,
     TableSchedule,
 )
 from imagen_booth.errors import InputError
-from imagen_booth.models import SIZES
+from imagen_booth.models import SIZES, EfficientUNetConfig, UNetConfig
 from imagen_booth.models.t5 import T5_SIZES, T5Config
-from imagen_booth.stage import Stage
 from imagen_booth.text import tokenizer
 
 APACHE = "Apache-2.0"
@@ -41,6 +41,59 @@ class Text:
     null: str = "zeros"
     masked: bool = True
     lower: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """What a stage is; no training state in it.
+
+    Attributes:
+        name: ``base``, ``sr256`` or ``sr1024``.
+        resolution: output size in pixels.
+        model: the network's shape.
+        schedule: forward process.
+        prediction: what the network predicts, ``eps``, ``v`` or ``x0``.
+        low_resolution: size in pixels of the image a super-resolution stage is
+            given; None for the base stage.
+        learned_variance: the output carries 3 more channels, the interpolation
+            between the two ancestral variances.
+        stale_variance: those channels were left behind when the others were tuned:
+            sampling takes the smaller variance in their place.
+        level_map: how the augmentation level reaches the network, ``time`` (the
+            cosine time of that level, times 1000) or ``if_index`` (position on
+            IF's 1000-step table).
+        aligned: enlarge the low-res image with aligned corners, as IF does.
+        normal_level: augmentation level the stage was pretrained at.
+        crop: side in pixels of the square crops it trains on; None for whole images.
+    """
+
+    name: str
+    resolution: int
+    model: UNetConfig | EfficientUNetConfig
+    schedule: Schedule
+    prediction: str = "eps"
+    low_resolution: int | None = None
+    learned_variance: bool = False
+    stale_variance: bool = False
+    level_map: str = "time"
+    aligned: bool = False
+    normal_level: float = 1e-3
+    crop: int | None = None
+
+    @property
+    def train_size(self) -> int:
+        """Side in pixels of the images the stage trains on."""
+        return self.crop or self.resolution
+
+    def tuned(self, hybrid: bool) -> "Stage":
+        """After fine-tuning, with or without the loss that trains the variance."""
+        stale = self.learned_variance and not hybrid
+        return dataclasses.replace(self, stale_variance=stale)
+
+    @property
+    def scale(self) -> int:
+        """Enlargement from the low-res image; 1 for the base stage."""
+        return self.resolution // (self.low_resolution or self.resolution)
 
 
 @dataclasses.dataclass(frozen=True)

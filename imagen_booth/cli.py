@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from absl import app, flags
 from absl import logging as absl_logging
 
-from imagen_booth import cpu, watch
+from imagen_booth.distributed import cpu_flags, supervisor
 from imagen_booth.errors import BoothError, StorageError
 
 USAGE = 2
@@ -32,7 +32,7 @@ def run(
             others may follow it.
     """
     sys.modules["__main__"].__doc__ = doc
-    cpu.prefer_speed(os.environ)
+    cpu_flags.prefer_speed(os.environ)
     app.define_help_flags()
     config = _config_argument(sys.argv)
     if config is not None and not pathlib.Path(config.partition(":")[0]).is_file():
@@ -68,12 +68,12 @@ def run(
             raise
         _fail(str(error), StorageError.exit_code)
     except KeyboardInterrupt:
-        _fail("interrupted; run the same command again to go on", watch.AGAIN)
+        _fail("interrupted; run the same command again to go on", supervisor.AGAIN)
     except Exception as error:
         if _is_lost(error):
-            watch.leave_lost()
+            supervisor.leave_lost()
         raise
-    watch.note(0)
+    supervisor.note(0)
     sys.exit(0)
 
 
@@ -92,18 +92,18 @@ def start_hosts() -> None:
     Raises:
         InputError: as ``hosts.start``.
     """
-    from imagen_booth import hosts  # slow; --help does without
+    from imagen_booth.distributed import processes  # slow; --help does without
 
     given = flags.FLAGS
     where = given.coordinator, given.processes, given.process_id
-    if hosts.may_be_several(*where):
-        watch.over()
-    hosts.start(*where)
+    if processes.may_be_several(*where):
+        supervisor.over()
+    processes.start(*where)
 
 
 def _is_lost(error: Exception) -> bool:
     """Whether an error says that another host is gone."""
-    hosts = sys.modules.get("imagen_booth.hosts")
+    hosts = sys.modules.get("imagen_booth.distributed.processes")
     return hosts is not None and hosts.lost(error)
 
 
@@ -189,5 +189,5 @@ class _BesideBars(logging.Handler):
 
 def _fail(message: str, code: int) -> NoReturn:
     print(f"{message.strip()}", file=sys.stderr)
-    watch.note(code)
+    supervisor.note(code)
     sys.exit(code)

@@ -59,28 +59,28 @@ def main() -> None:
     # Slow imports come after the flags, so that --help and bad flags answer at once.
     from etils import epath
 
-    from imagen_booth import checkup
-    from imagen_booth.config import to_job
+    from imagen_booth.config.build import to_job
+    from imagen_booth.preflight import checks
 
     file = config_flags.get_config_filename(flags.FLAGS["config"])
     workdir = _WORKDIR.value or cli.default_workdir(file)
     job = to_job(_CONFIG.value)
     if _TOPOLOGY.value is not None:
-        from imagen_booth import consult
+        from imagen_booth.preflight import tpu_report
 
-        said = consult.Request(
+        said = tpu_report.Request(
             file,
             _TOPOLOGY.value,
             _PARTS.value,
             _MARKDOWN.value,
             _COMPUTED_FROM.value,
         )
-        consult.answer(job, epath.Path(workdir), said)
+        tpu_report.answer(job, epath.Path(workdir), said)
         return
     for flag in (_PARTS, _MARKDOWN, _COMPUTED_FROM):
         if flag.value:
             raise InputError(f"--{flag.name} goes with --topology")
-    findings = checkup.check(job, epath.Path(workdir), _CLIP.value, _JUDGE.value)
+    findings = checks.check(job, epath.Path(workdir), _CLIP.value, _JUDGE.value)
     print(f"{file} -> {workdir}\n")
     topic = ""
     for finding in findings:
@@ -96,8 +96,8 @@ def main() -> None:
                 break_on_hyphens=False,
             )
         )
-    problems = [each for each in findings if each.level == checkup.PROBLEM]
-    warnings = [each for each in findings if each.level == checkup.WARNING]
+    problems = [each for each in findings if each.level == checks.PROBLEM]
+    warnings = [each for each in findings if each.level == checks.WARNING]
     verdict = _number(problems, "problem") if problems else "ready"
     print(f"\n{verdict}" + (f", {_number(warnings, 'warning')}" if warnings else ""))
     if problems:

@@ -66,19 +66,19 @@ def main() -> None:
     # Slow imports come after the flags, so that --help and bad flags answer at once.
     from etils import epath
 
-    from imagen_booth import appraisal
+    from imagen_booth.evaluation import evaluate_systems
 
     if _IMAGES.value:
         name = epath.Path(_IMAGES.value).name or "pictures"
         systems.insert(0, f"{name}={_IMAGES.value}")
         classes = [each if "=" in each else f"{name}={each}" for each in classes]
-    runs = [appraisal.named(each)[1] for each in _RUN.value]
+    runs = [evaluate_systems.named(each)[1] for each in _RUN.value]
     alone = runs[0] if len(runs) == 1 and not systems else epath.Path("runs")
     to = epath.Path(_TO.value) if _TO.value else alone / "evaluation"
     beside = runs[0].parent if runs else epath.Path("runs")
     cache = epath.Path(_CACHE.value) if _CACHE.value else beside / "cache"
-    page, warnings = appraisal.appraise(
-        appraisal.Asked(
+    page, warnings = evaluate_systems.appraise(
+        evaluate_systems.Asked(
             runs=_RUN.value,
             systems=systems,
             classes=classes,
@@ -87,7 +87,7 @@ def main() -> None:
             prompts=_PROMPTS.value or "",
             name=_NAME.value,
         ),
-        appraisal.Places(
+        evaluate_systems.Places(
             dino=_DINO.value or "",
             clip=_CLIP.value or "",
             clip_model=_CLIP_MODEL.value,

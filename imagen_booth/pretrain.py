@@ -45,22 +45,23 @@ def main() -> None:
     # Slow imports come after the flags, so that --help and bad flags answer at once.
     from etils import epath
 
-    from imagen_booth import hosts, judging, pretraining
-    from imagen_booth.config import from_config
-    from imagen_booth.job import Pretraining
+    from imagen_booth.config.build import from_config
+    from imagen_booth.config.schema import Judging, Pretraining
+    from imagen_booth.distributed import processes
+    from imagen_booth.training import pretrain_judge, pretrain_stage
 
-    hosts.check_shared("--workdir", _WORKDIR.value)
+    processes.check_shared("--workdir", _WORKDIR.value)
     if "pairs" in _CONFIG.value:
         if _INIT.value:
             raise InputError(f"--init={_INIT.value} is for stages; leave it out")
         if _PROFILE.value:
             raise InputError("--profile is for stages; leave it out")
-        job = from_config(judging.Judging, _CONFIG.value)
-        return judging.run(job, epath.Path(_WORKDIR.value))
+        job = from_config(Judging, _CONFIG.value)
+        return pretrain_judge.run(job, epath.Path(_WORKDIR.value))
     job = from_config(Pretraining, _CONFIG.value)
     if _INIT.value:
         job = dataclasses.replace(job, init=_INIT.value)
-    return pretraining.run(job, epath.Path(_WORKDIR.value), profile=_PROFILE.value)
+    return pretrain_stage.run(job, epath.Path(_WORKDIR.value), profile=_PROFILE.value)
 
 
 if __name__ == "__main__":

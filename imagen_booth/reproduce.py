@@ -29,9 +29,10 @@ def main() -> None:
     # Slow imports come after the flags, so that --help and bad flags answer at once.
     from etils import epath
 
-    from imagen_booth.config import booth, inversion, to_job
-    from imagen_booth.studies import plan
-    from imagen_booth.studies.conduct import conduct
+    from imagen_booth.config.build import to_job
+    from imagen_booth.config.presets import booth, inversion
+    from imagen_booth.experiments import plan
+    from imagen_booth.experiments.runner import conduct
 
     given = {"subjects": _SUBJECTS.value, "seeds": _SEEDS.value}
     extent = dataclasses.replace(

@@ -51,12 +51,13 @@ def main() -> None:
     # Slow imports come after the flags, so that --help and bad flags answer at once.
     from etils import epath
 
-    from imagen_booth import batch, gallery, hosts
+    from imagen_booth.distributed import processes
+    from imagen_booth.sampling import batch_job, finished_run
 
-    hosts.check_shared("--run", _RUN.value)
+    processes.check_shared("--run", _RUN.value)
     run = epath.Path(_RUN.value)
     if prompts:
-        folder = gallery.draw(
+        folder = finished_run.draw(
             run,
             prompts,
             _NAME.value or "prompts",
@@ -64,7 +65,7 @@ def main() -> None:
             resolution=_RESOLUTION.value,
         )
     else:
-        folder = batch.draw(
+        folder = batch_job.draw(
             run,
             source,
             _NAME.value or "",

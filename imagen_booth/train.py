@@ -36,18 +36,19 @@ def main() -> None:
     # Slow imports come after the flags, so that --help and bad flags answer at once.
     from etils import epath
 
-    from imagen_booth import booth, hosts
-    from imagen_booth.config import to_job
+    from imagen_booth import dreambooth
+    from imagen_booth.config.build import to_job
+    from imagen_booth.distributed import processes
 
     job = to_job(_CONFIG.value)
     workdir = _WORKDIR.value or cli.default_workdir(
         config_flags.get_config_filename(flags.FLAGS["config"])
     )
-    hosts.check_shared("--workdir", workdir)
+    processes.check_shared("--workdir", workdir)
     if job.cache:
-        hosts.check_shared("config.cache", job.cache)
-    hosts.check_same_files("config.subject.photos", job.subject.photos)
-    page = booth.run(
+        processes.check_shared("config.cache", job.cache)
+    processes.check_same_files("config.subject.photos", job.subject.photos)
+    page = dreambooth.run(
         job,
         epath.Path(workdir),
         frozenset(_OVERWRITE.value),

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from imagen_booth.metrics import MetricWriter
+from imagen_booth.rundir.metrics import MetricWriter
 
 
 def signal_at(patch: pytest.MonkeyPatch, points: Iterable[tuple[str, int]]) -> set:

@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from imagen_booth import cascade, optim, state
+from imagen_booth import cascade, train_state
 from imagen_booth.cascade import CASCADES
+from imagen_booth.config.schema import OptimConfig
 from imagen_booth.diffusion.schedule import TableSchedule
 from imagen_booth.errors import InputError
 from imagen_booth.models import EfficientUNetConfig, UNetConfig
+from imagen_booth.training import optimizers
 from imagen_booth.weights.load import network
 
 STAGES = pytest.mark.parametrize(
@@ -135,9 +137,11 @@ def test_a_network_answers_at_its_stages_size(name, stage):
 def test_the_embedded_parts_train_by_path(name):
     """The patterns that training names match, and nothing else is left to freeze."""
     params = {"unet": parameters(name, "base"), "text": parameters(name, "text")}
-    optimizer = optim.build(optim.OptimConfig(), 10)
+    optimizer = optimizers.build(OptimConfig(), 10)
     created = jax.eval_shape(
-        lambda params: state.create(params, ("unet/.*", "text/.*"), optimizer, True),
+        lambda params: train_state.create(
+            params, ("unet/.*", "text/.*"), optimizer, True
+        ),
         params,
     )
     assert not jax.tree.leaves(created.frozen)

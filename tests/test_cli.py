@@ -1,14 +1,12 @@
 """Commands used wrongly: one sentence, the nearest right name, exit code 2."""
 
-import pathlib
 import subprocess
 import sys
 
 import pytest
+from paths import ROOT
 
 from imagen_booth import cli
-
-ROOT = pathlib.Path(__file__).parent.parent
 
 
 def command(name, *arguments):

@@ -1,7 +1,6 @@
 """The doctor: what it finds, that it finds all of it, and its exit codes."""
 
 import dataclasses
-import pathlib
 import shutil
 import subprocess
 import sys
@@ -10,17 +9,17 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
+from paths import ROOT
 from PIL import Image
 
-from imagen_booth import budget, checkup, config
 from imagen_booth.cascade import by_name
-from imagen_booth.checkup import OK, PROBLEM, WARNING
-from imagen_booth.data.toybox import grammar
-from imagen_booth.state import flatten
-from imagen_booth.weights import load, own, tensors
+from imagen_booth.config import build, presets
+from imagen_booth.preflight import checks
+from imagen_booth.preflight.checks import OK, PROBLEM, WARNING
+from imagen_booth.toybox import grammar
+from imagen_booth.train_state import flatten
+from imagen_booth.weights import load, native, tensor_files
 from imagen_booth.weights.load import shapes
-
-ROOT = pathlib.Path(__file__).parent.parent
 
 
 @pytest.fixture(autouse=True)
@@ -35,12 +34,12 @@ def examine(tmp_path):
     """Runs the check on the tiny toy job, with settings changed by dotted name."""
 
     def run(settings_of="tiny", **changes):
-        settings = config.booth(settings_of)
+        settings = presets.booth(settings_of)
         settings.update_from_flattened_dict(
             {"subject.photos": "toybox:dog/7", "subject.class_noun": "dog"}
             | {name.replace("__", "."): value for name, value in changes.items()}
         )
-        return checkup.check(config.to_job(settings), epath.Path(tmp_path / "runs/dog"))
+        return checks.check(build.to_job(settings), epath.Path(tmp_path / "runs/dog"))
 
     return run
 
@@ -146,11 +145,11 @@ def test_weights_are_read_by_their_header(examine, tmp_path):
     folder = epath.Path(tmp_path / "weights")
     wanted = flatten(shapes(by_name("tiny"), "sr256"))
     zeros = {
-        name: tensors.held(np.zeros(leaf.shape, leaf.dtype))
+        name: tensor_files.held(np.zeros(leaf.shape, leaf.dtype))
         for name, leaf in wanted.items()
     }
-    path = own.write(folder, "sr256", zeros, None, {})
-    own.record(folder, licence="CC0", pretrained=False)
+    path = native.write(folder, "sr256", zeros, None, {})
+    native.record(folder, licence="CC0", pretrained=False)
 
     findings = examine(weights__sr256=str(folder), weights__base=str(folder))
     (good,) = texts(findings, OK, "weights")
@@ -173,10 +172,10 @@ def test_words_beyond_the_shipped_prior_are_named(examine, tmp_path, monkeypatch
     for part in ("text", "base"):
         wanted = flatten(shapes(by_name("tiny"), part))
         zeros = {
-            name: tensors.held(np.zeros(leaf.shape, leaf.dtype))
+            name: tensor_files.held(np.zeros(leaf.shape, leaf.dtype))
             for name, leaf in wanted.items()
         }
-        own.write(folder, part, zeros, None, {"prior": {"knows": knows}})
+        native.write(folder, part, zeros, None, {"prior": {"knows": knows}})
     monkeypatch.setattr(load, "shipped_folder", lambda cascade: folder)
     prompts = ("a [V] [N] in the snow", "a pink [V] [N] in the desert seen from above")
 
@@ -201,7 +200,7 @@ def test_words_beyond_the_shipped_prior_are_named(examine, tmp_path, monkeypatch
 
 
 def test_what_does_not_fit_in_memory(examine, monkeypatch):
-    monkeypatch.setattr(budget, "device_memory", lambda: 10_000)
+    monkeypatch.setattr(device_memory, "available", lambda: 10_000)
     problem = next(f for f in examine() if f.level == PROBLEM)
     assert (problem.topic, problem.exit_code) == ("memory", 3)
 

@@ -14,22 +14,30 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
+from models.test_vit_parity import SMALL_CLIP, VISION
+from paths import ROOT
 from PIL import Image
-from test_report import Page
-from test_vision_parity import SMALL_CLIP, VISION
+from reports.test_run_report import Page
 
-from imagen_booth import appraisal, config, sharding
-from imagen_booth.appraisal import Asked, Places
-from imagen_booth.data import pictures
+from imagen_booth.config import build, presets
+from imagen_booth.data import image_files
+from imagen_booth.distributed import sharding
 from imagen_booth.errors import InputError
-from imagen_booth.evaluation import clip_tokens, folders, judge, preprocess, protocol
-from imagen_booth.evaluation.folders import Shot, Subject, Work
+from imagen_booth.evaluation import (
+    clip_tokenizer,
+    evaluate_systems,
+    image_sets,
+    preprocess,
+    protocol,
+    toybox_judge,
+)
+from imagen_booth.evaluation.evaluate_systems import Asked, Places
+from imagen_booth.evaluation.image_sets import Shot, Subject, Work
 from imagen_booth.evaluation.protocol import Instruments
-from imagen_booth.models.judge import Judge as Network
-from imagen_booth.text.suites import SUITES
+from imagen_booth.models.toybox_judge import Judge as Network
+from imagen_booth.text.prompt_suites import SUITES
 from imagen_booth.weights import vision
 
-ROOT = pathlib.Path(__file__).parent.parent
 REAL = ROOT.parent / "shared" / "data" / "dreambooth"
 NAME = "zaf"
 RANDOM = Places(dino="random", clip="random", lpips="random")
@@ -58,16 +66,16 @@ def small(monkeypatch):
 @pytest.fixture(scope="module")
 def a_judge(tmp_path_factory):
     """The folder of an untrained judge."""
-    network = Network(judge.CONFIG)
+    network = Network(toybox_judge.CONFIG)
     blank = jnp.zeros((1, 64, 64, 3))
     params = jax.jit(network.init)(jax.random.key(0), blank)["params"]
     folder = epath.Path(tmp_path_factory.mktemp("judge"))
-    judge.write(folder, params, {"recipe": {"tier": "A"}})
+    toybox_judge.write(folder, params, {"recipe": {"tier": "A"}})
     return folder
 
 
 def save(path, seed, **told):
-    pictures.save_png(path, noise(seed), told)
+    image_files.save_png(path, noise(seed), told)
     return epath.Path(path)
 
 
@@ -75,7 +83,7 @@ def save(path, seed, **told):
 def run(tmp_path):
     """The files of a finished run of a toy, with a job of three prompts by two."""
     work = epath.Path(tmp_path) / "runs" / "dog"
-    job = dataclasses.asdict(config.to_job(config.booth("tiny")))
+    job = dataclasses.asdict(build.to_job(presets.booth("tiny")))
     job["subject"] |= {"photos": "toybox:dog/7", "class_noun": "dog"}
     work.mkdir(parents=True)
     (work / "config.json").write_text(json.dumps(job))
@@ -84,7 +92,7 @@ def run(tmp_path):
     (work / "manifest.json").write_text(json.dumps(about))
     for number in range(3):
         save(work / "photos" / f"{number}.png", number)
-    save(work / "photos" / folders.SHEET, 99)
+    save(work / "photos" / image_sets.SHEET, 99)
     lines = []
     for index, prompt in enumerate(PROMPTS):
         asked = prompt.replace("dog", f"{NAME} dog")
@@ -113,10 +121,10 @@ def test_every_score_is_that_of_plain_loops(small, run, tmp_path, a_judge):
             ("lpips", "lpips_alex"),
         )
     }
-    reader = judge.load(a_judge)
-    systems, _ = appraisal.gather(Asked(runs=[str(run)]))
+    reader = toybox_judge.load(a_judge)
+    systems, _ = evaluate_systems.gather(Asked(runs=[str(run)]))
     ((work,),) = systems.values()
-    seen_files = folders.survey([work])
+    seen_files = image_sets.survey([work])
     through = Instruments(
         **parts, judge=reader, cache=epath.Path(tmp_path), mesh=mesh, looks=seen_files
     )
@@ -132,7 +140,7 @@ def test_every_score_is_that_of_plain_loops(small, run, tmp_path, a_judge):
             np.asarray(
                 part.apply(
                     part.params,
-                    preprocess.prepare(pictures.load_png(file), recipe)[None],
+                    preprocess.prepare(image_files.load_png(file), recipe)[None],
                 )
             )[0]
             for file in files
@@ -150,7 +158,7 @@ def test_every_score_is_that_of_plain_loops(small, run, tmp_path, a_judge):
         pairs = itertools.product(seen(flag, which), seen(flag, photos))
         wanted[metric] = np.mean([cosine(*pair) for pair in pairs])
     tower = vision.text_tower(parts["clip"])
-    tokens = clip_tokens.encode(
+    tokens = clip_tokenizer.encode(
         "random", [shot.prompt for shot in work.pictures], SMALL_CLIP.text
     )
     texts = np.asarray(tower.apply(tower.params, tokens))
@@ -158,7 +166,7 @@ def test_every_score_is_that_of_plain_loops(small, run, tmp_path, a_judge):
     recipe = preprocess.RECIPES["lpips_alex"]
     apart = []
     for two in zip(files[::2], files[1::2], strict=True):
-        both = [preprocess.prepare(pictures.load_png(file), recipe) for file in two]
+        both = [preprocess.prepare(image_files.load_png(file), recipe) for file in two]
         table = parts["lpips"].apply(parts["lpips"].params, np.stack(both))
         apart.append(float(table[0, 1]))
     wanted["div"] = np.mean(apart)
@@ -168,8 +176,8 @@ def test_every_score_is_that_of_plain_loops(small, run, tmp_path, a_judge):
     assert (found["dino"].groups, found["dino"].values) == (3, 6)
     assert (found["div"].groups, found["pres"].groups) == (3, 1)
 
-    read = reader.read(map(pictures.load_png, files))
-    own = reader.read(map(pictures.load_png, photos))
+    read = reader.read(map(image_files.load_png, files))
+    own = reader.read(map(image_files.load_png, photos))
     pairs = itertools.product(read.subjects, own.subjects)
     value = np.mean([cosine(*pair) for pair in pairs])
     assert found["judge_subject"].mean == pytest.approx(value, abs=1e-5)
@@ -196,12 +204,12 @@ def test_photos_among_themselves(small, run, tmp_path):
     part = protocol.open_network("dino", "dino_vits16", "random", mesh)
     files = tuple(run / "photos" / f"{number}.png" for number in range(3))
     subject = Subject("dog", "dog", files)
-    looks = folders.survey([Work(subject, ())])
+    looks = image_sets.survey([Work(subject, ())])
     cache = epath.Path(tmp_path)
     through = Instruments(part, None, None, None, cache, mesh, looks)
     found = protocol.measure_photos(subject, through)
     recipe = preprocess.RECIPES["dino_vits16"]
-    prepared = [preprocess.prepare(pictures.load_png(f), recipe) for f in files]
+    prepared = [preprocess.prepare(image_files.load_png(f), recipe) for f in files]
     seen = [np.asarray(part.apply(part.params, each[None]))[0] for each in prepared]
     wanted = np.mean([cosine(*pair) for pair in itertools.combinations(seen, 2)])
     (values,) = found["dino"]
@@ -229,7 +237,7 @@ def test_a_run_and_another_system_in_one_table(small, run, tmp_path, a_judge):
         "a [V] [N]\na [V] [N] in the snow\na red [V] [N] on the beach\n"
     )
     shutil.copytree(run / "samples" / "job", run / "samples" / "prompts")
-    page, warnings = appraisal.appraise(
+    page, warnings = evaluate_systems.appraise(
         Asked(
             runs=[f"ours={run}"],
             systems=[f"theirs={other}"],
@@ -274,9 +282,9 @@ def test_runs_of_one_subject_need_the_same_photos(small, run, tmp_path):
     to, cache = epath.Path(tmp_path) / "out", epath.Path(tmp_path) / "cache"
     places = Places(dino="random")
     with pytest.raises(InputError, match="has other photos in .*; give --photos"):
-        appraisal.appraise(Asked(runs=both), places, to, cache)
+        evaluate_systems.appraise(Asked(runs=both), places, to, cache)
     photos = str(run / "photos")
-    appraisal.appraise(Asked(runs=both, photos=photos), places, to, cache)
+    evaluate_systems.appraise(Asked(runs=both, photos=photos), places, to, cache)
     found = json.loads((to / "evaluation.json").read_text())
     assert found["subjects"] == {"photos": {"noun": "dog", "photos": 3}}
     more, fewer = (found["systems"][name]["scores"] for name in ("more", "fewer"))
@@ -285,7 +293,7 @@ def test_runs_of_one_subject_need_the_same_photos(small, run, tmp_path):
 
 def test_features_are_kept(small, run, tmp_path, monkeypatch):
     def once():
-        appraisal.appraise(
+        evaluate_systems.appraise(
             Asked(runs=[str(run)]),
             Places(dino="random"),
             epath.Path(tmp_path) / "out",
@@ -330,7 +338,7 @@ def test_features_are_kept(small, run, tmp_path, monkeypatch):
 def test_runs_that_cannot_be_scored(run, tmp_path, edit, why):
     edit(run)
     with pytest.raises(InputError, match=".") as error:
-        appraisal.appraise(
+        evaluate_systems.appraise(
             Asked(runs=[str(run)]), RANDOM, epath.Path(tmp_path), epath.Path(tmp_path)
         )
     assert why in str(error.value)
@@ -340,9 +348,9 @@ def test_runs_that_cannot_be_scored(run, tmp_path, edit, why):
 def test_prompts_of_a_suite_have_to_be_there(run):
     (run / "samples/job").rename(run / "samples/dreambench_living")
     with pytest.raises(InputError, match="24 of 25 prompts of dreambench have no"):
-        appraisal.gather(Asked(runs=[str(run)], prompts="dreambench"))
+        evaluate_systems.gather(Asked(runs=[str(run)], prompts="dreambench"))
     with pytest.raises(InputError, match="samples/view does not exist"):
-        appraisal.gather(Asked(runs=[str(run)], prompts="view"))
+        evaluate_systems.gather(Asked(runs=[str(run)], prompts="view"))
 
 
 @pytest.fixture
@@ -368,13 +376,13 @@ def asked(table, **changes):
 
 
 def test_subjects_in_folders(table):
-    systems, tuned = appraisal.gather(asked(table))
+    systems, tuned = evaluate_systems.gather(asked(table))
     assert not tuned
     dog, vase = systems["system"]
     assert [s.prompt for s in dog.pictures] == ["a dog"] * 2 + ["a dog in a box"] * 2
     assert [s.prompt for s in vase.pictures][::2] == ["a vase", "a vase in a box"]
     assert len(vase.subject.photos) == 2
-    ((_, vase),) = appraisal.gather(asked(table, nouns=["vase=jug"]))[0].values()
+    ((_, vase),) = evaluate_systems.gather(asked(table, nouns=["vase=jug"]))[0].values()
     assert vase.pictures[3].prompt == "a jug in a box"
 
 
@@ -424,7 +432,7 @@ def rename(table, old, new):
 def test_folders_that_do_not_fit(table, edit, changes, why):
     edit(table)
     with pytest.raises(InputError, match=".") as error:
-        appraisal.gather(asked(table, **changes))
+        evaluate_systems.gather(asked(table, **changes))
     assert why in str(error.value)
 
 
@@ -432,8 +440,8 @@ def test_a_subject_without_a_noun(table):
     for place in ("photos", "system"):
         rename(table, f"{place}/vase", f"{place}/thing_9")
     with pytest.raises(InputError, match="--noun=thing_9=dog"):
-        appraisal.gather(asked(table))
-    ((_, thing),) = appraisal.gather(asked(table, nouns=["thing"]))[0].values()
+        evaluate_systems.gather(asked(table))
+    ((_, thing),) = evaluate_systems.gather(asked(table, nouns=["thing"]))[0].values()
     assert thing.pictures[0].prompt == "a thing"
 
 
@@ -446,36 +454,36 @@ def test_prompts_inside_pictures(tmp_path):
         photos=str(tmp_path / "photos"),
         nouns=["dog"],
     )
-    ((work,),) = appraisal.gather(wanted)[0].values()
+    ((work,),) = evaluate_systems.gather(wanted)[0].values()
     assert [shot.prompt for shot in work.pictures] == ["A dog"]
     assert [file.name for file in work.skipped] == ["Thumbs.db"]
     save(tmp_path / "own/b.png", 2)
     with pytest.raises(InputError, match="1 of 2 pictures do not say their prompt"):
-        appraisal.gather(wanted)
+        evaluate_systems.gather(wanted)
 
 
 def test_what_a_reader_is_warned_of(tmp_path):
     photo = save(tmp_path / "0.png", 0)
     wide = epath.Path(tmp_path) / "wide.png"
-    pictures.save_png(wide, noise(1)[:40])
+    image_files.save_png(wide, noise(1)[:40])
     shots = (Shot(photo, "a"), Shot(wide, "b"), Shot(photo, "b"))
     work = Work(Subject("s", "", (photo,)), shots)
-    said = protocol.remarks("x", [work], folders.survey([work]))
+    said = protocol.remarks("x", [work], image_sets.survey([work]))
     assert "2 of 3 pictures are photos of the subject" in said[0]
     assert "1 of 3 pictures are not square" in said[1]
     assert "1 to 2 pictures of a prompt" in said[2]
-    assert protocol.sizes((s.file for s in shots), folders.survey([work])) == [
+    assert protocol.sizes((s.file for s in shots), image_sets.survey([work])) == [
         "64 x 40",
         "64 x 64",
     ]
 
 
 def test_identifiers_are_taken_out_as_words():
-    assert folders.plain("an axo dog, axons", "axo", "dog") == "a dog, axons"
-    assert folders.plain("A zaf owl on a zaf", "zaf", "owl") == "An owl on a "
-    assert folders.plain("an axo orange axo dog", "axo", "dog") == "an orange dog"
-    assert folders.plain("an [V] [N]", "axo", "dog") == "a dog"
-    assert folders.plain("a dog", "", "dog") == "a dog"
+    assert image_sets.plain("an axo dog, axons", "axo", "dog") == "a dog, axons"
+    assert image_sets.plain("A zaf owl on a zaf", "zaf", "owl") == "An owl on a "
+    assert image_sets.plain("an axo orange axo dog", "axo", "dog") == "an orange dog"
+    assert image_sets.plain("an [V] [N]", "axo", "dog") == "a dog"
+    assert image_sets.plain("a dog", "", "dog") == "a dog"
 
 
 def evaluate(*arguments, cwd=ROOT):
@@ -537,7 +545,7 @@ def stand_ins(folder, subjects, seeds):
 @real_photos
 def test_dreambench_on_some_real_subjects(small, tmp_path):
     wanted = stand_ins(tmp_path, ("dog", "duck_toy"), 2)
-    page, _ = appraisal.appraise(
+    page, _ = evaluate_systems.appraise(
         wanted, RANDOM, epath.Path(tmp_path) / "out", epath.Path(tmp_path) / "cache"
     )
     found = json.loads((page.parent / "evaluation.json").read_text())
@@ -560,7 +568,7 @@ def test_dreambench_whole_on_the_real_subjects(tmp_path):
     """Ten subjects by 25 prompts by 4 pictures, with networks of the real sizes."""
     subjects = sorted(each.name for each in REAL.iterdir() if each.is_dir())
     wanted = stand_ins(tmp_path, subjects, 4)
-    page, _ = appraisal.appraise(
+    page, _ = evaluate_systems.appraise(
         wanted, RANDOM, epath.Path(tmp_path) / "out", epath.Path(tmp_path) / "cache"
     )
     found = json.loads((page.parent / "evaluation.json").read_text())

@@ -16,9 +16,9 @@ import tempfile
 from importlib import metadata
 
 import pytest
+from paths import ROOT
 from train_jobs import QUICK, make_photos
 
-ROOT = pathlib.Path(__file__).parent.parent
 TPU_VM = ROOT / "launch" / "tpu_vm.sh"
 GKE = ROOT / "launch" / "gke" / "job.sh"
 JOBSET = ROOT / "launch" / "gke" / "jobset.yaml"

@@ -1,17 +1,16 @@
 """The commands that README shows: every flag and setting in them exists."""
 
 import importlib
-import pathlib
 import shlex
 import sys
 
 import pytest
 from absl import flags
 from absl.testing import flagsaver
+from paths import ROOT
 
-from imagen_booth.config import to_job
+from imagen_booth.config.build import to_job
 
-ROOT = pathlib.Path(__file__).parents[1]
 COMMANDS = [
     line[line.index("python -m imagen_booth.") :]
     for line in (ROOT / "README.md").read_text().splitlines()

@@ -11,34 +11,37 @@ import numpy as np
 import pytest
 from etils import epath
 
-from imagen_booth import booth, budget, config, steps
+from imagen_booth import dreambooth
 from imagen_booth.cascade import by_name
-from imagen_booth.data import pictures
-from imagen_booth.data.toybox.grammar import TIER_A
-from imagen_booth.embed import with_rows
+from imagen_booth.config import build, presets
+from imagen_booth.data import image_files
 from imagen_booth.errors import InputError, Stopped
-from imagen_booth.evaluation import judge
+from imagen_booth.evaluation import toybox_judge
 from imagen_booth.evaluation.scores import Score
-from imagen_booth.models.judge import Judge as Network
-from imagen_booth.studies import (
-    album,
+from imagen_booth.experiments import (
     claims,
-    conduct,
     cost,
     detail,
+    judge_readings,
     measure,
-    page,
     plan,
+    report,
+    runner,
 )
-from imagen_booth.studies.studio import Studio
+from imagen_booth.experiments.image_store import Studio
+from imagen_booth.models.toybox_judge import Judge as Network
+from imagen_booth.preflight import memory
+from imagen_booth.sampling.text_embeddings import with_rows
+from imagen_booth.toybox.grammar import TIER_A
+from imagen_booth.training import train_step
 
 HERE = epath.Path("work")
-TEXT = config.to_job(config.inversion("tiny")).text
+TEXT = build.to_job(presets.inversion("tiny")).text
 
 
 @pytest.fixture(scope="module")
 def job():
-    return config.to_job(config.booth("tiny"))
+    return build.to_job(presets.booth("tiny"))
 
 
 def planned(job, extent=plan.FULL, names=plan.STUDIES):
@@ -221,7 +224,7 @@ def test_inversion_costs_its_passes(job, tmp_path):
     text = dataclasses.replace(TEXT, subject_rows=4)
     priced = cost.inversion_flops(studio, dataclasses.replace(job, text=text))
     parts = {name: studio.part(name) for name in ("text", "base")}
-    batch = budget.batch_shapes(cascade, stage, 4)
+    batch = memory.batch_shapes(cascade, stage, 4)
     tokens = jax.ShapeDtypeStruct((4, cascade.text.length), jnp.int32)
     batch = {name: batch[name] for name in ("image", "weight", "group")}
 
@@ -229,13 +232,13 @@ def test_inversion_costs_its_passes(job, tmp_path):
         encoder = with_rows(parts["text"].params, (2018,), rows)
         whole = {"text": encoder, "unet": parts["base"].params}
         applies = parts["base"].apply, parts["text"].apply
-        return steps.batch_loss(
-            stage, *applies, steps.LossConfig(), whole, batch, jax.random.key(0)
+        return train_step.batch_loss(
+            stage, *applies, train_step.LossConfig(), whole, batch, jax.random.key(0)
         )[0]
 
     rows = jax.ShapeDtypeStruct((1, cascade.text.encoder.width), jnp.float32)
-    there = budget.flops(loss, rows, batch | {"tokens": tokens})
-    counted = budget.flops(jax.grad(loss), rows, batch | {"tokens": tokens})
+    there = memory.flops(loss, rows, batch | {"tokens": tokens})
+    counted = memory.flops(jax.grad(loss), rows, batch | {"tokens": tokens})
     assert priced == pytest.approx(2 * there * text.steps, rel=0.02)
     assert 0.5 * priced < counted * text.steps < 1.5 * priced
 
@@ -247,7 +250,7 @@ def test_longer_fitting_costs_its_steps(job, tmp_path):
         cost.run_flops(studio, arms[arm][0], 7) for arm in (plan.WRONG, plan.WRONG_LONG)
     )
     stage = studio.cascade.stage("base")
-    step = budget.stage_cost(studio.cascade, stage, job.base, 4).step_flops
+    step = memory.stage_cost(studio.cascade, stage, job.base, 4).step_flops
     assert long - short == pytest.approx(2 * job.base.steps * step, rel=1e-6)
     per_second, seconds = cost.rate(studio)
     assert per_second > 0
@@ -316,7 +319,7 @@ def test_every_claim_is_of_an_arm_that_is_run(job):
     for claim in claims.CLAIMS:
         arms = {*studies[claim.study], plan.UNTUNED}
         assert {claim.above, claim.below} <= arms, claim
-        assert claim.metric in page.METRICS
+        assert claim.metric in report.METRICS
     for study, arms in claims.PAPER.items():
         assert set(arms) <= {*studies[study], "photos"}
 
@@ -358,7 +361,7 @@ def hand_made(folder):
     rng = np.random.default_rng(0)
     for name, size in (("a", 64), ("b", 64), ("large", 256)):
         image = rng.integers(0, 255, (size, size, 3)).astype(np.uint8)
-        pictures.save_png(folder / f"{name}.png", image)
+        image_files.save_png(folder / f"{name}.png", image)
     arms = {
         plan.ON: {"pres": values(0.4, 0.5, 0.45), "subject": values(0.6, 0.7, 0.5)},
         plan.OFF: {"pres": values(0.7, 0.8, 0.75), "subject": values(0.6, 0.5, 0.7)},
@@ -391,7 +394,7 @@ def hand_made(folder):
 def test_the_page_says_what_was_found(tmp_path):
     folder = epath.Path(tmp_path)
     results = json.loads(json.dumps(hand_made(folder)))
-    text = page.write(folder, results).read_text()
+    text = report.write(folder, results).read_text()
     rows = {
         row.split("</td>")[0].removeprefix("<td>"): row
         for row in re.findall("<tr>(.*?)</tr>", text)
@@ -428,14 +431,14 @@ def little(monkeypatch):
     """One subject, few pictures, a judge that knows nothing."""
     one = dataclasses.replace(plan.QUICK, subjects=1)
     monkeypatch.setattr(plan, "QUICK", one)
-    monkeypatch.setattr(album, "PICTURES", 2)
-    monkeypatch.setattr(album, "CLASS_PICTURES", 2)
+    monkeypatch.setattr(judge_readings, "PICTURES", 2)
+    monkeypatch.setattr(judge_readings, "CLASS_PICTURES", 2)
     monkeypatch.setattr(measure, "HELD_OUT", 4)
-    monkeypatch.setattr(album, "TAKES", 1)
-    monkeypatch.setattr(conduct, "taught", lambda _: dataclasses.asdict(TIER_A))
+    monkeypatch.setattr(judge_readings, "TAKES", 1)
+    monkeypatch.setattr(runner, "taught", lambda _: dataclasses.asdict(TIER_A))
     blank = jnp.zeros((1, 64, 64, 3))
-    params = Network(judge.CONFIG).init(jax.random.key(0), blank)["params"]
-    monkeypatch.setattr(judge, "load", lambda: judge.Judge(dict(params)))
+    params = Network(toybox_judge.CONFIG).init(jax.random.key(0), blank)["params"]
+    monkeypatch.setattr(toybox_judge, "load", lambda: toybox_judge.Judge(dict(params)))
 
 
 @pytest.mark.slow
@@ -443,7 +446,7 @@ def test_the_four_way_comparison_on_the_tiny_cascade(job, little, tmp_path):
     """Every arm is run, measured by the same four scores, and on the page."""
     folder = epath.Path(tmp_path)
     names = ["baselines", "sampler"]
-    path = conduct.conduct(job, folder, names, plan.QUICK, TEXT)
+    path = runner.conduct(job, folder, names, plan.QUICK, TEXT)
     results = json.loads((folder / "results.json").read_text())["studies"]
     for name, arms in planned(job, plan.QUICK, names).items():
         [table] = results[name]["tables"]
@@ -457,7 +460,7 @@ def test_the_four_way_comparison_on_the_tiny_cascade(job, little, tmp_path):
     assert pres[plan.INVERTED] == pres[plan.DESCRIBED]
     assert pres[plan.DREAMBOOTH] != pres[plan.INVERTED] != pres[plan.NAIVE]
     prompts = {
-        arm: pictures.read_png_metadata(
+        arm: image_files.read_png_metadata(
             folder / "pictures" / "subject" / name / "00_0.png"
         )["prompt"]
         for arm, name in (
@@ -484,7 +487,7 @@ def table_of(results):
 def test_all_studies_on_the_tiny_cascade(job, little, tmp_path, monkeypatch):
     """Stopped once and run twice."""
     folder = epath.Path(tmp_path)
-    run, started = booth.run, []
+    run, started = dreambooth.run, []
 
     def stopping(job, work, overwrite):
         started.append(work.name)
@@ -492,10 +495,10 @@ def test_all_studies_on_the_tiny_cascade(job, little, tmp_path, monkeypatch):
             raise Stopped("stopped as asked")
         return run(job, work, overwrite)
 
-    monkeypatch.setattr(booth, "run", stopping)
+    monkeypatch.setattr(dreambooth, "run", stopping)
     with pytest.raises(Stopped):
-        conduct.conduct(job, folder, plan.STUDIES, plan.QUICK, TEXT)
-    path = conduct.conduct(job, folder, plan.STUDIES, plan.QUICK, TEXT)
+        runner.conduct(job, folder, plan.STUDIES, plan.QUICK, TEXT)
+    path = runner.conduct(job, folder, plan.STUDIES, plan.QUICK, TEXT)
     # The first run is not done again, the one that was stopped is.
     assert started[1] == started[2]
     assert len(started) == len(set(started)) + 1 == 16
@@ -512,7 +515,7 @@ def test_all_studies_on_the_tiny_cascade(job, little, tmp_path, monkeypatch):
     assert "these weights are random" in path.read_text()
     drawn = folder / "pictures" / "subject" / "dog_301" / "drawn.json"
     before = drawn.stat().mtime
-    conduct.conduct(job, folder, ["prior"], plan.QUICK, TEXT)
+    runner.conduct(job, folder, ["prior"], plan.QUICK, TEXT)
     assert len(started) == 16
     assert drawn.stat().mtime == before
     again = json.loads((folder / "results.json").read_text())

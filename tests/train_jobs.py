@@ -11,9 +11,9 @@ import sys
 from collections.abc import Iterator
 
 import numpy as np
+from paths import ROOT
 from photo_files import blurred
 
-ROOT = pathlib.Path(__file__).parent.parent
 LIMIT = 600  # seconds; a hang is a failure
 QUICK = {  # most of the time is compiling
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
@@ -24,7 +24,8 @@ TRAIN = ("-m", "imagen_booth.train")
 # its process gets a signal once the metrics of a step are written.
 TRAIN_ALONE = """
 import os, runpy, signal
-from imagen_booth import booth, metrics
+from imagen_booth import dreambooth
+from imagen_booth.rundir import metrics
 
 at, number = int(os.environ.get("SIGNAL_AT", -1)), os.environ.get("SIGNAL", "SIGTERM")
 write = metrics.MetricWriter.write
@@ -35,7 +36,7 @@ def write_then_signal(self, stage, step, scalars):
         os.kill(os.getpid(), getattr(signal, number))
 
 metrics.MetricWriter.write = write_then_signal
-booth._draw_pictures = lambda *_: None
+dreambooth._draw_pictures = lambda *_: None
 runpy.run_module("imagen_booth.train", run_name="__main__", alter_sys=True)
 """
 ALONE = ("-c", TRAIN_ALONE)

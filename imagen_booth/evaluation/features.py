@@ -13,10 +13,10 @@ import jax
 import numpy as np
 from etils import epath
 
-from imagen_booth import sharding
-from imagen_booth.data.pictures import write_atomic
-from imagen_booth.evaluation import clip_tokens, preprocess
+from imagen_booth.distributed import sharding
+from imagen_booth.evaluation import clip_tokenizer, preprocess
 from imagen_booth.models.vit import CLIPConfig
+from imagen_booth.storage import write_atomic
 from imagen_booth.weights import vision
 from imagen_booth.weights.load import Part
 
@@ -80,7 +80,7 @@ def of_prompts(
     """
     config = vision.SIZES[clip.name]
     assert isinstance(config, CLIPConfig)
-    tokens = clip_tokens.encode(clip.source, prompts, config.text)
+    tokens = clip_tokenizer.encode(clip.source, prompts, config.text)
     inputs = ((f"text_{digest(row)}", lambda row=row: row) for row in tokens)
     return _rows(clip, inputs, _folder(cache, clip), mesh)
 

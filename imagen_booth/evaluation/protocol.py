@@ -13,14 +13,14 @@ import jax
 import numpy as np
 from etils import epath
 
-from imagen_booth.data.toybox import knowledge
-from imagen_booth.data.toybox.captions import parse
-from imagen_booth.data.toybox.grammar import TIERS, Attributes
 from imagen_booth.errors import InputError
-from imagen_booth.evaluation import features, folders, preprocess, scores
-from imagen_booth.evaluation import judge as judges
-from imagen_booth.evaluation.folders import Look, Subject, Work
+from imagen_booth.evaluation import features, image_sets, preprocess, scores
+from imagen_booth.evaluation import toybox_judge as judges
+from imagen_booth.evaluation.image_sets import Look, Subject, Work
 from imagen_booth.evaluation.scores import Score
+from imagen_booth.toybox import coverage
+from imagen_booth.toybox.captions import parse
+from imagen_booth.toybox.grammar import TIERS, Attributes
 from imagen_booth.weights import fetch, vision
 from imagen_booth.weights.load import Part
 
@@ -109,7 +109,7 @@ class Instruments:
     def features(self, part: Part, files: Iterable[epath.Path]) -> np.ndarray:
         """What DINO or CLIP sees in some files, f32 [N, F]."""
         known = (
-            (self.looks[file].digest, functools.partial(folders.read, file))
+            (self.looks[file].digest, functools.partial(image_sets.read, file))
             for file in files
         )
         return features.of_known(part, known, cache=self.cache, mesh=self.mesh)
@@ -205,7 +205,7 @@ def measure(work: Work, through: Instruments) -> Grouped:
         apart = [
             features.distances(
                 through.lpips,
-                [folders.read(files[number]) for number in group],
+                [image_sets.read(files[number]) for number in group],
                 cache=through.cache,
             )
             for group in several
@@ -220,12 +220,12 @@ def _judged(
     work: Work, judge: judges.Judge, several: Sequence[Sequence[int]]
 ) -> Grouped:
     groups = work.by_prompt()
-    readings = judge.read(folders.read(shot.file) for shot in work.pictures)
-    photos = judge.read(map(folders.read, work.subject.photos)).subjects
+    readings = judge.read(image_sets.read(shot.file) for shot in work.pictures)
+    photos = judge.read(map(image_sets.read, work.subject.photos)).subjects
     likeness = scores.fidelity(readings.subjects, photos)
     found = {"judge_subject": [likeness[group] for group in groups.values()]}
     if work.class_pictures:
-        others = judge.read(map(folders.read, work.class_pictures))
+        others = judge.read(map(image_sets.read, work.class_pictures))
         found["judge_pres"] = [scores.fidelity(others.subjects, photos)]
     asked = {prompt: asked_by(prompt, judge) for prompt in groups}
     shares = [
@@ -250,7 +250,7 @@ def _judged(
 def asked_by(prompt: str, judge: judges.Judge) -> Attributes | None:
     """What a prompt asks for, if the judge was taught all its words, else None."""
     tier = judge.manifest.get("recipe", {}).get("tier", "B")
-    if knowledge.beyond(prompt, dataclasses.asdict(TIERS[tier])):
+    if coverage.beyond(prompt, dataclasses.asdict(TIERS[tier])):
         return None
     try:
         return parse(prompt)
@@ -271,7 +271,7 @@ def measure_photos(subject: Subject, through: Instruments) -> Grouped:
         if part is not None:
             found[metric] = [scores.among(through.features(part, subject.photos))]
     if through.judge is not None:
-        images = map(folders.read, subject.photos)
+        images = map(image_sets.read, subject.photos)
         found["judge_subject"] = [scores.among(through.judge.read(images).subjects)]
     return found
 

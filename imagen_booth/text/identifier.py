@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection
 import numpy as np
 
 from imagen_booth.errors import InputError
-from imagen_booth.text.prompts import clean_caption
+from imagen_booth.text.caption_cleaning import clean_caption
 from imagen_booth.text.tokenizer import UNKNOWN, Tokenizer
 from imagen_booth.text.words import words
 

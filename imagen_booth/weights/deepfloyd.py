@@ -17,13 +17,13 @@ from typing import Any
 
 from etils import epath
 
-from imagen_booth import settings
+from imagen_booth.cascade import Stage
+from imagen_booth.config import build
 from imagen_booth.diffusion.sampler import SamplerConfig
 from imagen_booth.diffusion.schedule import TableSchedule
 from imagen_booth.errors import InputError
 from imagen_booth.models import UNetConfig
-from imagen_booth.stage import Stage
-from imagen_booth.weights import tensors
+from imagen_booth.weights import tensor_files
 
 LICENCE = "DeepFloyd IF License Agreement (non-commercial research only)"
 NETWORK = "UNet2DConditionModel"
@@ -296,7 +296,7 @@ def read_scheduler(path: epath.Path) -> tuple[dict[str, Any], dict[str, Any]]:
     else:
         sampler |= {"threshold": "none"}
     try:
-        settings.build(SamplerConfig, sampler, "sampler")
+        build.build(SamplerConfig, sampler, "sampler")
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     return stage, sampler
@@ -368,7 +368,7 @@ def network_folder(folder: epath.Path) -> epath.Path | None:
     return None
 
 
-def find(folder: epath.Path, stage: Stage) -> tensors.Found:
+def find(folder: epath.Path, stage: Stage) -> tensor_files.Found:
     """A stage's weights in a folder in diffusers' layout.
 
     Args:
@@ -388,7 +388,7 @@ def find(folder: epath.Path, stage: Stage) -> tensors.Found:
             f"config.weights.{stage.name}={folder}: {place / 'config.json'} describes "
             f"{other} network (in_channels={config.in_channels}); give it to that stage"
         )
-    opened = tensors.open_stem(place, STEM)
+    opened = tensor_files.open_stem(place, STEM)
     if opened is None:
         raise InputError(
             f"{place} has no {STEM}.safetensors; fetch it, or its shards and index"
@@ -414,4 +414,4 @@ def find(folder: epath.Path, stage: Stage) -> tensors.Found:
         crop=None,
         **{"schedule": TableSchedule(), "prediction": "eps"} | told,
     )
-    return tensors.Found(found, spell, described, where, LICENCE, sampler=sampler)
+    return tensor_files.Found(found, spell, described, where, LICENCE, sampler=sampler)

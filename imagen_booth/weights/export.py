@@ -8,18 +8,18 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from imagen_booth import checkpoint, settings
-from imagen_booth.cascade import CASCADES, Cascade, by_name
-from imagen_booth.data.pictures import write_atomic
+from imagen_booth.cascade import CASCADES, Cascade, Stage, by_name
+from imagen_booth.config import build
 from imagen_booth.diffusion.sampler import SamplerConfig
 from imagen_booth.diffusion.schedule import TableSchedule
 from imagen_booth.errors import InputError
 from imagen_booth.models import UNetConfig
 from imagen_booth.models.t5 import T5Config
-from imagen_booth.stage import Stage
-from imagen_booth.state import flatten
-from imagen_booth.weights import card, deepfloyd, load, own, t5, tensors
-from imagen_booth.weights.tensors import Found, Tensor
+from imagen_booth.rundir import checkpoints
+from imagen_booth.storage import write_atomic
+from imagen_booth.train_state import flatten
+from imagen_booth.weights import deepfloyd, load, model_card, native, t5, tensor_files
+from imagen_booth.weights.tensor_files import Found, Tensor
 
 TABLE = "token_embedder/embedding"  # of a text encoder
 
@@ -72,7 +72,9 @@ def of_run(run: epath.Path, parts: Sequence[str]) -> list[Parcel]:
     origins = story["cascade"].get("parts", {})
     for origin in origins.values():
         if "network" in origin:
-            described = own.read_network(origin["network"], f"{file}: {origin['name']}")
+            described = native.read_network(
+                origin["network"], f"{file}: {origin['name']}"
+            )
             cascade = cascade.having(described)
     tuned = [stage.name for stage in cascade.stages if (run / stage.name).exists()]
     kept = story.get("kept") or {}
@@ -90,7 +92,7 @@ def of_run(run: epath.Path, parts: Sequence[str]) -> list[Parcel]:
         parcels.append(_learnt_words(run, cascade, story, said))
     for stage in [name for name in tuned if name != "text"]:
         try:
-            params, steps = checkpoint.read_params(run / stage)
+            params, steps = checkpoints.read_params(run / stage)
         except FileNotFoundError:
             if stage in parts:
                 raise InputError(
@@ -111,7 +113,7 @@ def of_run(run: epath.Path, parts: Sequence[str]) -> list[Parcel]:
                 Parcel(
                     name,
                     {
-                        path: tensors.held(np.asarray(leaf))
+                        path: tensor_files.held(np.asarray(leaf))
                         for path, leaf in flatten(params[kind]).items()
                     },
                     network,
@@ -120,7 +122,7 @@ def of_run(run: epath.Path, parts: Sequence[str]) -> list[Parcel]:
                     True,
                     said | {"steps": steps, "made_from": origin},
                     steps,
-                    settings.build(SamplerConfig, drawn, "pictures") if drawn else None,
+                    build.build(SamplerConfig, drawn, "pictures") if drawn else None,
                 )
             )
     absent = set(parts) - {parcel.name for parcel in parcels}
@@ -145,7 +147,7 @@ def _learnt_words(
             from are gone.
     """
     try:
-        tree, steps = checkpoint.read_params(run / "text")
+        tree, steps = checkpoints.read_params(run / "text")
     except FileNotFoundError:
         raise InputError(
             f"{run / 'text'} holds no finished checkpoint; finish the run first"
@@ -155,12 +157,14 @@ def _learnt_words(
     found = load.find(cascade, "text", origin["source"])
     if found is None:
         params = load.random_params(cascade, "text")
-        weights = {path: tensors.held(each) for path, each in flatten(params).items()}
+        weights = {
+            path: tensor_files.held(each) for path, each in flatten(params).items()
+        }
     else:
         weights = dict(found.matched(load.shapes(cascade, "text")))
     table = np.array(weights[TABLE].whole(), np.float32)
     table[ids] = np.asarray(tree["rows"]["vectors"], np.float32)
-    weights[TABLE] = tensors.held(table)
+    weights[TABLE] = tensor_files.held(table)
     steps = ((story.get("kept") or {}).get("text") or {}).get("step", steps)
     return Parcel(
         "text",
@@ -190,11 +194,11 @@ def of_folder(folder: epath.Path, parts: Sequence[str]) -> list[Parcel]:
     Raises:
         InputError: nothing there that can be read.
     """
-    if (folder / own.MANIFEST).exists():
-        manifest = own.read_manifest(folder)
+    if (folder / native.MANIFEST).exists():
+        manifest = native.read_manifest(folder)
         names = parts or sorted(manifest.get("parts", {}))
         cascade = CASCADES.get(manifest.get("cascade", ""))
-        return [_parcel(name, own.find(folder, name), cascade) for name in names]
+        return [_parcel(name, native.find(folder, name), cascade) for name in names]
     parcels = []
     place = deepfloyd.network_folder(folder)
     if place is not None and list(parts) != ["text"]:
@@ -211,7 +215,8 @@ def of_folder(folder: epath.Path, parts: Sequence[str]) -> list[Parcel]:
             parcels.append(_parcel("text", found, CASCADES["if_m"]))
     if not parcels:
         raise InputError(
-            f"--from={folder} holds no weights known here: neither {own.MANIFEST}, nor "
+            f"--from={folder} holds no weights known here: neither "
+            f"{native.MANIFEST}, nor "
             "a unet folder in diffusers' layout, nor a T5 encoder in safetensors or a "
             "T5X checkpoint"
         )
@@ -266,8 +271,8 @@ def write_own(
             dynamic = parcel.sampler.threshold == "dynamic"
             fields = ("spacing", "threshold", *(("ratio", "cap") if dynamic else ()))
             entry["sampler"] = {name: getattr(parcel.sampler, name) for name in fields}
-        path = own.write(to, parcel.name, parcel.weights, network, entry, dtype)
-        own.record(
+        path = native.write(to, parcel.name, parcel.weights, network, entry, dtype)
+        native.record(
             to,
             cascade=parcel.cascade,
             licence=parcel.licence,
@@ -320,7 +325,9 @@ def write_diffusers(
             back = tuple(int(axis) for axis in np.argsort(axes))
             spelt[name] = tensor.transposed(back)
         learned = stage.learned_variance and not stage.stale_variance
-        tensors.save(folder / "unet" / f"{deepfloyd.STEM}.safetensors", spelt, dtype)
+        tensor_files.save(
+            folder / "unet" / f"{deepfloyd.STEM}.safetensors", spelt, dtype
+        )
         files = {
             "unet/config.json": deepfloyd.write_network(model, stage.resolution),
             "scheduler/scheduler_config.json": deepfloyd.write_scheduler(
@@ -333,7 +340,7 @@ def write_diffusers(
         for name, content in files.items():
             text = json.dumps(content, indent=2) + "\n"
             write_atomic(folder / name, text.encode())
-        page = card.write(stage, parcel.licence, parcel.story, learned)
+        page = model_card.write(stage, parcel.licence, parcel.story, learned)
         write_atomic(folder / "README.md", page.encode())
         written.append(folder)
     return written

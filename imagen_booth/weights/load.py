@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from imagen_booth import sharding
 from imagen_booth.cascade import Cascade
+from imagen_booth.distributed import sharding
 from imagen_booth.errors import InputError
 from imagen_booth.models import build
-from imagen_booth.state import Params, flatten, unflatten
-from imagen_booth.weights import deepfloyd, own, t5, tensors
-from imagen_booth.weights.tensors import Found
+from imagen_booth.train_state import Params, flatten, unflatten
+from imagen_booth.weights import deepfloyd, native, t5, tensor_files
+from imagen_booth.weights.tensor_files import Found
 
 log = logging.getLogger(__name__)
 
@@ -88,9 +88,9 @@ def taught(cascade: Cascade) -> dict[str, list[str]]:
     Empty where nothing ships, or where its manifest does not say.
     """
     folder = shipped_folder(cascade.name)
-    if not (folder / own.MANIFEST).exists():
+    if not (folder / native.MANIFEST).exists():
         return {}
-    base = own.read_manifest(folder).get("parts", {}).get("base", {})
+    base = native.read_manifest(folder).get("parts", {}).get("base", {})
     return base.get("prior", {}).get("knows", {})
 
 
@@ -179,8 +179,8 @@ def find(cascade: Cascade, name: str, source: str) -> Found | None:
         _check_shipped(place, name)
     # First, because it reads gs:// without further packages.
     found = t5.find(place) if name == "text" else None
-    if found is None and (place / own.MANIFEST).exists():
-        found = own.find(place, name)
+    if found is None and (place / native.MANIFEST).exists():
+        found = native.find(place, name)
     elif found is None and name != "text" and deepfloyd.network_folder(place):
         found = deepfloyd.find(place, cascade.stage(name))
     if found is None:
@@ -191,21 +191,21 @@ def find(cascade: Cascade, name: str, source: str) -> Found | None:
         )
         raise InputError(
             f"config.weights.{name}={source} holds no weights of {name}; it should "
-            f"have {own.MANIFEST} beside {name}.safetensors, or {form}"
+            f"have {native.MANIFEST} beside {name}.safetensors, or {form}"
         )
     return found
 
 
 def _check_shipped(folder: epath.Path, name: str) -> None:
     """Raises InputError unless a part lies in the package as it was made."""
-    parts = own.read_manifest(folder).get("parts", {})
+    parts = native.read_manifest(folder).get("parts", {})
     if name not in parts:
         raise InputError(
             f"config.weights.{name}='shipped', but of this cascade there ship only "
             f"{', '.join(parts) or 'no parts'}; give a folder of weights, or 'random'"
         )
     path = folder / f"{name}.safetensors"
-    if not path.exists() or own.sha256(path) != parts[name].get("sha256"):
+    if not path.exists() or native.sha256(path) != parts[name].get("sha256"):
         wrong = "damaged" if path.exists() else "missing"
         raise InputError(f"{path} is {wrong}; install imagen_booth again")
 
@@ -331,7 +331,9 @@ def load(
         params = jax.jit(start, out_shardings=placement)(jax.random.key(_seed(name)))
         return Part(apply, params, name, source, *about)
     kept = None if train else functools.partial(read_as, dtype=dtype)
-    params = tensors.place(found.matched(abstract), mesh, rules, kind_of(name), kept)
+    params = tensor_files.place(
+        found.matched(abstract), mesh, rules, kind_of(name), kept
+    )
     return Part(apply, params, name, source, *about)
 
 
@@ -371,5 +373,5 @@ def place(
     tree: Params, mesh: jax.sharding.Mesh, rules: Sequence[sharding.Rule] = ()
 ) -> Params:
     """Host arrays of a stage's network as f32 on the mesh."""
-    held = {path: tensors.held(leaf) for path, leaf in flatten(tree).items()}
-    return tensors.place(held, mesh, rules)
+    held = {path: tensor_files.held(leaf) for path, leaf in flatten(tree).items()}
+    return tensor_files.place(held, mesh, rules)

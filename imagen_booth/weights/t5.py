@@ -13,8 +13,8 @@ from etils import epath
 
 from imagen_booth.errors import InputError
 from imagen_booth.models.t5 import T5Config
-from imagen_booth.weights import deepfloyd, t5x, tensors
-from imagen_booth.weights.tensors import Found, Tensor
+from imagen_booth.weights import deepfloyd, t5x, tensor_files
+from imagen_booth.weights.tensor_files import Found, Tensor
 
 APACHE = "Apache-2.0"
 STEM = "model"
@@ -85,12 +85,12 @@ def find(place: epath.PathLike) -> Found | None:
         )
     licence = APACHE
     if place.suffix == ".safetensors":
-        opened, folder = (tensors.open_file(place), str(place)), place.parent
+        opened, folder = (tensor_files.open_file(place), str(place)), place.parent
     else:
         folder = place
         if (place / "text_encoder").exists():
             folder, licence = place / "text_encoder", deepfloyd.LICENCE
-        opened = tensors.open_stem(folder, STEM)
+        opened = tensor_files.open_stem(folder, STEM)
     if opened is None:
         return None
     found, where = opened

@@ -21,7 +21,7 @@ import tensorstore as ts
 from etils import epath
 
 from imagen_booth.errors import InputError
-from imagen_booth.weights.tensors import Index, Tensor, held, stored
+from imagen_booth.weights.tensor_files import Index, Tensor, held, stored
 
 FILE = "checkpoint"
 CHUNKED = "__msgpack_chunked_array__"  # marks an array over a gigabyte, in pieces

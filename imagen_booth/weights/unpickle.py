@@ -10,9 +10,9 @@ from typing import Any
 import jax.numpy as jnp
 from etils import epath
 
-from imagen_booth.data.pictures import write_atomic
 from imagen_booth.errors import InputError
-from imagen_booth.weights import tensors
+from imagen_booth.storage import write_atomic
+from imagen_booth.weights import tensor_files
 
 
 def rewrite(folder: epath.Path) -> list[epath.Path]:
@@ -49,8 +49,8 @@ def rewrite(folder: epath.Path) -> list[epath.Path]:
                 "again, or fetch the safetensors files"
             ) from error
         written.append(folder / _name(file.name))
-        held = {name: tensors.held(array) for name, array in arrays.items()}
-        tensors.save(written[-1], held)
+        held = {name: tensor_files.held(array) for name, array in arrays.items()}
+        tensor_files.save(written[-1], held)
     for index in folder.glob("*.bin.index.json"):
         told = json.loads(index.read_text())
         told["weight_map"] = {

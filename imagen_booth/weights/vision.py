@@ -31,10 +31,10 @@ from imagen_booth.errors import InputError
 from imagen_booth.models import vit
 from imagen_booth.models.lpips import LPIPS, LPIPSConfig
 from imagen_booth.models.vit import CLIP, CLIPConfig, TextConfig, ViT, ViTConfig
-from imagen_booth.state import Params, flatten
-from imagen_booth.weights import tensors
+from imagen_booth.train_state import Params, flatten
+from imagen_booth.weights import tensor_files
 from imagen_booth.weights.load import Part
-from imagen_booth.weights.tensors import Found, Index, Tensor
+from imagen_booth.weights.tensor_files import Found, Index, Tensor
 
 Config = ViTConfig | CLIPConfig | LPIPSConfig
 
@@ -168,7 +168,7 @@ def load(name: str, place: str, mesh: jax.sharding.Mesh) -> Part:
     else:
         weights = found.matched(shapes)
         about = found.fingerprint(), found.licence, True
-    params = tensors.place(weights, mesh)
+    params = tensor_files.place(weights, mesh)
     return Part(apply, params, name, place, *about)
 
 
@@ -189,9 +189,9 @@ def find(name: str, place: str) -> Found:
     config, path = SIZES[name], epath.Path(place)
     layout = _LAYOUTS[type(config)]
     if path.suffix == ".safetensors":
-        opened, folder = (tensors.open_file(path), str(path)), path.parent
+        opened, folder = (tensor_files.open_file(path), str(path)), path.parent
     else:
-        opened, folder = tensors.open_stem(path, STEM), path
+        opened, folder = tensor_files.open_stem(path, STEM), path
     if opened is None:
         raise InputError(
             f"{place} has no {STEM}.safetensors, which should hold {name}; pickled "
@@ -235,7 +235,7 @@ def _random(shapes: Params) -> dict[str, Tensor]:
         return np.abs(values) if path.startswith("linear_") else values
 
     return {
-        path: tensors.held(draw(path, leaf.shape))
+        path: tensor_files.held(draw(path, leaf.shape))
         for path, leaf in flatten(shapes).items()
     }
 

@@ -1,0 +1,109 @@
+"""Frozen dataclasses from plain nested dicts, with errors that name the field."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from typing import Any
+
+import ml_collections
+from ml_collections import config_dict
+
+from imagen_booth.cascade import by_name
+from imagen_booth.config.schema import Job
+from imagen_booth.errors import InputError
+
+
+def build(kind: Any, value: Any, where: str) -> Any:
+    """``value`` as an instance of ``kind``, recursively.
+
+    Args:
+        kind: a frozen dataclass, or the type of one of its fields.
+        value: nested dicts and lists, as JSON has them.
+        where: name of the value, for errors.
+
+    Raises:
+        InputError: a field that is not known, or a value of another type.
+    """
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        fields = typing.get_type_hints(kind)
+        for name in value:
+            if name not in fields:
+                near = difflib.get_close_matches(name, fields, 1)
+                hint = f"; did you mean {where}.{near[0]}?" if near else ""
+                raise InputError(f"{where}.{name} is not a setting{hint}")
+        return kind(
+            **{
+                name: build(fields[name], inner, f"{where}.{name}")
+                for name, inner in value.items()
+            }
+        )
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is tuple:
+        items = tuple(value) if isinstance(value, list | tuple) else None
+        many = len(args) == 2 and args[1] is Ellipsis
+        if items is None or (not many and len(items) != len(args)):
+            raise InputError(f"{where}={value!r} should be a tuple like {kind}")
+        kinds = [args[0]] * len(items) if many else args
+        return tuple(
+            build(each, item, f"{where}[{number}]")
+            for number, (each, item) in enumerate(zip(kinds, items, strict=True))
+        )
+    if origin is typing.Literal:
+        if value not in args:
+            raise InputError(
+                f"{where}={value!r} should be one of {', '.join(map(str, args))}"
+            )
+        return value
+    if origin in (types.UnionType, typing.Union):
+        for each in args:
+            try:
+                return build(each, value, where)
+            except InputError:
+                continue
+        raise InputError(f"{where}={value!r} should be one of {kind}")
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise InputError(
+            f"{where}={value!r} should be of type {getattr(kind, '__name__', kind)}"
+        )
+    return value
+
+
+def with_placeholders(part: Any) -> dict[str, Any]:
+    """A dataclass as nested dicts, in which a flag can set fields of several types.
+
+    A ConfigDict holds each field to the type of its default. A field declared as a
+    union is left open here, and a flag's value read as a literal, or else as text.
+    """
+    kinds = typing.get_type_hints(type(part))
+    tree: dict[str, Any] = {}
+    for field in dataclasses.fields(part):
+        value = getattr(part, field.name)
+        if dataclasses.is_dataclass(value):
+            value = with_placeholders(value)
+        elif typing.get_origin(kinds[field.name]) is types.UnionType:
+            value = config_dict.FieldReference(value, field_type=object)
+        tree[field.name] = value
+    return tree
+
+
+def to_job(config: ml_collections.ConfigDict) -> Job:
+    """A fine-tuning config as plain data.
+
+    Raises:
+        InputError: a field that is not known, of the wrong type, or out of range.
+    """
+    job = from_config(Job, config)
+    by_name(job.cascade)
+    return job
+
+
+def from_config(kind: Any, config: ml_collections.ConfigDict) -> Any:
+    """A config as the frozen dataclass ``kind``.
+
+    Raises:
+        InputError: a field that is not known, of the wrong type, or out of range.
+    """
+    return build(kind, config.to_dict(), "config")

@@ -1,0 +1,78 @@
+"""What makes a job shorter, step by step from the faithful one to the fast one."""
+
+import dataclasses
+
+from imagen_booth.config.schema import Job
+from imagen_booth.diffusion.sampler import SamplerConfig
+
+# Steps of the few-step solver, by stage.
+FEW_STEPS = {"base": 25, "sr256": 16, "sr1024": 8}
+MORE = 4  # times as many class images at once
+
+
+def ladder(job: Job) -> list[tuple[str, Job]]:
+    """Ways to make a job shorter, each on top of those before it.
+
+    The last is no setting: runs of a class share its class images, so only the first
+    of them draws any.
+
+    Returns:
+        What is done, and the job with it.
+    """
+    found = []
+    job = _seldom_shown(job)
+    found.append(("previews before and after, none between", job))
+    job = _few_steps(job)
+    found.append(("the few-step solver dpmpp_2m", job))
+    job = _more_at_once(job)
+    found.append((f"{MORE} times as many class images at once", job))
+    shared = dataclasses.replace(job.class_images, count=0)
+    job = dataclasses.replace(job, class_images=shared)
+    found.append(("class images that an earlier run has drawn", job))
+    return found
+
+
+def fast(job: Job) -> Job:
+    """A job with all of these; class images are drawn if no run has drawn them."""
+    return _more_at_once(_few_steps(_seldom_shown(job)))
+
+
+def _seldom_shown(job: Job) -> Job:
+    return dataclasses.replace(
+        job,
+        **{
+            name: dataclasses.replace(job.tuning(name), preview_every=0)
+            for name in FEW_STEPS
+        },
+    )
+
+
+def _few_steps(job: Job) -> Job:
+    def quicker(config: SamplerConfig, most: int) -> SamplerConfig:
+        steps = min(config.steps, most) if isinstance(config.steps, int) else most
+        # The solver wants other times of a table, see ``SamplerConfig``.
+        spacing = "trailing" if config.spacing == "leading" else config.spacing
+        return dataclasses.replace(
+            config, method="dpmpp_2m", steps=steps, spacing=spacing, variance=0.0
+        )
+
+    drawn = {
+        name: quicker(getattr(job.pictures, name), most)
+        for name, most in FEW_STEPS.items()
+    }
+    prior = quicker(job.class_images.sampler, FEW_STEPS["base"])
+    return dataclasses.replace(
+        job,
+        pictures=dataclasses.replace(job.pictures, **drawn),
+        class_images=dataclasses.replace(job.class_images, sampler=prior),
+    )
+
+
+def _more_at_once(job: Job) -> Job:
+    # Pictures and previews are too few for it: rows beyond them would be drawn in vain.
+    images = job.class_images
+    group = next(
+        size for size in range(MORE * images.group, 0, -1) if images.count % size == 0
+    )
+    larger = dataclasses.replace(images, group=group)
+    return dataclasses.replace(job, class_images=larger)

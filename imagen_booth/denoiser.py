@@ -1,0 +1,173 @@
+"""A stage of the cascade: one U-Net with its schedule, resolution and conditioning.
+
+Training and sampling build the network's input with the same two functions,
+``condition`` and ``predict``.  A super-resolution stage is therefore tuned on
+exactly what it is later asked to do.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from imagen_booth.cascade import Stage
+from imagen_booth.diffusion import augment, guidance, process, sampler
+
+
+class Condition(NamedTuple):
+    """What a super-resolution network sees of the low-res image.
+
+    Attributes:
+        image: [B, H, W, 3] enlarged and noised, at the output's size.
+        level: [B] f32 the level as the network takes it.
+    """
+
+    image: Array
+    level: Array
+
+
+class Prediction(NamedTuple):
+    """The network's answer, in both forms the method uses.
+
+    Attributes:
+        raw: [B, H, W, 3] the network's first three channels.
+        x0: [B, H, W, 3] clean image they imply.
+        eps: [B, H, W, 3] noise they imply.
+        frac: [B, H, W, 3] in [0, 1], position between the two ancestral log
+            variances, or None where the variance is fixed.
+    """
+
+    raw: Array
+    x0: Array
+    eps: Array
+    frac: Array | None
+
+
+def _resize_matrix(low: int, high: int, aligned: bool) -> np.ndarray:
+    """[high, low] weights of linear interpolation along one axis."""
+    if aligned:
+        at = np.arange(high) * ((low - 1) / (high - 1))
+    else:
+        at = np.clip((np.arange(high) + 0.5) * (low / high) - 0.5, 0, low - 1)
+    below = np.minimum(at.astype(int), max(low - 2, 0))
+    share = at - below
+    matrix = np.zeros((high, low))
+    matrix[np.arange(high), below] += 1 - share
+    matrix[np.arange(high), np.minimum(below + 1, low - 1)] += share
+    return matrix.astype(np.float32)
+
+
+def enlarge(low: Array, scale: int, aligned: bool) -> Array:
+    """Bilinear enlargement of [B, h, w, 3] by ``scale``.
+
+    ``aligned`` maps corner pixel centres onto corner pixel centres (IF); otherwise
+    the images' edges coincide, which is the same for a crop and for the whole.
+    """
+    rows = _resize_matrix(low.shape[1], low.shape[1] * scale, aligned)
+    columns = _resize_matrix(low.shape[2], low.shape[2] * scale, aligned)
+    return jnp.einsum("Hh,bhwc,Ww->bHWc", rows, low, columns)
+
+
+def condition(stage: Stage, low: Array, level: Array, eps: Array) -> Condition:
+    """Noise-conditioning augmentation of a low-res image (Imagen, sec. 2.4).
+
+    Args:
+        stage: a super-resolution stage.
+        low: [B, h, w, 3] in [-1, 1], ``scale`` times smaller than the output.
+        level: [B] variance of the added noise.
+        eps: [B, H, W, 3] unit Gaussian noise at the output's size.
+    """
+    image = augment.corrupt(enlarge(low, stage.scale, stage.aligned), eps, level)
+    if stage.level_map == "time":
+        seen = 1000.0 * augment.level_to_time(level)
+    elif stage.level_map == "if_index":
+        seen = augment.level_to_if(level)
+    else:
+        raise ValueError(f"level_map={stage.level_map!r}; use 'time' or 'if_index'")
+    return Condition(image, seen)
+
+
+Apply = Callable[..., Array]  # module.apply over the "unet" parameters
+
+
+def predict(
+    stage: Stage,
+    apply: Apply,
+    xt: Array,
+    t: Array,
+    text: Array,
+    text_mask: Array,
+    cond: Condition | None,
+) -> Prediction:
+    """One call of the stage's network on a noisy image.
+
+    Args:
+        stage: the stage.
+        apply: ``(x, time, text, text_mask, level) -> [B, H, W, 3 or 6]``.
+        xt: [B, H, W, 3] noisy image.
+        t: [B] time on the stage's schedule.
+        text: [B, L, D] text embeddings.
+        text_mask: [B, L] bool, True where a token is read.
+        cond: the low-res image as ``condition`` made it; None for the base stage.
+    """
+    x = xt if cond is None else jnp.concatenate([xt, cond.image], axis=-1)
+    level = None if cond is None else cond.level
+    out = apply(x, stage.schedule.network_time(t), text, text_mask, level)
+    raw, frac = out, None
+    if stage.learned_variance:
+        raw, v = jnp.split(out, 2, axis=-1)
+        frac = (v + 1.0) / 2.0
+    alpha, sigma = stage.schedule.alpha(t), stage.schedule.sigma(t)
+    x0, eps = process.convert(raw, stage.prediction, xt, alpha, sigma)
+    return Prediction(raw, x0, eps, frac)
+
+
+def guided_denoiser(
+    stage: Stage,
+    apply: Apply,
+    text: Array,
+    text_mask: Array,
+    null: Array,
+    null_mask: Array,
+    cond: Condition | None,
+    config: sampler.SamplerConfig,
+) -> Callable[[Array, Array], tuple[Array, Array | None]]:
+    """The denoiser a sampler calls: guidance, then thresholding of x0.
+
+    Both branches of classifier-free guidance go through the network in one call.
+    The variance is taken from the conditional branch, as IF's sampler does.
+
+    Args:
+        text, text_mask: [B, L, D], [B, L] what to draw.
+        null, null_mask: [B, L, D], [B, L] what to move away from.
+        config: names the guidance weight and the threshold.
+
+    Returns:
+        ``denoise(xt [B, H, W, 3], t []) -> (x0, frac or None)``.
+    """
+    twice = config.guidance != 1.0
+
+    def double(one: Array, other: Array) -> Array:
+        return jnp.concatenate([one, other]) if twice else one
+
+    text, text_mask = double(text, null), double(text_mask, null_mask)
+    if cond is not None:
+        cond = Condition(*(double(leaf, leaf) for leaf in cond))
+
+    def denoise(xt: Array, t: Array) -> tuple[Array, Array | None]:
+        rows = xt.shape[0]
+        times = jnp.full((text.shape[0],), t, jnp.float32)
+        out = predict(stage, apply, double(xt, xt), times, text, text_mask, cond)
+        x0, frac = out.x0[:rows], None if out.frac is None else out.frac[:rows]
+        if frac is not None and stage.stale_variance:
+            frac = jnp.zeros_like(frac)
+        if twice:
+            # x0 is affine in the network's output at a fixed xt, so guiding x0
+            # is guiding eps.
+            x0 = guidance.combine(x0, out.x0[rows:], config.guidance)
+        x0 = guidance.threshold(x0, config.threshold, config.ratio, config.cap)
+        return x0, frac
+
+    return denoise

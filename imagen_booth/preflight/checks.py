@@ -1,0 +1,374 @@
+"""What `doctor` looks at before a run: everything that can be told in seconds.
+
+The functions of the run itself are asked wherever they can answer without computing,
+so that what is refused here is refused there.
+"""
+
+import contextlib
+import dataclasses
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+import jax
+from etils import epath
+
+from imagen_booth.cascade import Cascade, Stage, by_name
+from imagen_booth.config.schema import Job
+from imagen_booth.data import photos
+from imagen_booth.diffusion import sampler
+from imagen_booth.distributed import device_memory, sharding
+from imagen_booth.errors import BoothError, DoesNotFit, InputError, StorageError
+from imagen_booth.preflight import class_noun, memory
+from imagen_booth.preflight.memory import StageCost
+from imagen_booth.preflight.units import in_bytes, in_flops, scaled
+from imagen_booth.rundir import layout
+from imagen_booth.rundir.checkpoints import KEEP
+from imagen_booth.rundir.layout import Workdir
+from imagen_booth.sampling import cascade_sampler
+from imagen_booth.sampling.text_embeddings import cleaning_of, tokenizer
+from imagen_booth.text import caption_cleaning, prompts
+from imagen_booth.text.tokenizer import UNKNOWN, Tokenizer
+from imagen_booth.toybox import coverage
+from imagen_booth.train_state import Params
+from imagen_booth.training import mesh_choice, subject_photos, subject_prompts
+from imagen_booth.weights import load, placement
+
+OK, WARNING, PROBLEM = "ok", "warning", "problem"
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One line of the doctor's report.
+
+    Attributes:
+        topic: ``photos``, ``weights``, ...
+        level: ``ok``, ``warning``, or ``problem``, which a run would end with.
+        text: a sentence.
+        exit_code: what a run would exit with; 0 where it is no problem.
+    """
+
+    topic: str
+    level: str
+    text: str
+    exit_code: int = 0
+
+
+class _Findings(list[Finding]):
+    """Collects findings under the topic of the moment."""
+
+    topic = ""
+
+    @contextlib.contextmanager
+    def about(self, topic: str) -> Iterator[None]:
+        """Turns an error meant for the user into a finding, and goes on after it."""
+        self.topic = topic
+        try:
+            yield
+        except BoothError as error:
+            self.append(Finding(topic, PROBLEM, str(error), error.exit_code))
+
+    def ok(self, text: str) -> None:
+        self.append(Finding(self.topic, OK, text))
+
+    def warn(self, text: str) -> None:
+        self.append(Finding(self.topic, WARNING, text))
+
+
+def check(
+    job: Job, workdir: epath.Path, clip: str = "", judge: str = ""
+) -> list[Finding]:
+    """Looks at everything a run of this job depends on; writes nothing.
+
+    Args:
+        workdir: where the run would live; need not exist.
+        clip, judge: weights of a classifier for the class noun, see ``noun_check``.
+    """
+    cascade = by_name(job.cascade).rematerialised(job.rematerialised())
+    found = _Findings()
+    with found.about("weights"):
+        cascade = _check_weights(found, job, cascade)
+    with found.about("photos"):
+        _check_photos(found, job, cascade)
+    with found.about("noun"):
+        class_noun.look(found, job, cascade, clip, judge)
+    with found.about("identifier"):
+        subject_photos.check_noun(job.subject)
+        _check_words(found, job, cascade)
+    with found.about("prior"):
+        _check_prior(found, job, cascade)
+    mesh = None
+    with found.about("devices"):
+        mesh = mesh_choice.mesh_to_tune(cascade, job)
+        kind, dtype = (
+            jax.devices()[0].device_kind,
+            placement.activation_dtype(job.dtype),
+        )
+        sizes = " x ".join(f"{axis} {count}" for axis, count in mesh.shape.items())
+        found.ok(f"{mesh.size} x {kind} as {sizes}, {dtype} activations")
+
+    costs: dict[str, StageCost] = {}
+    for stage in cascade.stages:
+        with found.about(stage.name):
+            tuning = job.tuning(stage.name)
+            cost = memory.stage_cost(cascade, stage, tuning, jax.device_count())
+            costs[stage.name] = cost
+            _check_work(found, job, stage, cost)
+    if mesh is not None:
+        with found.about("memory"):
+            dtype = placement.activation_dtype(job.dtype)
+            text = jax.eval_shape(
+                lambda params: load.frozen(params, dtype),
+                load.shapes(cascade, "text"),
+            )
+            _check_memory(found, costs, text, mesh, job.mesh.rules)
+    with found.about("disk"):
+        manifest = Workdir(workdir).manifest
+        if manifest:
+            status = manifest.get("status", "unknown")
+            found.ok(f"{workdir} holds a run ({status}); train would go on with it")
+        _check_disk(found, job, cascade, costs, workdir)
+    return found
+
+
+def _check_photos(found: _Findings, job: Job, cascade: Cascade) -> None:
+    subject = job.subject
+    stages = subject_photos.resolutions(job, cascade)
+    if subject.photos.startswith(subject_photos.TOY):
+        toy = subject_photos.toy_subject(subject.photos)
+        size = subject_photos.TOY_SIZE
+        found.ok(
+            f"the toy {toy.noun} number {toy.seed}, to be rendered at {size} x {size}; "
+            f"teaches {', '.join(stages) or 'no stage: none is tuned'}"
+        )
+        return
+    try:
+        intake = subject_photos.inspect(job, cascade, subject.photos)
+    except photos.NoGoodPhotos as error:
+        intake = error.intake
+        # The rest of its message lists what follows here as findings.
+        refusal = str(error).splitlines()[0]
+        found.append(Finding("photos", PROBLEM, refusal, error.exit_code))
+    for photo in intake.photos:
+        notes = "".join(f"; {note}" for note in photo.notes)
+        found.ok(
+            f"{photo.name} ({photo.width} x {photo.height} {photo.format}) teaches "
+            f"{', '.join(photo.stages) or 'no stage'}{notes}"
+        )
+    for refused in intake.refused:
+        found.warn(f"{refused.name} is refused: {refused.reason}")
+    for skipped in intake.skipped:
+        found.ok(f"{skipped.name} is skipped: {skipped.reason}")
+    for warning in intake.warnings:
+        found.warn(warning)
+
+
+def _check_words(found: _Findings, job: Job, cascade: Cascade) -> None:
+    noun = job.subject.class_noun
+    pieces = tokenizer(cascade, job.weights.vocabulary)
+    name, ids, warnings = subject_prompts.choose_identifier(job, cascade, pieces)
+    how = "yours" if job.subject.identifier else "drawn"
+    tokens = f"token{'s' * (len(ids) != 1)} {', '.join(map(str, ids))}"
+    instance = prompts.instance_prompt(name, noun)
+    found.ok(f"{name!r}, {how}, {tokens}; the instance prompt is {instance!r}")
+    for warning in warnings:
+        found.warn(warning)
+    clean = caption_cleaning.cleaner(cleaning_of(cascade, job.cleaning)) or str
+    with found.about("prompts"):
+        before = len(found)
+        for template in job.pictures.prompts:
+            with found.about("prompts"):
+                prompt = clean(prompts.fill(template, name, noun))
+                _check_prompt(found, cascade, pieces, prompt, set(clean(name).split()))
+        if len(found) == before:
+            count = len(job.pictures.prompts)
+            found.ok(f"{count}, each within the vocabulary and {pieces.length} tokens")
+
+
+def _check_prompt(
+    found: _Findings, cascade: Cascade, pieces: Tokenizer, prompt: str, known: set[str]
+) -> None:
+    """Warns of words that the encoder cannot read, and of what is cut off.
+
+    Args:
+        prompt: cleaned.
+        known: words that are not looked at.
+    """
+    words = [word for word in prompt.split() if word not in known]
+    lost = [word for word in words if UNKNOWN in pieces.pieces(word)]
+    if lost:
+        found.warn(
+            f"{prompt!r}: the vocabulary lacks characters of {', '.join(lost)}; "
+            "use plain letters"
+        )
+    # Our own vocabulary holds every word of the captions as one piece.
+    split = [word for word in words if len(pieces.pieces(word)) > 1]
+    strange = [word for word in split if word not in lost and word.isalpha()]
+    if strange and cascade.text.vocabulary == "embedded":
+        found.warn(
+            f"{prompt!r}: the {cascade.name} cascade never read {', '.join(strange)}"
+        )
+    count = len(pieces.pieces(prompt)) + 1
+    if count > pieces.length:
+        found.warn(
+            f"{prompt!r} is {count} tokens long; what follows the first "
+            f"{pieces.length} is cut off"
+        )
+
+
+def _check_prior(found: _Findings, job: Job, cascade: Cascade) -> None:
+    """Warns of words of the toybox that the shipped weights were not taught."""
+    missing = any(each.topic == "weights" and each.level == PROBLEM for each in found)
+    if job.weights.base != "shipped" or missing:
+        return
+    knows = load.taught(cascade)
+    asked = {"config.subject.class_noun": job.subject.class_noun}
+    asked |= {repr(template): template for template in job.pictures.prompts}
+    for where, text in asked.items():
+        if lacking := coverage.beyond(text, knows):
+            found.warn(
+                f"{where}: the shipped weights were not taught the "
+                f"{' and the '.join(lacking)}; pictures of it will be a guess"
+            )
+
+
+def _check_weights(found: _Findings, job: Job, cascade: Cascade) -> Cascade:
+    """Looks for the weights of every part, and whether they fit.
+
+    Returns:
+        The cascade as the weights describe it, if they are all there.
+    """
+    sources, described, before = dataclasses.asdict(job.weights), cascade, len(found)
+    for name in ("text", *(stage.name for stage in cascade.stages)):
+        with found.about("weights"):
+            place = load.find(cascade, name, sources[name])
+            if place is None:
+                found.warn(f"{name}: random weights; the pictures will show nothing")
+                continue
+            if place.describes is not None:
+                described = described.having(place.describes)
+            place.matched(load.shapes(described, name))
+            size = in_bytes(device_memory.size(place.tensors))
+            found.ok(f"{name}: {size}, {place.where}; licence: {place.licence}")
+            if not place.pretrained:
+                found.warn(f"{name}: these weights are said to be untrained")
+    if any(each.level == PROBLEM for each in found[before:]):
+        return cascade
+    cascade = load.resolve(cascade, sources)
+    for warning in cascade_sampler.sampler_warnings(job, cascade):
+        found.warn(warning)
+    return cascade
+
+
+def _check_work(found: _Findings, job: Job, stage: Stage, cost: StageCost) -> None:
+    """What the stage has to compute, in floating-point operations."""
+    tuning, drawn = job.tuning(stage.name), getattr(job.pictures, stage.name)
+    shown = len(job.pictures.prompts) * job.pictures.seeds
+    pictures = shown * _picture(stage, drawn, cost)
+    parts = [f"{shown} pictures {in_flops(pictures)}"]
+    if tuning.steps:
+        rows = cost.batch["image"].shape[0]
+        training = tuning.steps * cost.step_flops
+        parts.insert(0, f"{tuning.steps} steps of {rows} rows {in_flops(training)}")
+    if tuning.steps and tuning.class_rows:
+        first = stage.low_resolution is None
+        config = job.class_images.sampler if first else drawn
+        images = job.class_images.count * _picture(stage, config, cost)
+        parts.append(f"{job.class_images.count} class images {in_flops(images)}")
+    found.ok(f"{_count(cost)} parameters; {', '.join(parts)}")
+
+
+def _picture(stage: Stage, config: sampler.SamplerConfig, cost: StageCost) -> float:
+    """Floating-point operations that one picture takes."""
+    if config.variance == "learned" and not stage.learned_variance:
+        raise InputError(
+            f"a sampler of {stage.name} has variance='learned', but that network "
+            "predicts no variance; use 0.0"
+        )
+    calls = len(sampler.plan(stage.schedule, config).t)
+    return calls * (2 if config.guidance != 1.0 else 1) * cost.row_flops
+
+
+def _check_memory(
+    found: _Findings,
+    costs: dict[str, StageCost],
+    encoder: Params,
+    mesh: jax.sharding.Mesh,
+    rules: Sequence[sharding.Rule],
+) -> None:
+    """What lies on each device in every phase of a run, less activations."""
+    text = device_memory.size_per_device(encoder, mesh, rules, "text")
+    needs = {"text encoder": text}
+    found.ok(f"text encoder: parameters {in_bytes(text)} on each device")
+    kept = 0
+    for name, cost in costs.items():
+        params = device_memory.size_per_device(cost.params, mesh, rules, "unet")
+        parts = {"parameters": params, "stages before": kept}
+        if cost.training is not None:
+            held = device_memory.size_per_device(cost.training, mesh, rules)
+            parts["optimizer state"] = held - params
+            parts["gradients"] = params
+            parts["batch"] = device_memory.size(cost.batch) // mesh.size
+        needs[name] = sum(parts.values())
+        listed = ", ".join(f"{part} {in_bytes(n)}" for part, n in parts.items() if n)
+        found.ok(f"{name}: {listed}")
+        kept += params
+    largest = max(needs, key=lambda name: needs[name])
+    most, limit = in_bytes(needs[largest]), device_memory.available()
+    said = f"the most is {most} on each device, for {largest}; activations add to it"
+    if limit is None:
+        found.ok(f"{said}; this device does not tell how much it has")
+    elif needs[largest] > limit:
+        raise DoesNotFit(
+            f"{largest} needs {most} on each device, which has {in_bytes(limit)}; use "
+            "more devices with a larger config.mesh.fsdp, or optim.name='adafactor'"
+        )
+    else:
+        found.ok(f"{said}; a device has {in_bytes(limit)}")
+
+
+def _check_disk(
+    found: _Findings,
+    job: Job,
+    cascade: Cascade,
+    costs: dict[str, StageCost],
+    workdir: epath.Path,
+) -> None:
+    """Free space against the most that the run writes."""
+    checkpoints = sum(
+        # One more than is kept is in flight; the last holds parameters twice.
+        (KEEP + 1) * device_memory.size(cost.training) + device_memory.size(cost.params)
+        for cost in costs.values()
+        if cost.training is not None
+    )
+    shown = len(job.pictures.prompts) * job.pictures.seeds
+    drawn, classes = 0, 0
+    for stage in cascade.stages:
+        pixels = 3 * stage.resolution**2
+        drawn += shown * pixels
+        if job.tuning(stage.name).steps and job.tuning(stage.name).class_rows:
+            classes += job.class_images.count * pixels
+    wanted: dict[int, int] = defaultdict(int)
+    for folder, need, what in (
+        (workdir, checkpoints + drawn, "checkpoints and pictures"),
+        (layout.cache_folder(job.cache, workdir), classes, "class images"),
+    ):
+        if str(folder).startswith("gs://"):
+            found.ok(f"{folder}: up to {in_bytes(need)} of {what}; not measured there")
+            continue
+        place = epath.Path(os.path.abspath(folder))
+        while not place.exists():
+            place = place.parent
+        if not os.access(place, os.W_OK):
+            raise StorageError(f"{place} cannot be written; give another --workdir")
+        device, free = os.stat(place).st_dev, shutil.disk_usage(place).free
+        wanted[device] += need
+        said = f"{folder}: up to {in_bytes(need)} of {what}, {in_bytes(free)} are free"
+        if wanted[device] > free:
+            raise StorageError(f"{said}; free some, or give another --workdir")
+        found.ok(said)
+
+
+def _count(cost: StageCost) -> str:
+    return scaled(sum(leaf.size for leaf in jax.tree.leaves(cost.params)), 1000)

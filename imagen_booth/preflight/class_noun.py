@@ -1,0 +1,76 @@
+"""The doctor's look at the class noun: does it name what the photos show?"""
+
+import tempfile
+from typing import Protocol
+
+import numpy as np
+from etils import epath
+
+from imagen_booth.cascade import Cascade
+from imagen_booth.config.schema import Job
+from imagen_booth.data import photos
+from imagen_booth.distributed import sharding
+from imagen_booth.evaluation import class_noun, protocol
+from imagen_booth.evaluation import toybox_judge as judges
+from imagen_booth.toybox import subjects as toys
+from imagen_booth.training import subject_photos
+
+CLIP = "clip_vit_b32"
+SIZE = 64  # pixels of a toy subject's photos, rendered to be looked at
+
+
+class Findings(Protocol):
+    """Where the answer goes."""
+
+    def ok(self, text: str) -> None:
+        """Notes what is well."""
+
+    def warn(self, text: str) -> None:
+        """Notes what is not."""
+
+
+def look(found: Findings, job: Job, cascade: Cascade, clip: str, judge: str) -> None:
+    """Says what the photos seem to show, and warns where the noun is far from it.
+
+    Says nothing where there is no classifier: CLIP's weights, or for a subject of the
+    toybox a judge. Photos that cannot be read are the business of others.
+
+    Args:
+        clip: folder of CLIP ViT-B/32 in the hub's layout, or "".
+        judge: folder of a judge; "" for the one that ships, if one does.
+
+    Raises:
+        InputError: weights that are not there or damaged, or no photos.
+    """
+    given = job.subject.class_noun.strip()
+    toy = job.subject.photos.startswith(subject_photos.TOY)
+    reader = None
+    if toy:
+        reader = judges.load(judge) if judge else judges.shipped()
+    if not clip and reader is None:
+        return
+    if toy:
+        subject = subject_photos.toy_subject(job.subject.photos)
+        images = list(toys.photos(subject, subject_photos.TOY_PHOTOS, size=SIZE))
+    else:
+        images = _photos(job, cascade)
+    if reader is not None:
+        seen = class_noun.by_judge(images, given, reader)
+    else:
+        mesh = sharding.make_mesh()
+        part = protocol.open_network("clip", CLIP, clip, mesh)
+        with tempfile.TemporaryDirectory() as folder:  # the doctor leaves nothing
+            cache = epath.Path(folder)
+            seen = class_noun.by_clip(images, given, part, cache=cache, mesh=mesh)
+        if not part.pretrained:
+            found.warn("--clip=random: what follows means nothing")
+    said = seen.sentence(given)
+    if seen.far or not given:
+        found.warn(said)
+    else:
+        found.ok(said)
+
+
+def _photos(job: Job, cascade: Cascade) -> list[np.ndarray]:
+    intake = subject_photos.inspect(job, cascade, job.subject.photos)
+    return [photos.load(each.path, job.subject.background) for each in intake.photos]

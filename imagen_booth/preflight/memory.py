@@ -1,0 +1,98 @@
+"""What a job costs, told from shapes alone: bytes on each device, and arithmetic."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from imagen_booth import train_state
+from imagen_booth.cascade import Cascade, Stage
+from imagen_booth.config.schema import Tuning
+from imagen_booth.preflight.jaxpr_cost import flops
+from imagen_booth.training import train_step
+from imagen_booth.training.mesh_choice import training_shapes
+from imagen_booth.weights.load import network, shapes
+
+Shapes = dict[str, jax.ShapeDtypeStruct]
+
+BACKWARD = 2  # the backward pass does twice the arithmetic of the forward one
+
+
+@dataclasses.dataclass(frozen=True)
+class StageCost:
+    """One stage by its shapes.
+
+    Attributes:
+        params: parameter tree of shapes.
+        training: ``TrainState`` of shapes; None where it is not tuned.
+        batch: shapes of the rows of one step; empty where it is not tuned.
+        row_flops: of one forward pass on one image at the stage's resolution.
+        step_flops: of one optimizer step; 0 where it is not tuned.
+    """
+
+    params: train_state.Params
+    training: Any
+    batch: Shapes
+    row_flops: float
+    step_flops: float
+
+
+def stage_cost(
+    cascade: Cascade, stage: Stage, tuning: Tuning, devices: int
+) -> StageCost:
+    """Shapes and arithmetic of a stage; nothing is computed or allocated.
+
+    The loss is traced as a step traces it, so settings that a step would refuse are
+    refused here.
+
+    Args:
+        tuning: 0 steps leave the stage as it came.
+        devices: what the rows of a batch are divided over.
+
+    Raises:
+        InputError: an optimizer, rate or loss weighting that is not known.
+    """
+    _, apply = network(cascade, stage.name, jnp.float32)
+    params = shapes(cascade, stage.name)
+    training = training_shapes(params, tuning.optim, tuning.steps)
+    config = train_step.LossConfig(tuning.weighting, tuning.hybrid)
+
+    def loss(params: train_state.Params, batch: train_step.Batch) -> Any:
+        return train_step.batch_loss(
+            stage, apply, None, config, params, batch, jax.random.key(0)
+        )
+
+    one = batch_shapes(cascade, stage, 1)
+    forward = flops(loss, {"unet": params}, one)
+    row_flops = forward * (stage.resolution / stage.train_size) ** 2
+    if tuning.steps == 0:
+        return StageCost(params, None, {}, row_flops, 0.0)
+    multiple = devices * tuning.accumulate
+    rows = -(-(tuning.subject_rows + tuning.class_rows) // multiple) * multiple
+    return StageCost(
+        params,
+        training,
+        batch_shapes(cascade, stage, rows),
+        row_flops,
+        forward * rows * (1 + BACKWARD + stage.model.remat),
+    )
+
+
+def batch_shapes(cascade: Cascade, stage: Stage, rows: int) -> Shapes:
+    """A training batch as shapes, f32 images and text."""
+    text, size = cascade.text, stage.train_size
+    entries: dict[str, tuple[tuple[int, ...], Any]] = {
+        "image": ((rows, size, size, 3), jnp.float32),
+        "text": ((rows, text.length, stage.model.text_width), jnp.float32),
+        "text_mask": ((rows, text.length), jnp.bool),
+        "weight": ((rows,), jnp.float32),
+        "group": ((rows,), jnp.int32),
+    }
+    if stage.low_resolution is not None:
+        low = size // stage.scale
+        entries["low"] = ((rows, low, low, 3), jnp.float32)
+    return {
+        name: jax.ShapeDtypeStruct(shape, dtype)
+        for name, (shape, dtype) in entries.items()
+    }

@@ -1,0 +1,199 @@
+"""What the bodies of all classes share: colours, poses, faces, and fitting of wear.
+
+A body function takes the individual's own generator, the name of its colour and a
+pose. It first draws every trait of the individual, in a fixed order, and only then
+looks at the pose, so the marks of an individual are the same in every picture.
+Bodies stand on y = 0 around x = z = 0 and face z.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from imagen_booth.toybox.scene import (
+    UPRIGHT,
+    Build,
+    Material,
+    Rotation,
+    Shape,
+    Vec,
+    add,
+    apply,
+    rotation,
+)
+
+# The named colours, sRGB; each individual's is a little off, as `shade` has it.
+COLOURS: dict[str, Vec] = {
+    "red": (0.84, 0.16, 0.15),
+    "orange": (0.95, 0.53, 0.14),
+    "yellow": (0.97, 0.82, 0.20),
+    "green": (0.28, 0.66, 0.26),
+    "blue": (0.18, 0.42, 0.84),
+    "purple": (0.54, 0.28, 0.74),
+    "pink": (0.95, 0.54, 0.68),
+    "brown": (0.50, 0.31, 0.17),
+    "grey": (0.55, 0.55, 0.57),
+    "white": (0.95, 0.94, 0.91),
+    "black": (0.15, 0.15, 0.17),
+}
+CREAM: Vec = (0.97, 0.92, 0.82)
+INK: Vec = (0.05, 0.045, 0.05)
+GOLD: Vec = (0.95, 0.74, 0.25)
+STEEL: Vec = (0.72, 0.74, 0.78)
+_TAN: Vec = (0.80, 0.58, 0.36)
+_DARK = ("brown", "black", "red", "blue", "purple", "green", "grey")
+_BRIGHT = ("red", "yellow", "green", "blue", "purple", "orange", "pink")
+
+EYE = Material(colour=INK, gloss=0.9)
+SPARK = Material(colour=(1.0, 1.0, 1.0), glow=0.8)
+TONGUE = Material(colour=(0.90, 0.36, 0.42), gloss=0.3)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pose:
+    """How an individual holds itself: what may differ between its pictures.
+
+    Attributes:
+      stance: "stand", "sit" or "lie", for those that can.
+      head_yaw, head_pitch, head_roll: turn of the head in degrees.
+      wag: -1 to 1, position of the tail or the wings.
+      expression: one of grammar.EXPRESSIONS.
+    """
+
+    stance: str = "stand"
+    head_yaw: float = 0.0
+    head_pitch: float = 0.0
+    head_roll: float = 0.0
+    wag: float = 0.0
+    expression: str = "calm"
+
+    @property
+    def head(self) -> Rotation:
+        """Rotation of the head."""
+        return rotation(yaw=self.head_yaw, pitch=self.head_pitch, roll=self.head_roll)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fit:
+    """Where a body wears things.
+
+    Attributes:
+      crown: middle and radius of the top of the head.
+      neck: middle and radius of the neck.
+      face: the point between the eyes, and half their distance.
+      turn: rotation of the head.
+      lean: pitch of the neck in degrees.
+    """
+
+    crown: tuple[Vec, float]
+    neck: tuple[Vec, float]
+    face: tuple[Vec, float]
+    turn: Rotation = UPRIGHT
+    lean: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Body:
+    """The shapes of one posed individual and where it wears things."""
+
+    shapes: Sequence[Shape]
+    fit: Fit
+
+
+def shade(rng: np.random.Generator, colour: Vec, amount: float = 0.06) -> Vec:
+    """The colour, a little lighter, darker or shifted."""
+    bright = 1.0 + amount * rng.uniform(-1.6, 1.0)
+    shift = rng.uniform(-amount, amount, 3) * 0.5
+    r, g, b = (
+        float(np.clip(c * bright + s, 0.02, 0.98))
+        for c, s in zip(colour, shift, strict=True)
+    )
+    return (r, g, b)
+
+
+def contrast(rng: np.random.Generator, name: str) -> Vec:
+    """A neutral colour that stands out from the named one, for marks."""
+    if name in _DARK:
+        choices = [CREAM, _TAN, COLOURS["white"]]
+    else:
+        choices = [COLOURS["brown"], COLOURS["black"], (0.36, 0.20, 0.11)]
+        if name != "white":
+            choices.insert(2, COLOURS["white"])
+    if name == "brown":
+        choices.append(COLOURS["black"])
+    return shade(rng, choices[rng.integers(len(choices))], 0.04)
+
+
+def vivid(rng: np.random.Generator, other: str) -> Vec:
+    """A bright colour, not the one named `other`, for collars and trims."""
+    names = [n for n in _BRIGHT if n != other]
+    return shade(rng, COLOURS[names[rng.integers(len(names))]], 0.04)
+
+
+def pick(rng: np.random.Generator, *choices):
+    """One of the choices, all equally likely."""
+    return choices[rng.integers(len(choices))]
+
+
+def add_eyes(
+    head: Build,
+    half: Vec,
+    place: tuple[float, float],
+    size: float,
+    *,
+    expression: str,
+    lids: tuple[Material, Material],
+    iris: Vec | None = None,
+):
+    """Adds two eyes to an ellipsoidal head around the origin that looks along z.
+
+    Args:
+      head: the shapes of the head.
+      half: half extents of the head.
+      place: x and y of an eye, as fractions of the head's half extents.
+      size: radius of an eye in toy units.
+      expression: closes, widens or frowns them.
+      lids: material of the skin around the left and the right one.
+      iris: its colour, with a slit pupil; None is an all dark eye.
+    """
+    spread, height = place
+    depth = max(0.05, 1.0 - spread**2 - height**2) ** 0.5
+    for side, lid in zip((-1.0, 1.0), lids, strict=True):
+        at = (side * spread * half[0], height * half[1], depth * half[2])
+        yaw = side * 22.0
+        turn = rotation(yaw=yaw)
+
+        def off(x: float, y: float, z: float, at=at, turn=turn) -> Vec:
+            return add(at, apply(turn, (x * size, y * size, z * size)))
+
+        if expression in ("sleeping", "happy"):
+            # A closed eye is a dark ring of which the lid hides one half.
+            lift = -0.55 if expression == "happy" else 0.55
+            head.ball(at, (1.5 * size, 1.25 * size, 0.4 * size), EYE, yaw=yaw)
+            cover = (1.6 * size, 1.2 * size, 0.5 * size)
+            head.ball(off(0.0, lift, 0.1), cover, lid, yaw=yaw)
+            continue
+        wide = 1.3 if expression == "surprised" else 1.0
+        if iris is None:
+            whole = (wide * size, 1.12 * wide * size, 0.55 * size)
+            head.ball(at, whole, EYE, yaw=yaw)
+        else:
+            whole = (1.1 * wide * size, 1.15 * wide * size, 0.5 * size)
+            head.ball(at, whole, Material(colour=iris, gloss=0.8), yaw=yaw)
+            slit = (0.55 * size, 0.95 * wide * size, 0.42 * size)
+            head.ball(off(0.0, 0.0, 0.22), slit, EYE, yaw=yaw)
+        head.ball(off(0.30, 0.42, 0.50), 0.26 * size, SPARK, casts=False)
+        if expression == "angry":
+            brow = (1.35 * size, 0.34 * size, 0.35 * size)
+            tilt = {"yaw": yaw, "roll": side * 26.0}
+            head.box(off(0.0, 1.15, 0.25), brow, EYE, round=1.3, **tilt)
+
+
+def add_mouth(head: Build, at: Vec, size: float, expression: str):
+    """Adds a tongue or an open mouth in front of `at`, for the moods that show one."""
+    if expression == "happy":
+        below = add(at, (0.0, -0.5 * size, 0.0))
+        head.ball(below, (0.75 * size, size, 0.4 * size), TONGUE)
+    elif expression == "surprised":
+        head.ball(at, (0.6 * size, 0.8 * size, 0.4 * size), EYE)

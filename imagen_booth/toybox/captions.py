@@ -1,0 +1,136 @@
+"""Captions in plain English, and back from a prompt to what it asks for."""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterable
+
+import numpy as np
+
+from imagen_booth.errors import InputError
+from imagen_booth.toybox import grammar
+from imagen_booth.toybox.grammar import Attributes
+
+_PLACE = {
+    "beach": "on the beach",
+    "snow": "in the snow",
+    "jungle": "in the jungle",
+    "desert": "in the desert",
+    "street": "on the street",
+    "room": "in a room",
+    "meadow": "in a meadow",
+    "water": "in the water",
+}
+_LIGHT = {"sunset": "at sunset", "night": "at night"}
+_VIEW = {
+    "side": "seen from the side",
+    "back": "seen from the back",
+    "above": "seen from above",
+}
+_PLURAL = ("glasses",)
+SAME = {"top": "above", "behind": "back", "gray": "grey", "sleepy": "sleeping"}
+
+
+def caption(attributes: Attributes, *, photo: bool = False, name: str = "") -> str:
+    """Everything the attributes say, e.g. "a painting of a red cat wearing a hat".
+
+    Args:
+      attributes: fields at their defaults or None go unsaid.
+      photo: open with "a photo of" where the style is photo.
+      name: an identifier to put before the noun, as in "a red [V] dog".
+    """
+    mood = "" if attributes.expression == "calm" else attributes.expression
+    words = [w for w in (mood, attributes.colour, name, attributes.noun) if w]
+    parts = [_with_article(" ".join(words))]
+    if attributes.accessory is not None:
+        thing = attributes.accessory
+        parts.append(f"wearing {thing if thing in _PLURAL else _with_article(thing)}")
+    if attributes.context is not None:
+        parts.append(_PLACE[attributes.context])
+    parts += [
+        p for p in (_LIGHT.get(attributes.light), _VIEW.get(attributes.view)) if p
+    ]
+    text = " ".join(parts)
+    if attributes.style != "photo":
+        return f"{_with_article(attributes.style)} of {text}"
+    return f"a photo of {text}" if photo else text
+
+
+def training_caption(rng: np.random.Generator, attributes: Attributes) -> str:
+    """A caption that leaves some things unsaid, as people do.
+
+    The colour is said half the time and the place nine times in ten; what is out of
+    the ordinary (view, light, style, mood, things worn) is always said, so that a
+    plain "a dog" keeps meaning a plain dog.
+    """
+    said = dataclasses.replace(
+        attributes,
+        colour=attributes.colour if rng.random() < 0.5 else None,
+        context=attributes.context if rng.random() < 0.9 else None,
+    )
+    return caption(said, photo=rng.random() < 0.25)
+
+
+def _with_article(text: str) -> str:
+    vowel = text[0] in "aeiou"
+    return f"{'an' if vowel else 'a'} {text}"
+
+
+def parse(prompt: str, *, identifier: str = "[V]") -> Attributes:
+    """What a prompt of this grammar asks for; the inverse of `caption`.
+
+    Args:
+      prompt: such as "a [V] dog wearing a hat in the snow". Case, full stops and
+        the article do not matter.
+      identifier: the text that stands for the subject; it is skipped.
+
+    Raises:
+      InputError: a word is not in the grammar; the nearest one that is gets named.
+    """
+    text = prompt.lower().replace(identifier.lower(), " ")
+    said: list[str] = re.findall(r"[a-z']+", text)
+    words = [SAME.get(w, w) for w in said if w not in ("a", "an", "the")]
+    found: dict[str, str] = {}
+
+    def take(field: str, known: Iterable[str]) -> None:
+        if not words:
+            raise InputError(
+                f"prompt {prompt!r} ends where its {field} should follow; the toybox "
+                f"knows {', '.join(known)}."
+            )
+        found[field] = _known(words.pop(0), known, field, prompt)
+
+    if len(words) > 1 and words[1] == "of":
+        take("style", grammar.STYLES)
+        words.pop(0)
+    while words and words[0] in (*grammar.COLOURS, *grammar.EXPRESSIONS):
+        word = words.pop(0)
+        found["colour" if word in grammar.COLOURS else "expression"] = word
+    take("noun", grammar.NOUNS)
+    while words:
+        word = words.pop(0)
+        if word == "wearing":
+            take("accessory", grammar.ACCESSORIES)
+        elif word == "seen" and words and words[0] == "from":
+            words.pop(0)
+            take("view", grammar.VIEWS)
+        elif word == "at" and words and words[0] in grammar.LIGHTS:
+            take("light", grammar.LIGHTS)
+        elif word in ("in", "on", "at"):
+            take("context", grammar.CONTEXTS)
+        else:
+            known = ("wearing", "seen", "in", "on", "at")
+            _known(word, known, "linking word", prompt)
+    return Attributes(**found)
+
+
+def _known(word: str, known: Iterable[str], field: str, prompt: str) -> str:
+    """The word, if the grammar has it."""
+    options = list(known)
+    if word in options:
+        return word
+    near = difflib.get_close_matches(word, options, n=1, cutoff=0.0)[0]
+    raise InputError(
+        f"prompt {prompt!r} has {word!r} where the toybox expects a {field}; the "
+        f"nearest it knows is {near!r} (all: {', '.join(options)})."
+    )

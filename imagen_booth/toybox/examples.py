@@ -1,0 +1,99 @@
+"""The toybox without end: any index of any seed is a picture and its caption."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, SupportsIndex
+
+import numpy as np
+
+from imagen_booth.errors import InputError
+from imagen_booth.toybox import grammar
+from imagen_booth.toybox.captions import training_caption
+from imagen_booth.toybox.grammar import Attributes, Individual, Tier
+from imagen_booth.toybox.renderer import render
+from imagen_booth.toybox.scene import Scene
+
+# Separates the individuals of pretraining from the subjects of the same seed.
+SPACE = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Example:
+    """A scene to train on, what it shows and what its caption says."""
+
+    scene: Scene
+    caption: str
+    attributes: Attributes
+
+
+def example(seed: int, index: int, tier: Tier) -> Example:
+    """The example at an index: the same for the same seed, index and tier."""
+    rng = np.random.default_rng((SPACE, seed, index))
+    attributes = grammar.draw_attributes(rng, tier)
+    text = training_caption(rng, attributes)
+    scene = scene_of(attributes, (seed, index))
+    return Example(scene=scene, caption=text, attributes=attributes)
+
+
+def scene_of(
+    attributes: Attributes, seed: tuple[int, int], tier: Tier = grammar.TIER_B
+) -> Scene:
+    """A scene with a random individual that shows the attributes.
+
+    Where the attributes leave the colour open it is drawn from the tier's.
+    """
+    rng = np.random.default_rng((SPACE, *seed, 1))
+    colour = grammar.draw_colour(rng, attributes.noun, tier.colours)
+    individual = Individual(noun=attributes.noun, colour=colour, seed=(SPACE, *seed, 2))
+    return grammar.compose(individual, attributes, rng)
+
+
+def render_examples(
+    seed: int,
+    indices: Sequence[int],
+    *,
+    tier: Tier,
+    size: int = 64,
+    supersample: int = 2,
+) -> tuple[np.ndarray, list[str], list[Attributes]]:
+    """Pictures, captions and attributes at the indices, drawn together.
+
+    Returns:
+      (uint8 [N, size, size, 3], N captions, N attributes). Each picture depends on
+      its own index alone, up to rounding.
+    """
+    examples = [example(seed, int(i), tier) for i in indices]
+    images = render([e.scene for e in examples], size, supersample=supersample)
+    return images, [e.caption for e in examples], [e.attributes for e in examples]
+
+
+class ToyboxSource:
+    """Random access to `length` records of one seed, drawn when asked for.
+
+    A record is {"image": uint8 [size, size, 3], "caption": str, "attributes": dict},
+    as the `toybox` dataset stores them.
+    """
+
+    def __init__(self, *, seed: int, length: int, tier: Tier, size: int = 64) -> None:
+        if length < 1:
+            raise InputError(f"length is {length}; a source has at least 1 record.")
+        self._seed, self._length, self._tier, self._size = seed, length, tier, size
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
+        i = index.__index__()
+        if not 0 <= i < self._length:
+            raise IndexError(f"index {i} of a source with {self._length} records")
+        made = example(self._seed, i, self._tier)
+        return {
+            "image": render([made.scene], self._size)[0],
+            "caption": made.caption,
+            "attributes": dataclasses.asdict(made.attributes),
+        }
+
+    def __repr__(self) -> str:
+        return (
+            f"ToyboxSource(seed={self._seed}, length={self._length}, size={self._size})"
+        )

@@ -1,0 +1,112 @@
+"""Pairs of pictures that each show one individual in two scenes, kept on disk.
+
+They teach which pictures show the same individual. The individuals are strangers to
+pretraining and to all subjects, and every word of the tier comes equally often,
+combinations that pretraining holds out included.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from imagen_booth.toybox import grammar
+from imagen_booth.toybox.bodies import pick
+from imagen_booth.toybox.grammar import Attributes, Individual, Tier
+from imagen_booth.toybox.records import BLOCK, open_block, save_block
+from imagen_booth.toybox.renderer import render
+from imagen_booth.toybox.scene import Scene
+
+# Neither pretraining (0) nor subjects (1) draw from generators of this space.
+_SPACE = 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Two scenes with one individual, and what each shows."""
+
+    scenes: tuple[Scene, Scene]
+    attributes: tuple[Attributes, Attributes]
+
+
+def attributes(seed: int, index: int, tier: Tier) -> tuple[Attributes, Attributes]:
+    """What both pictures of a pair show; noun and colour are the individual's."""
+    rng = np.random.default_rng((_SPACE, seed, index))
+    noun = pick(rng, *tier.nouns)
+    colour = grammar.draw_colour(rng, noun, tier.colours)
+
+    def draw() -> Attributes:
+        moods = tier.expressions if noun in grammar.LIVING else ("calm",)
+        return Attributes(
+            noun=noun,
+            colour=colour,
+            context=pick(rng, None, *tier.contexts),
+            light=pick(rng, *tier.lights),
+            view=pick(rng, *tier.views),
+            style=pick(rng, *tier.styles),
+            accessory=pick(rng, None, *tier.accessories),
+            expression=pick(rng, *moods),
+        )
+
+    return draw(), draw()
+
+
+def pair(seed: int, index: int, tier: Tier) -> Pair:
+    """The pair at an index: the same for the same seed, index and tier."""
+    one, other = attributes(seed, index, tier)
+    assert one.colour is not None
+    individual = Individual(
+        noun=one.noun, colour=one.colour, seed=(_SPACE, seed, index, 1)
+    )
+    rng = np.random.default_rng((_SPACE, seed, index, 2))
+    return Pair(
+        scenes=(
+            grammar.compose(individual, one, rng),
+            grammar.compose(individual, other, rng),
+        ),
+        attributes=(one, other),
+    )
+
+
+class Pairs:
+    """Random access to the first ``length`` pairs of a seed, rendered at first use.
+
+    Args:
+        folder: where blocks are kept; named by seed, tier and size within.
+        length: number of pairs, a multiple of ``BLOCK``.
+        size: side of the images in pixels.
+    """
+
+    def __init__(
+        self, folder: epath.Path, *, seed: int, length: int, tier: Tier, size: int
+    ):
+        assert length % BLOCK == 0, length
+        self._args = (seed, tier, size)
+        self._length = length
+        name = f"{size}px_pairs_seed{seed}_{len(tier.nouns)}nouns"
+        self._folder = folder / name
+        # Shuffled reading touches all blocks; they are mapped, not held.
+        self._block = functools.lru_cache(maxsize=None)(self._read)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        seed, tier, _ = self._args
+        return {
+            "image": np.asarray(self._block(index // BLOCK)[index % BLOCK]),
+            "attributes": attributes(seed, index, tier),
+        }
+
+    def _read(self, number: int) -> np.ndarray:
+        """Pictures of a block, uint8 [BLOCK, 2, size, size, 3]."""
+        seed, tier, size = self._args
+        path = self._folder / f"{number:05d}.npy"
+        if not path.exists():
+            indices = range(number * BLOCK, (number + 1) * BLOCK)
+            scenes = [scene for i in indices for scene in pair(seed, i, tier).scenes]
+            pixels = render(scenes, size).reshape(BLOCK, 2, size, size, 3)
+            save_block(path, pixels)
+        return open_block(path)

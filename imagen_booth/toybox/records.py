@@ -1,0 +1,108 @@
+"""Toybox records kept on disk in blocks, each rendered at its first use.
+
+Rendering once and reading often pays where training visits a record more than once;
+what is kept is the same as what ``source`` draws anew.
+"""
+
+import functools
+import io
+import json
+
+import numpy as np
+from etils import epath
+
+from imagen_booth.errors import InputError
+from imagen_booth.storage import write_atomic
+from imagen_booth.toybox import examples
+from imagen_booth.toybox.grammar import Tier
+
+BLOCK = 256  # records
+
+
+def block_length(size: int) -> int:
+    """Records of a block of pictures with this side: fewer where each takes seconds."""
+    return BLOCK if size <= 256 else BLOCK // 8
+
+
+class Rendered:
+    """Random access to the first ``length`` records of a seed.
+
+    Args:
+        folder: where blocks are kept; named by seed, tier and size within.
+        seed: of the records, see ``source.example``.
+        length: number of records, a multiple of ``block_length(size)``.
+        tier: part of the grammar that is drawn from.
+        size: side of the images in pixels.
+    """
+
+    def __init__(
+        self, folder: epath.Path, *, seed: int, length: int, tier: Tier, size: int
+    ):
+        self._per_block = block_length(size)
+        assert length % self._per_block == 0, length
+        self._args = (seed, tier, size)
+        self._length = length
+        name = f"{size}px_seed{seed}_{len(tier.nouns)}nouns"
+        self._folder = folder / name
+        # Shuffled reading touches all blocks; they are mapped, not held.
+        self._block = functools.lru_cache(maxsize=None)(self._read)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> dict[str, object]:
+        images, captions = self._block(index // self._per_block)
+        place = index % self._per_block
+        return {
+            "image": np.asarray(images[place]),
+            "caption": captions[place],
+        }
+
+    def _read(self, number: int) -> tuple[np.ndarray, list[str]]:
+        seed, tier, size = self._args
+        images = self._folder / f"{number:05d}.npy"
+        captions = self._folder / f"{number:05d}.json"
+        if not (captions.exists() and images.exists()):
+            first = number * self._per_block
+            indices = range(first, first + self._per_block)
+            pixels, texts, _ = examples.render_examples(
+                seed, indices, tier=tier, size=size
+            )
+            save_block(images, pixels)
+            # Last, so that a block with captions is whole.
+            write_atomic(captions, json.dumps(texts).encode())
+        try:
+            texts = json.loads(captions.read_text())
+        except ValueError as error:
+            raise damaged(captions, error) from error
+        return open_block(images), texts
+
+
+def save_block(path: epath.Path, pixels: np.ndarray) -> None:
+    """Writes the array of a block, whole or not at all.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    data = io.BytesIO()
+    np.save(data, pixels)
+    write_atomic(path, data.getvalue())
+
+
+def open_block(path: epath.Path) -> np.ndarray:
+    """The array of a block, mapped.
+
+    Raises:
+        InputError: a damaged file.
+    """
+    try:
+        return np.load(path, mmap_mode="r")
+    except (ValueError, EOFError) as error:
+        raise damaged(path, error) from error
+
+
+def damaged(path: epath.Path, error: Exception) -> InputError:
+    """For a file of the cache that cannot be read."""
+    return InputError(
+        f"{path} is damaged ({error}); delete it, and it is rendered again"
+    )

@@ -1,0 +1,127 @@
+"""Subjects: one particular dog, its photos, and how it truly looks for any prompt."""
+
+import dataclasses
+
+import numpy as np
+
+from imagen_booth.errors import InputError
+from imagen_booth.toybox import grammar
+from imagen_booth.toybox.bodies import Pose
+from imagen_booth.toybox.captions import parse
+from imagen_booth.toybox.grammar import Attributes, Individual
+from imagen_booth.toybox.renderer import render
+from imagen_booth.toybox.scene import Scene
+
+# Subjects never share a generator with the individuals of pretraining.
+_SPACE = 1
+_MAX_PHOTOS = 6
+_CANDIDATES = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """An individual of a class, fixed by its seed.
+
+    Of the few individuals that the seed gives, it is the one with the most marks to
+    know it by.
+
+    Raises:
+      InputError: the noun is unknown.
+    """
+
+    noun: str
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.noun not in grammar.NOUNS:
+            # Reads the noun as a prompt to name the nearest one.
+            parse(self.noun)
+            raise InputError(f"noun {self.noun!r} is not one of {grammar.NOUNS}.")
+
+    @property
+    def individual(self) -> Individual:
+        """The individual: colour and the seed of all its traits."""
+        candidates = []
+        for attempt in range(_CANDIDATES):
+            seed = (_SPACE, self.seed, attempt)
+            rng = np.random.default_rng((*seed, 1))
+            colour = grammar.draw_colour(rng, self.noun, grammar.TIER_A.colours)
+            made = Individual(noun=self.noun, colour=colour, seed=(*seed, 2))
+            candidates.append(made)
+        return max(candidates, key=_marks)
+
+
+def describe(subject: Subject) -> str:
+    """A subject in the words of the grammar: its colour and its noun.
+
+    The grammar has no words for marks and materials, nor has any cascade been taught
+    some, so this is all that a prompt can say of how a subject looks.
+    """
+    return f"{subject.individual.colour} {subject.noun}"
+
+
+def _marks(individual: Individual) -> int:
+    """How many materials an individual is made of, textured ones counted twice."""
+    rng = np.random.default_rng(individual.seed)
+    body = grammar.BODIES[individual.noun](rng, individual.colour, Pose())
+    materials = {s.material for s in body.shapes}
+    return len(materials) + sum(m.texture != "plain" for m in materials)
+
+
+def photo_attributes(count: int = 5) -> list[Attributes]:
+    """What each of a subject's photos shows beside the subject itself."""
+    if not 1 <= count <= _MAX_PHOTOS:
+        raise InputError(f"count is {count}; a subject has 1 to {_MAX_PHOTOS} photos.")
+    settings = (
+        ("room", "front"),
+        ("meadow", "side"),
+        (None, "front"),
+        ("street", "front"),
+        ("beach", "side"),
+        ("snow", "back"),
+    )
+    return [Attributes(noun="", context=c, view=v) for c, v in settings[:count]]
+
+
+def photo_scenes(subject: Subject, count: int = 5) -> list[Scene]:
+    """Scenes of the subject's photos: other poses, views, light and places."""
+    scenes = []
+    for i, setting in enumerate(photo_attributes(count)):
+        rng = np.random.default_rng((_SPACE, subject.seed, 1000 + i))
+        shown = dataclasses.replace(setting, noun=subject.noun)
+        scenes.append(grammar.compose(subject.individual, shown, rng))
+    return scenes
+
+
+def photos(subject: Subject, count: int = 5, size: int = 1024) -> np.ndarray:
+    """The subject's photos, uint8 [count, size, size, 3]."""
+    return render(photo_scenes(subject, count), size)
+
+
+def truth_scene(
+    subject: Subject, prompt: str, take: int = 0, identifier: str = "[V]"
+) -> Scene:
+    """The scene that a prompt such as "a [V] dog in the snow" asks for.
+
+    The noun of the prompt may be wrong or missing in an experiment; the subject is
+    drawn all the same. Each `take` has its own pose, place and camera.
+
+    Raises:
+      InputError: the prompt is outside the grammar.
+    """
+    asked = parse(prompt, identifier=identifier)
+    rng = np.random.default_rng((_SPACE, subject.seed, 2000 + take))
+    shown = dataclasses.replace(asked, noun=subject.noun)
+    return grammar.compose(subject.individual, shown, rng)
+
+
+def truth(
+    subject: Subject,
+    prompt: str,
+    *,
+    size: int = 1024,
+    take: int = 0,
+    identifier: str = "[V]",
+) -> np.ndarray:
+    """How the subject really looks for a prompt, uint8 [size, size, 3]."""
+    return render([truth_scene(subject, prompt, take, identifier)], size)[0]

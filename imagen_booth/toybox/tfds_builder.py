@@ -1,0 +1,117 @@
+"""The toybox as a TFDS set, for whatever reads such sets.
+
+    tfds build imagen_booth/data/toybox/tfds_builder.py --config=a_64 \\
+        --file_format=array_record
+
+The records are those that pretraining renders: ``train`` its own, ``validation`` the
+ones it is measured on. Pictures come as PNG, so that TensorFlow is needed neither to
+build the set nor to read it.
+"""
+
+import dataclasses
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from imagen_booth.toybox import examples
+from imagen_booth.toybox.grammar import TIERS, Attributes
+
+SEEDS = {"train": 0, "validation": 1}
+TOGETHER = 64  # pictures rendered at once
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class ToyboxConfig(tfds.core.BuilderConfig):
+    """A tier of the grammar at one size.
+
+    Attributes:
+        tier: ``A`` or ``B``.
+        size: side of the images in pixels.
+        records: of the training split.
+        held_out: records of the validation split.
+    """
+
+    tier: str
+    size: int
+    records: int
+    held_out: int = 256
+
+
+class Toybox(tfds.core.GeneratorBasedBuilder):
+    """Rendered scenes with their captions, and what each of them shows."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = [
+        ToyboxConfig(
+            name=f"{tier.lower()}_{size}",
+            description=f"Tier {tier} at {size} px.",
+            tier=tier,
+            size=size,
+            records=records,
+        )
+        for tier in TIERS
+        for size, records in ((64, 40960), (256, 4096), (1024, 512))
+    ]
+
+    @property
+    def _config(self) -> ToyboxConfig:
+        assert isinstance(self.builder_config, ToyboxConfig)
+        return self.builder_config
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        size = self._config.size
+        attributes = {
+            field.name: tfds.features.Text(doc="empty where it is left open")
+            for field in dataclasses.fields(Attributes)
+        }
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=self.__doc__,
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(
+                        shape=(size, size, 3), encoding_format="png"
+                    ),
+                    "caption": tfds.features.Text(),
+                    "attributes": tfds.features.FeaturesDict(attributes),
+                }
+            ),
+            license="Apache-2.0",
+            # A dataset on disk keeps the order in which it is to be read.
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> Any:
+        config = self._config
+        lengths = {"train": config.records, "validation": config.held_out}
+        return {
+            split: self._generate_examples(seed, lengths[split])
+            for split, seed in SEEDS.items()
+        }
+
+    def _generate_examples(
+        self, seed: int, length: int
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        config = self._config
+        for start in range(0, length, TOGETHER):
+            indices = range(start, min(start + TOGETHER, length))
+            made = examples.render_examples(
+                seed, indices, tier=TIERS[config.tier], size=config.size
+            )
+            for index, image, caption, shown in zip(indices, *made, strict=True):
+                picture = io.BytesIO()
+                Image.fromarray(image).save(picture, "PNG")
+                yield (
+                    index,
+                    {
+                        "image": picture.getvalue(),
+                        "caption": caption,
+                        "attributes": {
+                            name: value or ""
+                            for name, value in dataclasses.asdict(shown).items()
+                        },
+                    },
+                )

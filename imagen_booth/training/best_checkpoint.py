@@ -1,0 +1,162 @@
+"""Which parameters a stage ends with: the last, or those of its best preview.
+
+Every preview is drawn from the same noise and measured, and what was measured is kept
+in its file. From that, ``score`` says how good a step was:
+
+    base stage         S(step) - max(0, C(step) - C(0))
+    super-resolution   PSNR of enlarged photos against the photos, in dB
+
+where S is how like the photos the pictures of the subject are, and C the same of the
+pictures of the class: the mean of colour and layout similarity over all pairs of a
+picture and a photo (``evaluation.similarity``). What the class has moved towards the
+subject since step 0 is taken off, so a model that draws the subject whatever it is
+asked for gains nothing. The highest score wins, the earliest step of equals, and step
+0, the untuned stage, does not take part.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from imagen_booth.distributed import processes
+from imagen_booth.errors import InputError
+from imagen_booth.rundir import checkpoints
+from imagen_booth.rundir.checkpoints import Checkpoints
+from imagen_booth.train_state import Params
+from imagen_booth.training.previews import Measured, file_of, measured_in
+
+RULE = {
+    False: "likeness of the subject's previews to the photos, less what that of the "
+    "class's has grown since step 0",
+    True: "PSNR of enlarged photos against the photos, dB",
+}
+
+
+def score(measured: Measured, first: Measured) -> float:
+    """How good a step's preview is.
+
+    Args:
+        measured: of the step.
+        first: of step 0.
+    """
+    if "colour" not in measured.subject:
+        return next(iter(measured.subject.values()))
+    drift = _likeness(measured.klass) - _likeness(first.klass)
+    return _likeness(measured.subject) - max(0.0, drift)
+
+
+def _likeness(measures: Mapping[str, float]) -> float:
+    return float(np.mean([measures["colour"], measures["layout"]]))
+
+
+class Best:
+    """Keeps the parameters of the best preview so far, one set of them.
+
+    They lie in ``best/`` beside a stage's checkpoints until the stage is finished;
+    then the last checkpoint holds them as what sampling uses.
+
+    Args:
+        folder: of the stage's checkpoints.
+        previews: of the stage's preview grids.
+        latest: step of the stage's newest checkpoint, None where there is none.
+        steps: that the stage takes.
+
+    Raises:
+        InputError: the preview of step 0 is gone, or that of the best step so far,
+            though there are checkpoints, or that of the last step, though the stage
+            is finished.
+    """
+
+    def __init__(
+        self,
+        folder: epath.Path,
+        previews: epath.Path,
+        latest: int | None,
+        steps: int,
+    ):
+        self._folder, self._best = folder, folder / "best"
+        self._seen = dict(sorted(measured_in(previews).items()))
+        unfinished = latest is not None and latest < steps
+        if latest is not None:
+            needed = {0, self._held(latest)} if unfinished else {0, latest}
+            missing = [file_of(previews, n).name for n in needed - self._seen.keys()]
+            if missing:
+                raise InputError(
+                    f"keep='best' chooses by the previews in {previews}, which lacks "
+                    f"{' and '.join(sorted(missing))}, though {folder.name} has come "
+                    f"to step {latest}: put the folder's files back, or tune the stage "
+                    f"anew with --overwrite={folder.name}"
+                )
+        if unfinished and self._candidates() and not self._best.exists():
+            # The stage was finished before and goes on to more steps.
+            self._write(self.step, checkpoints.read_params(folder)[0])
+
+    def _held(self, latest: int) -> int:
+        """The step whose parameters lie in ``best/`` if its preview must exist, or 0.
+
+        Parameters are written before their preview. A run killed between the two
+        draws it again; not so a preview of before the newest checkpoint.
+        """
+        if not self._best.exists():
+            return 0
+        with Checkpoints(self._best, keep=1) as best:
+            step = best.latest() or 0
+        return step if step < latest else 0
+
+    @property
+    def step(self) -> int:
+        """The best step so far; there has to have been a preview after step 0."""
+        scores = self._candidates()
+        return max(scores, key=lambda step: (scores[step], -step))
+
+    def _candidates(self) -> dict[int, float]:
+        return {
+            step: score(measured, self._seen[0])
+            for step, measured in self._seen.items()
+            if step > 0
+        }
+
+    def look(self, step: int, measured: Measured, params: Params) -> None:
+        """Takes a preview into account, before its file is written.
+
+        Raises:
+            StorageError: the parameters cannot be written.
+        """
+        self._seen[step] = measured
+        if step > 0 and self.step == step:
+            self._write(step, params)
+
+    def _write(self, step: int, params: Params) -> None:
+        with Checkpoints(self._best, keep=1) as best:
+            best.save_params(step, params)
+
+    def params(self) -> Params:
+        """The best parameters, as numpy."""
+        return checkpoints.read_params(self._best)[0]
+
+    def told(self) -> dict[str, Any]:
+        """For the manifest: step, score and rule."""
+        enlarging = "colour" not in self._seen[self.step].subject
+        scores = self._candidates()
+        return {
+            "step": self.step,
+            "score": scores[self.step],
+            "scores": {str(step): each for step, each in scores.items()},
+            "rule": RULE[enlarging],
+        }
+
+    def done(self) -> None:
+        """The last checkpoint has the parameters; theirs in ``best/`` go."""
+        processes.wait(f"best {self._folder.name}")
+        if processes.is_first() and self._best.exists():
+            self._best.rmtree()
+
+
+def forget(previews: epath.Path) -> None:
+    """Removes the previews of an earlier tuning: this one begins anew."""
+    if processes.is_first() and previews.exists():
+        for step in measured_in(previews):
+            file_of(previews, step).unlink()
+    processes.wait(f"previews {previews.name}")

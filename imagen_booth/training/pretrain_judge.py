@@ -1,0 +1,356 @@
+"""Training of the judge: renders whose words are known, pairs of one individual.
+
+Every row of a batch is two pictures. A row of records shows two individuals, a row of
+pairs shows one twice; both teach the words, pairs teach the subject embedding.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from etils import epath
+from jaxtyping import Array
+
+from imagen_booth.config.schema import Judging
+from imagen_booth.data import pipeline
+from imagen_booth.distributed import processes, sharding
+from imagen_booth.distributed.stop import StopRequest
+from imagen_booth.evaluation import toybox_judge
+from imagen_booth.evaluation.toybox_judge import WORDS
+from imagen_booth.models.toybox_judge import Judge as Network
+from imagen_booth.rundir import layout
+from imagen_booth.rundir.checkpoints import Checkpoints
+from imagen_booth.rundir.layout import Workdir, now, recipe_of
+from imagen_booth.rundir.metrics import MetricWriter
+from imagen_booth.toybox import examples, grammar
+from imagen_booth.toybox.grammar import TIERS, Attributes, Tier
+from imagen_booth.toybox.pairs import Pairs
+from imagen_booth.toybox.records import BLOCK, Rendered
+from imagen_booth.train_state import Params, TrainState, ema_params
+from imagen_booth.training import finetune, loop, optimizers, train_step
+from imagen_booth.training.pretrain_stage import HELD_OUT_SEED
+from imagen_booth.weights.load import place
+
+log = logging.getLogger(__name__)
+
+FREE = ("cache", "mesh") + layout.FREE
+RECORDS, PAIRS = 0, 1  # values of a batch's "group"
+
+# What a cascade's samples may suffer from, drawn anew for every picture.
+BLUR = 1.6  # pixels, largest standard deviation
+NOISE = 0.08  # largest standard deviation, of pictures in [-1, 1]
+GAIN, SHIFT = 0.1, 0.06  # largest change of a colour channel
+
+
+class Strangers:
+    """Records by twos, as ``Pairs`` has them."""
+
+    def __init__(self, records: Rendered, seed: int, tier: Tier):
+        self._records, self._seed, self._tier = records, seed, tier
+
+    def __len__(self) -> int:
+        return len(self._records) // 2
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        two = range(2 * index, 2 * index + 2)
+        images: list[Any] = [self._records[i]["image"] for i in two]
+        return {
+            "image": np.stack(images),
+            "attributes": [record_attributes(self._seed, i, self._tier) for i in two],
+        }
+
+
+def record_attributes(seed: int, index: int, tier: Tier) -> Attributes:
+    """What ``source.example`` shows at an index; nothing is composed or drawn."""
+    rng = np.random.default_rng((examples.SPACE, seed, index))
+    return grammar.draw_attributes(rng, tier)
+
+
+class Labelled:
+    """Rows of a batch: two pictures, and the number of each word they show."""
+
+    def __init__(self, records: Strangers | Pairs):
+        self._records = records
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> pipeline.Example:
+        record: dict[str, Any] = self._records[index]
+        labels = [
+            [
+                words.index(toybox_judge.shown(each)[name])
+                for name, words in WORDS.items()
+            ]
+            for each in record["attributes"]
+        ]
+        return {"image": record["image"], "words": np.array(labels, np.int32)}
+
+
+def single(batch: pipeline.Example) -> pipeline.Example:
+    """Rows of two pictures as rows of one, a pair's next to each other."""
+    return {
+        "image": np.concatenate(batch["image"]),
+        "words": np.concatenate(batch["words"]),
+        "weight": np.repeat(batch["weight"] / np.float32(2), 2),
+        "group": np.repeat(batch["group"], 2),
+    }
+
+
+def worsened(image: Array, key: Array) -> Array:
+    """Blurs, tints, mirrors and roughens pictures, each as chance has it.
+
+    Args:
+        image: [B, S, S, 3] in [-1, 1].
+    """
+    blur_key, noise_key, size_key, gain_key, shift_key, flip_key = jax.random.split(
+        key, 6
+    )
+    rows, side = image.shape[:2]
+    column = (rows, 1, 1)
+    tint = (rows, 1, 1, 3)
+
+    # A Gaussian as a matrix over rows of pixels; most pictures stay nearly sharp.
+    width = BLUR * jnp.square(jax.random.uniform(blur_key, column)) + 1e-2
+    place = jnp.arange(side, dtype=jnp.float32)
+    away = jnp.square(place[:, None] - place[None, :])[None]
+    kernel = jax.nn.softmax(-away / (2 * jnp.square(width)), axis=-1)
+    image = jnp.einsum("BIH,BJW,BHWC->BIJC", kernel, kernel, image)
+
+    mirror = jax.random.bernoulli(flip_key, 0.5, (rows, 1, 1, 1))
+    image = jnp.where(mirror, image[:, :, ::-1], image)
+    gain = 1 + GAIN * jax.random.uniform(gain_key, tint, minval=-1.0)
+    shift = SHIFT * jax.random.uniform(shift_key, tint, minval=-1.0)
+    rough = NOISE * jnp.square(jax.random.uniform(size_key, (rows, 1, 1, 1)))
+    noise = rough * jax.random.normal(noise_key, image.shape)
+    return jnp.clip(image * gain + shift + noise, -1.0, 1.0)
+
+
+def pair_losses(subjects: Array, weight: Array, temperature: float) -> Array:
+    """How hard each picture's partner is to find among all pictures of the batch.
+
+    Cross entropy of the softmax over cosines (NT-Xent, arXiv 2002.05709, eq. 1).
+
+    Args:
+        subjects: [B, E] of unit length; rows 2i and 2i + 1 are partners.
+        weight: [B]; rows of weight 0 are padding and partners to none.
+
+    Returns:
+        [B], of meaning only where partners show one individual.
+    """
+    rows = jnp.arange(len(subjects))
+    open_to = (weight > 0)[None, :] & (rows[:, None] != rows[None, :])
+    logits = jnp.where(open_to, subjects @ subjects.T / temperature, -1e9)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, rows ^ 1)
+
+
+def batch_loss(
+    apply: Callable[..., Any],
+    temperature: float,
+    params: Params,
+    batch: train_step.Batch,
+    key: Array,
+) -> tuple[Array, dict[str, Array]]:
+    """Weighted loss of a batch: the mean over attributes, and that over pairs.
+
+    Args:
+        apply: ``(params, image) -> logits, subjects, looks``.
+        params: ``{"judge"}``.
+        batch: as ``single`` makes it.
+
+    Returns:
+        Loss [], and sums over the rows for ``steps.make_step``.
+    """
+    logits, subjects, _ = apply(params["judge"], worsened(batch["image"], key))
+    weight = batch["weight"]
+    real = (weight > 0).astype(jnp.float32)
+    pairs = (batch["group"] == PAIRS).astype(jnp.float32)
+    words, metrics = jnp.zeros_like(weight), {}
+    for number, name in enumerate(WORDS):
+        label = batch["words"][:, number]
+        words += optax.softmax_cross_entropy_with_integer_labels(logits[name], label)
+        right = (logits[name].argmax(-1) == label).astype(jnp.float32)
+        metrics[f"right_{name}"] = jnp.sum(right * real) / jnp.sum(real)
+    words /= len(WORDS)
+    partners = pair_losses(subjects, weight, temperature)
+    loss = jnp.sum(weight * (words + pairs * partners))
+    return loss, metrics | {
+        "loss": loss,
+        "sum_words": jnp.sum(words * real),
+        "rows_words": jnp.sum(real),
+        "sum_pairs": jnp.sum(partners * pairs),
+        "rows_pairs": jnp.sum(pairs),
+    }
+
+
+def measure(
+    one: toybox_judge.Judge, records: Strangers, pairs: Pairs
+) -> dict[str, Any]:
+    """What a judge gets right on pictures it never saw.
+
+    Returns:
+        ``words``: by attribute the share of records named rightly, and the mean of
+        that share over the words that occur (``even``), for which rare words count
+        as much as common ones. ``subject``: mean cosine of pairs, that of
+        individuals of one class, and how often the pair is the nearer of the two.
+    """
+    rows = [records[index] for index in range(len(records))]
+    wanted = [toybox_judge.shown(each) for row in rows for each in row["attributes"]]
+    readings = one.read([image for row in rows for image in row["image"]])
+    words = {}
+    for name, answers in readings.words.items():
+        truth = np.array([each[name] for each in wanted])
+        right = np.array(answers) == truth
+        even = np.mean([right[truth == word].mean() for word in np.unique(truth)])
+        words[name] = {"right": float(right.mean()), "even": float(even)}
+
+    rows = [pairs[index] for index in range(len(pairs))]
+    nouns = np.array([row["attributes"][0].noun for row in rows])
+    subjects = one.read([image for row in rows for image in row["image"]]).subjects
+    cosine = subjects[::2] @ subjects[1::2].T
+    same = np.diagonal(cosine)
+    others = (nouns[:, None] == nouns[None, :]) & ~np.eye(len(rows), dtype=bool)
+    subject = {
+        "pair": float(same.mean()),
+        "class": float(cosine[others].mean()),
+        "nearer": float(np.mean((same[:, None] > cosine)[others])),
+    }
+    return {"words": words, "subject": subject}
+
+
+def run(job: Judging, workdir: epath.Path) -> None:
+    """Trains a judge, or goes on, and writes its weights to ``workdir/weights``.
+
+    Raises:
+        InputError: a setting that cannot be.
+        Stopped: a signal came; the state is saved.
+        NotFinite: training diverged.
+    """
+    work = Workdir(workdir)
+    layout.cache_folder(job.cache, work.path)
+    mesh = sharding.make_mesh(job.mesh.data, job.mesh.fsdp)
+    with (
+        jax.set_mesh(mesh),
+        StopRequest() as stop,
+        MetricWriter(work.path, active=processes.is_first()) as metrics,
+    ):
+        work.write_json("config.json", dataclasses.asdict(job))
+        work.record(created=work.manifest.get("created", now()))
+        folder = work.claim(toybox_judge.NAME, recipe_of(job, *FREE))
+        _fit(job, folder, work, mesh, metrics, stop)
+
+
+def _fit(
+    job: Judging,
+    folder: epath.Path,
+    work: Workdir,
+    mesh: jax.sharding.Mesh,
+    metrics: MetricWriter,
+    stop: StopRequest,
+) -> None:
+    cache = epath.Path(job.cache) if job.cache else work.path / "records"
+    tier, size = TIERS[job.tier], toybox_judge.CONFIG.size
+
+    def strangers(seed: int, length: int) -> Strangers:
+        records = Rendered(cache, seed=seed, length=length, tier=tier, size=size)
+        return Strangers(records, seed, tier)
+
+    def pairs(seed: int, length: int) -> Pairs:
+        return Pairs(cache, seed=seed, length=length, tier=tier, size=size)
+
+    known, twice = strangers(0, job.records), pairs(0, job.pairs)
+    unseen = strangers(HELD_OUT_SEED, job.held_out)
+    unseen_twice = pairs(HELD_OUT_SEED, job.held_out // 4)
+    # Rendered now, block by block: the threads that read ahead would each begin with
+    # the same ones.
+    for records in (known, twice, unseen, unseen_twice):
+        for index in range(0, len(records), BLOCK // 2):
+            records[index]
+    rows = job.record_rows + job.pair_rows
+    data = pipeline.batches(
+        [
+            pipeline.Group(Labelled(records), count, count / rows, group)
+            for records, count, group in (
+                (known, job.record_rows, RECORDS),
+                (twice, job.pair_rows, PAIRS),
+            )
+        ],
+        seed=job.seed,
+        host=processes.index(),
+        hosts=processes.count(),
+        multiple=mesh.size,
+    ).map(single)
+    network = Network(toybox_judge.CONFIG)
+
+    def apply(params: Params, image: Array) -> Any:
+        return network.apply({"params": params}, image)
+
+    def loss_fn(params, batch, key):
+        return batch_loss(apply, job.temperature, params, batch, key)
+
+    blank = jnp.zeros((1, size, size, 3), jnp.float32)
+    params = jax.jit(network.init)(jax.random.key(job.seed), blank)["params"]
+    params = place(jax.tree.map(np.asarray, params), mesh)
+    optimizer = optimizers.build(job.optim, job.steps)
+
+    def stored(state: TrainState) -> Params:
+        """The averaged parameters on the host, rounded as their file will be."""
+        params = ema_params(state, job.optim.ema)[toybox_judge.NAME]
+        return jax.tree.map(
+            lambda leaf: sharding.fetch(leaf).astype(jnp.bfloat16).astype(np.float32),
+            params,
+        )
+
+    def measured(state: TrainState) -> dict[str, Any]:
+        return measure(toybox_judge.Judge(stored(state)), unseen, unseen_twice)
+
+    def preview(state: TrainState, step: int) -> None:
+        if step == 0:
+            return  # the average holds nothing yet
+        found = measured(state)
+        row = {f"eval/{name}": each["right"] for name, each in found["words"].items()}
+        row |= {f"eval/subject_{name}": each for name, each in found["subject"].items()}
+        metrics.write(toybox_judge.NAME, step, row)
+
+    with Checkpoints(folder) as checkpoints:
+        final = loop.fit(
+            toybox_judge.NAME,
+            finetune.start_state(
+                {toybox_judge.NAME: params},
+                optimizer,
+                job.optim.ema > 0,
+                mesh,
+                ("judge/.*",),
+            ),
+            train_step.make_step(loss_fn, optimizer, seed=job.seed, ema=job.optim.ema),
+            iter(data.to_iter_dataset()),
+            loop.LoopConfig(
+                job.steps, job.log_every, job.save_every, job.preview_every
+            ),
+            mesh=mesh,
+            checkpoints=checkpoints,
+            metrics=metrics,
+            learning_rate=optimizers.learning_rate(job.optim, job.steps),
+            preview=preview,
+            inference=lambda state: ema_params(state, job.optim.ema),
+            diagnose=lambda state, batch: train_step.not_finite(
+                loss_fn, state, batch, job.seed
+            ),
+            stop=stop,
+        )
+    entry = {
+        "licence": "Apache-2.0",
+        "made": now(),
+        "recipe": recipe_of(job, *FREE),
+        "images": 2 * rows * job.steps,
+        "device": f"{len(jax.devices())} x {jax.devices()[0].device_kind}",
+        "held_out": measured(final),
+    }
+    if processes.is_first():
+        toybox_judge.write(work.path / "weights", stored(final), entry)
+    log.info("trained the judge: %s", entry["held_out"])

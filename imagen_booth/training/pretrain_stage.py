@@ -1,0 +1,432 @@
+"""Pretraining of a stage: the same loop and step as fine-tuning, other data."""
+
+import dataclasses
+import json
+import logging
+import os
+import pathlib
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable
+from importlib import metadata
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from imagen_booth.cascade import Cascade, Stage, by_name
+from imagen_booth.config.schema import TOYBOX, Pretraining
+from imagen_booth.data import image_files, pipeline
+from imagen_booth.data.examples import Captioned, Embedding
+from imagen_booth.data.tfds_source import ImageCaptions
+from imagen_booth.distributed import processes, sharding
+from imagen_booth.distributed.stop import StopRequest
+from imagen_booth.errors import InputError
+from imagen_booth.rundir import layout
+from imagen_booth.rundir.checkpoints import Checkpoints
+from imagen_booth.rundir.layout import Workdir, now, recipe_of
+from imagen_booth.rundir.metrics import MetricWriter
+from imagen_booth.sampling.cascade_sampler import draw_stage, grid
+from imagen_booth.sampling.text_embeddings import tokenizer
+from imagen_booth.text.caption_cleaning import simple_clean
+from imagen_booth.text.tokenizer import Tokenizer
+from imagen_booth.toybox.grammar import TIERS
+from imagen_booth.toybox.records import Rendered, block_length
+from imagen_booth.train_state import Params, TrainState, ema_params
+from imagen_booth.training import finetune, loop, mesh_choice, optimizers, train_step
+from imagen_booth.weights import placement
+from imagen_booth.weights.load import Part, load
+
+log = logging.getLogger(__name__)
+
+# Settings that can change without making what is trained another one.
+FREE = (
+    "steps",
+    "records",
+    "prompts",
+    "sampler",
+    "cache",
+    "data_dir",
+    "held_out",
+    "vocabulary",
+    "mesh",
+) + layout.FREE
+# Settings that say something of a TFDS set alone, and of the toybox alone.
+OF_SETS = ("source", "split", "held_out", "image_feature", "caption_feature")
+OF_TOYBOX = ("tier", "records")
+# Settings that are of the run alone, or places on this machine.
+OF_RUN = ("prompts", "sampler", "cache", "data_dir", "text", "init")
+OF_RUN += ("vocabulary", "mesh", *layout.FREE)
+
+HELD_OUT_SEED = 1  # records of this seed are for measuring, never for training
+HELD_OUT_RECORDS = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class _Course:
+    """What all of a pretraining needs.
+
+    Attributes:
+        stage: cropped as the job says.
+        unet: the stage's network.
+        text: the text encoder; None where no record has a caption.
+        train, held_out: records to train on and to measure on.
+        null: the null text.
+    """
+
+    job: Pretraining
+    stage: Stage
+    unet: Part
+    text: Part | None
+    pieces: Tokenizer | None
+    train: Captioned
+    held_out: Captioned
+    null: Embedding
+    work: Workdir
+    mesh: jax.sharding.Mesh
+    metrics: MetricWriter
+    profile: bool
+
+    def loss(self, null_text: float) -> Callable[..., Any]:
+        """``(params, batch, key) -> (loss, sums)``."""
+        encode = None if self.text is None else self.text.apply
+        config = train_step.LossConfig(
+            weighting=self.job.weighting, null_text=null_text, level=self.job.level
+        )
+
+        def loss_fn(params: Params, batch: train_step.Batch, key: jax.Array) -> Any:
+            return train_step.batch_loss(
+                self.stage, self.unet.apply, encode, config, params, batch, key
+            )
+
+        return loss_fn
+
+    def batches(
+        self, records: Captioned, rows: int, seed: int, **shared: np.ndarray
+    ) -> Any:
+        """Batches of this many rows, cropped where the stage is."""
+        stage = self.stage
+        return pipeline.batches(
+            [pipeline.Group(records, rows, 1.0, train_step.SUBJECT)],
+            seed=seed,
+            host=processes.index(),
+            hosts=processes.count(),
+            multiple=self.mesh.size * self.job.accumulate,
+            prepare=(
+                pipeline.random_crop(stage.crop, stage.scale) if stage.crop else None
+            ),
+            shared=shared,
+        )
+
+
+def run(job: Pretraining, workdir: epath.Path, *, profile: bool = False) -> None:
+    """Pretrains, or goes on.
+
+    Args:
+        job: the settings.
+        workdir: gets ``manifest.json``, metrics, previews and the checkpoints, each
+            of which holds averaged parameters ready for ``convert export``.
+        profile: leave a trace of early steps in ``workdir/profile``.
+
+    Raises:
+        InputError: a setting that cannot be.
+        Stopped: a signal came; the state is saved.
+        NotFinite: training diverged.
+    """
+    cascade = by_name(job.cascade)
+    if job.tier not in TIERS:
+        raise InputError(f"config.tier={job.tier!r} is not one of {', '.join(TIERS)}")
+    if job.stage not in [stage.name for stage in cascade.stages]:
+        raise InputError(f"config.stage={job.stage!r} is not a stage of {job.cascade}")
+    stage = dataclasses.replace(cascade.stage(job.stage), crop=job.crop or None)
+    together = block_length(stage.resolution)
+    if job.source == TOYBOX and job.records % together:
+        raise InputError(
+            f"config.records={job.records} is not a multiple of {together}, the number "
+            "that is rendered together"
+        )
+    worded = job.source == TOYBOX or bool(job.caption_feature)
+    if stage.low_resolution is not None and worded and not job.text:
+        raise InputError(
+            "config.text is empty; give the folder of weights with the text encoder "
+            "that the base stage was trained with, or 'shipped'"
+        )
+    work = Workdir(workdir)
+    pieces = tokenizer(cascade, job.vocabulary) if worded else None
+    null = _null(cascade)
+    train, held_out = (
+        Captioned(
+            _records(job, stage.resolution, work, held_out=held_out),
+            _entries(cascade, pieces, null),
+            stage.low_resolution,
+        )
+        for held_out in (False, True)
+    )
+    layout.cache_folder(job.cache, work.path)
+    mesh = mesh_choice.mesh_to_pretrain(cascade, job)
+    dtype = placement.activation_dtype(job.dtype)
+    with (
+        jax.set_mesh(mesh),
+        StopRequest() as stop,
+        MetricWriter(work.path, active=processes.is_first()) as metrics,
+    ):
+        rules = job.mesh.rules
+        unet = load(cascade, stage.name, job.init, mesh, dtype, rules)
+        text = (
+            load(cascade, "text", job.text or job.init, mesh, dtype, rules)
+            if worded
+            else None
+        )
+        course = _Course(
+            job,
+            stage,
+            unet,
+            text,
+            pieces,
+            train,
+            held_out,
+            null,
+            work,
+            mesh,
+            metrics,
+            profile,
+        )
+        work.write_json("config.json", dataclasses.asdict(job))
+        work.record(
+            created=work.manifest.get("created", now()),
+            cascade={"name": cascade.name, "licence": cascade.licence},
+            prior=_story(course),
+            versions=_versions(),
+        )
+        recipe = recipe_of(job, *FREE, *_silent(job))
+        folder = work.claim(stage.name, recipe)
+        _fit(course, folder, stop)
+
+
+def _silent(job: Pretraining) -> tuple[str, ...]:
+    """Settings that say nothing of the source in use."""
+    return OF_SETS if job.source == TOYBOX else OF_TOYBOX
+
+
+def _records(job: Pretraining, size: int, work: Workdir, *, held_out: bool) -> Any:
+    """Records of the source, to train on or to measure on."""
+    if job.source == TOYBOX:
+        return Rendered(
+            epath.Path(job.cache) if job.cache else work.path / "records",
+            seed=HELD_OUT_SEED if held_out else 0,
+            length=block_length(size) if held_out else job.records,
+            tier=TIERS[job.tier],
+            size=size,
+        )
+    return ImageCaptions(
+        job.source,
+        job.held_out if held_out else job.split,
+        data_dir=job.data_dir,
+        image=job.image_feature,
+        caption=job.caption_feature,
+        size=size,
+    )
+
+
+def _null(cascade: Cascade) -> Embedding:
+    length, width = cascade.text.length, cascade.text.encoder.width
+    return Embedding(np.zeros((length, width), np.float32), np.arange(length) == 0)
+
+
+def _entries(
+    cascade: Cascade, pieces: Tokenizer | None, null: Embedding
+) -> Callable[[str], pipeline.Example]:
+    """A caption as a row has it: its tokens, or the null text where there is none."""
+    if pieces is None:
+        return lambda caption: {"text": null.text, "text_mask": null.mask}
+
+    def entries(caption: str) -> pipeline.Example:
+        said = simple_clean(caption) if cascade.text.lower else caption
+        return {"tokens": pieces.encode([said])[0]}
+
+    return entries
+
+
+def _story(course: _Course) -> dict[str, Any]:
+    """What the manifest tells of the weights to come, wherever they will lie."""
+    job = course.job
+    parts = [part for part in (course.unet, course.text) if part is not None]
+    story: dict[str, Any] = {
+        "config": recipe_of(job, *OF_RUN, *_silent(job)),
+        "made_from": {part.name: part.fingerprint for part in parts if part.pretrained},
+    }
+    if job.source == TOYBOX:
+        story["knows"] = dataclasses.asdict(TIERS[job.tier])
+    return story
+
+
+def _versions() -> dict[str, str]:
+    """What made the weights: programs and the kind of machine."""
+    devices = jax.devices()
+    return {
+        "python": platform.python_version(),
+        "imagen_booth": metadata.version("imagen_booth"),
+        "commit": _commit(),
+        "jax": jax.__version__,
+        "device": f"{len(devices)} x {devices[0].device_kind}",
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+    }
+
+
+def _commit() -> str:
+    """The commit of the checkout that this package lies in; empty where it is none."""
+    root = pathlib.Path(__file__).parents[2]
+    if not (root / ".git").exists() or shutil.which("git") is None:
+        return ""
+    describe = "git describe --always --dirty --abbrev=40 --exclude=*"
+    said = subprocess.run(
+        describe.split(), cwd=root, capture_output=True, text=True, check=False
+    )
+    return said.stdout.strip()
+
+
+def _fit(course: _Course, folder: epath.Path, stop: StopRequest) -> None:
+    job, stage, work = course.job, course.stage, course.work
+    null = {"null": course.null.text, "null_mask": course.null.mask}
+    data = course.batches(course.train, job.batch, job.seed, **null)
+    loss_fn = course.loss(job.null_text)
+    optimizer = optimizers.build(job.optim, job.steps)
+    params = {"unet": course.unet.params}
+    trained = ["unet"]
+    if course.text is not None:
+        params["text"] = course.text.params
+        trained += [] if job.text else ["text"]
+    start = finetune.start_state(
+        params,
+        optimizer,
+        job.optim.ema > 0,
+        course.mesh,
+        tuple(f"{name}/.*" for name in trained),
+        job.mesh.rules,
+    )
+    measure = _measure(course)
+
+    def preview(now: TrainState, step: int) -> None:
+        if step == 0:
+            return  # the average holds nothing yet, and noise shows nothing
+        params = ema_params(now, job.optim.ema)
+        _show(course, params, step)
+        held_out = measure(params)
+        course.metrics.write(stage.name, step, {"loss/held_out": held_out["loss"]})
+        work.record(
+            prior={"steps": step, "images": step * job.batch, "held_out": held_out}
+        )
+
+    def inference(now: TrainState) -> Params:
+        params = ema_params(now, job.optim.ema)
+        return {name: params[name] for name in trained}
+
+    with Checkpoints(folder) as checkpoints:
+        final = loop.fit(
+            stage.name,
+            start,
+            train_step.make_step(
+                loss_fn,
+                optimizer,
+                seed=job.seed,
+                ema=job.optim.ema,
+                accumulate=job.accumulate,
+            ),
+            iter(data.to_iter_dataset()),
+            loop.LoopConfig(
+                job.steps,
+                job.log_every,
+                job.save_every,
+                job.preview_every,
+                always_usable=True,
+            ),
+            mesh=course.mesh,
+            checkpoints=checkpoints,
+            metrics=course.metrics,
+            learning_rate=optimizers.learning_rate(job.optim, job.steps),
+            preview=preview,
+            inference=inference,
+            diagnose=lambda now, batch: train_step.not_finite(
+                loss_fn, now, batch, job.seed
+            ),
+            stop=stop,
+            profile=work.path / "profile" / stage.name if course.profile else None,
+        )
+    if work.manifest["prior"].get("steps") != int(final.step):
+        preview(final, int(final.step))  # it ended between a save and its preview
+    log.info("pretrained %s for %d steps", stage.name, job.steps)
+
+
+def _measure(course: _Course) -> Callable[[Params], dict[str, float]]:
+    """The mean loss on held-out records, and how many they are.
+
+    Records, crops, noise and times are the same every time.
+    """
+    job = course.job
+    records = min(HELD_OUT_RECORDS, len(course.held_out))
+    rows = min(job.batch // job.accumulate, records)
+    batches = course.batches(course.held_out, rows, HELD_OUT_SEED)
+    loss_fn = course.loss(null_text=0.0)
+    program = jax.jit(lambda *inputs: loss_fn(*inputs)[1])
+
+    def measure(params: Params) -> dict[str, float]:
+        total, count = 0.0, 0.0
+        for index in range(records // rows):
+            batch = sharding.put_rows(batches[index], course.mesh)
+            key = jax.random.fold_in(jax.random.key(HELD_OUT_SEED), index)
+            sums = program(params, batch, key)
+            total += float(sums["sum_subject"])
+            count += float(sums["rows_subject"])
+        return {"loss": total / count, "records": int(count)}
+
+    return measure
+
+
+def _show(course: _Course, params: Params, step: int) -> None:
+    """Draws the prompts; a super-resolution stage enlarges held-out records."""
+    job, stage, pieces = course.job, course.stage, course.pieces
+    prompts, low, truths = list(job.prompts), None, []
+    if stage.low_resolution is not None:
+        count = min(len(prompts), len(course.held_out))
+        rows = [course.held_out[index] for index in range(count)]
+        prompts = [pieces.decode(row["tokens"]) if pieces else "" for row in rows]
+        low = np.stack([row["low"] for row in rows])
+        truths = [row["image"] for row in rows]
+    images = draw_stage(
+        stage,
+        course.unet,
+        params["unet"],
+        job.sampler,
+        _embedded(course, params, prompts),
+        course.null,
+        range(len(prompts)),
+        mesh=course.mesh,
+        low=low,
+        level=stage.normal_level,
+    )
+    cells = list(images)
+    if low is not None:
+        small = low.repeat(stage.scale, 1).repeat(stage.scale, 2)
+        rows = zip(small, images, truths, strict=True)
+        cells = [cell for row in rows for cell in row]
+    if processes.is_first():
+        image_files.save_png(
+            course.work.path
+            / "samples"
+            / "previews"
+            / stage.name
+            / f"step_{step:06d}.png",
+            grid(cells, 3 if low is not None else 8),
+            {"prompts": json.dumps(prompts), "step": str(step)},
+        )
+
+
+def _embedded(course: _Course, params: Params, prompts: list[str]) -> list[Embedding]:
+    if course.text is None or course.pieces is None:
+        return [course.null] * len(prompts)
+    tokens = course.pieces.encode(prompts)
+    inputs = sharding.put_copies((tokens, tokens > 0), course.mesh)
+    embedded = sharding.fetch(jax.jit(course.text.apply)(params["text"], *inputs))
+    return [Embedding(*row) for row in zip(embedded, tokens > 0, strict=True)]

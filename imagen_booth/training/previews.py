@@ -1,0 +1,193 @@
+"""Previews of a stage as it learns: the same pictures each time, and their measures."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from imagen_booth import train_state
+from imagen_booth.cascade import Stage
+from imagen_booth.config.schema import Job
+from imagen_booth.data import image_files, photos, similarity
+from imagen_booth.data.examples import Embedding, Pair
+from imagen_booth.diffusion.sampler import SamplerConfig
+from imagen_booth.distributed import processes
+from imagen_booth.sampling.cascade_sampler import draw_stage, grid, rows_at
+from imagen_booth.training import subject_photos
+from imagen_booth.training.subject_prompts import Words
+from imagen_booth.weights.load import Part
+
+BASE_PICTURES = (4, 2, 2)  # of the subject, of it elsewhere, of its class
+
+
+@dataclasses.dataclass(frozen=True)
+class Preview:
+    """What is drawn at intervals, always with the same noise.
+
+    Attributes:
+        prompts: one per picture, the first ``subjects`` of them the instance prompt,
+            the last ``classes`` of them the class prompt.
+        embeddings: of the prompts.
+        null: the null text.
+        sampler: of the stage.
+        rows: rows the sampler's program is compiled for.
+        photos: pairs of the subject; a super-resolution preview enlarges their low
+            versions, and every preview is compared with them.
+        subjects, classes: how many of the pictures show the subject, and its class.
+        story: what else their files say, such as run, cascade and licence.
+    """
+
+    prompts: Sequence[str]
+    embeddings: Sequence[Embedding]
+    null: Embedding
+    sampler: SamplerConfig
+    rows: int
+    photos: Sequence[Pair]
+    subjects: int
+    classes: int = 0
+    story: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+def photo_pair(job: Job, stage: Stage, photo: photos.Photo) -> Pair:
+    """A photo as a stage is trained on it."""
+    low = stage.low_resolution
+    return Pair(
+        subject_photos.square(job.subject, photo, stage.resolution),
+        None if low is None else subject_photos.square(job.subject, photo, low),
+    )
+
+
+def planned(
+    job: Job,
+    stage: Stage,
+    words: Words,
+    subject: Sequence[Pair],
+    story: Mapping[str, str],
+) -> Preview:
+    """What previews of a stage show.
+
+    Base: the subject, the subject elsewhere, and its class; else two photos enlarged.
+    """
+    if stage.low_resolution is None:
+        counts = zip(BASE_PICTURES, (words.instance, None, words.klass), strict=True)
+        shown = [
+            prompt or words.pictures[(1 + index) % len(words.pictures)]
+            for count, prompt in counts
+            for index in range(count)
+        ]
+    else:
+        subject = subject[:2]
+        shown = [words.instance] * len(subject)
+    return Preview(
+        prompts=shown,
+        embeddings=[words.found[prompt] for prompt in shown],
+        null=words.found[""],
+        sampler=getattr(job.pictures, stage.name),
+        rows=max(rows_at(stage, job.pictures.batch), len(shown)),
+        photos=subject,
+        subjects=BASE_PICTURES[0],
+        classes=BASE_PICTURES[2] if stage.low_resolution is None else 0,
+        story=story,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """How like the photos a preview's pictures are, by measure.
+
+    Attributes:
+        subject: of the subject, see ``similarity``; PSNR for super-resolution.
+        klass: of the class, the same measures; empty for super-resolution.
+    """
+
+    subject: dict[str, float]
+    klass: dict[str, float]
+
+
+def draw(
+    stage: Stage,
+    part: Part,
+    params: train_state.Params,
+    level: float,
+    preview: Preview,
+    mesh: jax.sharding.Mesh,
+) -> tuple[np.ndarray, Measured]:
+    """Draws a preview grid and measures it against the photos.
+
+    A super-resolution grid has rows of three: the low-res image, the stage's own
+    enlargement of it, and the photo itself.
+
+    Args:
+        level: augmentation level of the low-res image.
+
+    Returns:
+        The grid as a uint8 picture, and its measures.
+    """
+    low = None
+    if stage.low_resolution is not None:
+        low = np.stack([pair.low for pair in preview.photos if pair.low is not None])
+    images = draw_stage(
+        stage,
+        part,
+        params,
+        preview.sampler,
+        preview.embeddings,
+        preview.null,
+        range(len(preview.embeddings)),
+        mesh=mesh,
+        low=low,
+        level=level,
+        rows=preview.rows,
+    )
+    truths = [pair.image for pair in preview.photos]
+    if low is None:
+        of_class = images[len(images) - preview.classes :]
+        return grid(list(images), 4), Measured(
+            similarity.to_photos(images[: preview.subjects], truths),
+            similarity.to_photos(of_class, truths) if preview.classes else {},
+        )
+    enlarged = low.repeat(stage.scale, 1).repeat(stage.scale, 2)
+    cells = [cell for row in zip(enlarged, images, truths, strict=True) for cell in row]
+    near = [similarity.psnr(*pair) for pair in zip(images, truths, strict=True)]
+    return grid(cells, 3), Measured(
+        {"PSNR against the photo, dB": float(np.mean(near))}, {}
+    )
+
+
+def file_of(folder: epath.Path, step: int) -> epath.Path:
+    """Where a step's preview is."""
+    return folder / f"step_{step:06d}.png"
+
+
+def store(
+    folder: epath.Path, step: int, sheet: np.ndarray, shown: Preview, found: Measured
+) -> None:
+    """Writes a preview with its prompts and measures; the first process does."""
+    if processes.is_first():
+        story: dict[str, Any] = {
+            "prompts": list(shown.prompts),
+            "step": step,
+            "measured": found.subject,
+            "measured_class": found.klass,
+        }
+        image_files.save_png(
+            file_of(folder, step),
+            sheet,
+            {name: json.dumps(value) for name, value in story.items()}
+            | dict(shown.story),
+        )
+
+
+def measured_in(folder: epath.Path) -> dict[int, Measured]:
+    """What was measured, by step, of the previews in a folder."""
+    found = {}
+    for path in folder.glob("step_*.png") if folder.exists() else ():
+        story = image_files.read_png_metadata(path)
+        found[int(path.stem.removeprefix("step_"))] = Measured(
+            json.loads(story["measured"]), json.loads(story.get("measured_class", "{}"))
+        )
+    return found

@@ -1,0 +1,177 @@
+"""The photos of the subject: checked, and cropped as training sees them."""
+
+import dataclasses
+import tempfile
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from imagen_booth import storage
+from imagen_booth.cascade import Cascade
+from imagen_booth.config.schema import Job, Subject
+from imagen_booth.data import image_files, photos
+from imagen_booth.distributed import processes
+from imagen_booth.errors import InputError
+from imagen_booth.reports import run_report
+from imagen_booth.rundir.layout import Workdir, now
+from imagen_booth.text import people
+from imagen_booth.toybox import subjects as toys
+
+TOY = "toybox:"
+
+
+TOY_PHOTOS = 5
+
+
+TOY_SIZE = 1024  # pixels of a rendered photo
+
+
+SHOWN_SIZE = 512  # pixels of a crop kept for the report
+
+
+def resolutions(job: Job, cascade: Cascade) -> dict[str, int]:
+    """Resolution in pixels of every stage that looks at photos.
+
+    Those are the stages that the job tunes, and the base stage where words are learnt
+    through it.
+    """
+    return {
+        stage.name: stage.resolution
+        for stage in cascade.stages
+        if job.tuning(stage.name).steps > 0
+        or (stage.low_resolution is None and job.text.steps > 0)
+    }
+
+
+def check_photos(job: Job, cascade: Cascade, work: Workdir) -> photos.Intake:
+    """Looks at every photo, and keeps the crops for the report.
+
+    Raises:
+        InputError: no class noun, no folder, or no photo that can be used; in the
+            last case a report that names each is all that is written.
+    """
+    subject = job.subject
+    check_noun(subject)
+    folder = photo_folder(subject.photos, work.path)
+    try:
+        intake = inspect(job, cascade, folder)
+    except photos.NoGoodPhotos as error:
+        _report_refusal(work, error)
+        raise
+    if processes.is_first():
+        crops = [square(subject, photo, SHOWN_SIZE) for photo in intake.photos]
+        names = [photo.name for photo in intake.photos]
+        for name, image in zip(names, crops, strict=True):
+            image_files.save_png(work.path / "photos" / f"{name}.png", image)
+        sheet = image_files.contact_sheet(crops, names)
+        image_files.save_png(work.path / "photos" / "contact_sheet.png", sheet)
+    return intake
+
+
+def check_noun(subject: Subject) -> None:
+    """Looks at what the subject is said to be.
+
+    Raises:
+        InputError: nothing is said, or a person of whose consent nothing is said.
+    """
+    noun = subject.class_noun
+    if not noun.strip():
+        raise InputError(
+            "config.subject.class_noun is empty; say what the subject is, "
+            "e.g. --config.subject.class_noun=dog"
+        )
+    if people.is_person(noun) and not subject.consent:
+        raise InputError(
+            f"config.subject.class_noun={noun!r} is a person: photos of one are used "
+            "only with that person's consent, of a child's with a parent's; where you "
+            "have it give --config.subject.consent=true"
+        )
+
+
+def inspect(job: Job, cascade: Cascade, folder: str) -> photos.Intake:
+    """Looks at the photos of a folder for the stages of a job; writes nothing.
+
+    Raises:
+        InputError: as ``photos.inspect``.
+    """
+    return photos.inspect(
+        folder, resolutions(job, cascade), crop_of(job.subject), job.subject.background
+    )
+
+
+def photo_folder(setting: str, work: epath.Path) -> str:
+    """The folder of the photos; a toy subject's are rendered into it first.
+
+    Args:
+        setting: a folder, or ``toybox:CLASS/SEED``.
+        work: rendered photos go to ``source/`` in here.
+    """
+    if not setting.startswith(TOY):
+        return setting
+    folder = work / "source"
+    last = folder / f"{TOY_PHOTOS - 1:02d}.png"
+    if processes.is_first() and not last.exists():
+        images = toys.photos(toy_subject(setting), TOY_PHOTOS, size=TOY_SIZE)
+        for index, image in enumerate(images):
+            image_files.save_png(folder / f"{index:02d}.png", image)
+    processes.wait("rendered photos")
+    return str(folder)
+
+
+def toy_subject(setting: str) -> toys.Subject:
+    """The subject that ``toybox:CLASS/SEED`` names.
+
+    Raises:
+        InputError: it names none.
+    """
+    noun, _, seed = setting.removeprefix(TOY).partition("/")
+    if not seed.isdecimal():
+        raise InputError(
+            f"config.subject.photos={setting} should read {TOY}NOUN/NUMBER, "
+            f"such as {TOY}dog/7"
+        )
+    return toys.Subject(noun, int(seed))
+
+
+def crop_of(subject: Subject) -> photos.Crop:
+    """How this subject's photos become square."""
+    return photos.Crop(subject.crop, subject.shift)
+
+
+def square(subject: Subject, photo: photos.Photo, size: int) -> np.ndarray:
+    """One photo as training sees it, uint8 [size, size, 3]."""
+    image = photos.load(photo.path, subject.background)
+    return photos.square(image, size, crop_of(subject), subject.background)
+
+
+def photo_entries(intake: photos.Intake) -> dict[str, Any]:
+    """The photos, for the manifest."""
+    return {
+        "photos": [
+            {
+                "name": photo.name,
+                "sha256": photo.sha256,
+                "width": photo.width,
+                "height": photo.height,
+                "stages": list(photo.stages),
+                "notes": list(photo.notes),
+            }
+            for photo in intake.photos
+        ],
+        "refused": [dataclasses.asdict(each) for each in intake.refused],
+        "skipped": [dataclasses.asdict(each) for each in intake.skipped],
+    }
+
+
+def _report_refusal(work: Workdir, error: photos.NoGoodPhotos) -> None:
+    if not processes.is_first():
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        Workdir(folder).record(
+            status=f"InputError: {error}",
+            created=now(),
+            subject=photo_entries(error.intake),
+        )
+        page = run_report.write(epath.Path(folder)).read_bytes()
+    storage.write_atomic(work.path / "report.html", page)

@@ -1,0 +1,145 @@
+"""What is settled before any device works: the photos and the words."""
+
+import dataclasses
+from typing import Any
+
+import jax
+from etils import epath
+
+from imagen_booth.cascade import Cascade
+from imagen_booth.config.schema import TOYBOX, Job, Subject
+from imagen_booth.data.examples import Embedding
+from imagen_booth.errors import InputError
+from imagen_booth.sampling.text_embeddings import Learned, cleaning_of, embed, tokenizer
+from imagen_booth.text import caption_cleaning, identifier, prompts
+from imagen_booth.text.tokenizer import Tokenizer
+from imagen_booth.toybox import subjects as toys
+from imagen_booth.training.subject_photos import TOY, toy_subject
+
+
+@dataclasses.dataclass(frozen=True)
+class Words:
+    """The words of a run and their embeddings.
+
+    Attributes:
+        identifier: text that stands for [V].
+        ids: its tokens.
+        alone: it stands for the class noun too.
+        instance, klass: instance prompt and class prompt.
+        pictures: prompts of the final pictures, filled in.
+        plain: the same without the identifier, for stages that do not know it.
+        found: {prompt: embedding}; "" is the null text.
+        encoder: origin of the text encoder.
+        reading: identifies what prompts mean to the networks, for recipes: the
+            encoder's fingerprint, the cleaning unless it is the cascade's own, and
+            what was learnt of the identifier.
+        plain_reading: the same without the last.
+        warnings: what is wrong with the user's identifier.
+    """
+
+    identifier: str
+    ids: tuple[int, ...]
+    alone: bool
+    instance: str
+    klass: str
+    pictures: tuple[str, ...]
+    plain: tuple[str, ...]
+    found: dict[str, Embedding]
+    encoder: dict[str, Any]
+    reading: str
+    plain_reading: str
+    warnings: tuple[str, ...]
+
+
+def choose_words(
+    job: Job,
+    cascade: Cascade,
+    cache: epath.Path,
+    mesh: jax.sharding.Mesh,
+    dtype: Any,
+    learned: Learned | None = None,
+) -> Words:
+    """Chooses or checks the identifier, and embeds every prompt of the run.
+
+    Args:
+        learned: what the identifier was taught to mean, where it was.
+
+    Raises:
+        InputError: the identifier cannot be tokenised, or weights are missing.
+    """
+    noun = job.subject.class_noun
+    pieces = tokenizer(cascade, job.weights.vocabulary)
+    name, ids, warnings = choose_identifier(job, cascade, pieces)
+    alone = job.alone
+    instance = prompts.instance_prompt(name, noun, alone=alone)
+    klass = prompts.class_prompt(noun)
+    filled = tuple(
+        prompts.fill(each, name, noun, alone=alone) for each in job.pictures.prompts
+    )
+    plain = tuple(prompts.fill(each, "", noun) for each in job.pictures.prompts)
+    found, origin = embed(
+        cascade,
+        [instance, klass, *filled, *plain],
+        weights=job.weights.text,
+        vocabulary=job.weights.vocabulary,
+        cleaning=job.cleaning,
+        cache=cache,
+        mesh=mesh,
+        dtype=dtype,
+        learned=learned,
+        rules=job.mesh.rules,
+    )
+    reading = origin["sha256"]
+    if origin["cleaning"] != cleaning_of(cascade, ""):
+        reading += f" {origin['cleaning']}"
+    return Words(
+        *(name, ids, alone, instance, klass, filled, plain, found, origin),
+        reading if learned is None else f"{reading} {learned.digest()}",
+        reading,
+        warnings,
+    )
+
+
+def description_of(subject: Subject) -> str:
+    """The words that stand for the subject where nothing is tuned.
+
+    Raises:
+        InputError: the toybox is to describe a subject that is none of its own.
+    """
+    if subject.description != TOYBOX:
+        return subject.description
+    if not subject.photos.startswith(TOY):
+        raise InputError(
+            f"config.subject.description={TOYBOX!r}, but the subject of "
+            f"config.subject.photos={subject.photos!r} is not of the toybox; say what "
+            "it looks like, such as 'small brown dog with a white chest'"
+        )
+    return toys.describe(toy_subject(subject.photos))
+
+
+def choose_identifier(
+    job: Job, cascade: Cascade, pieces: Tokenizer
+) -> tuple[str, tuple[int, ...], tuple[str, ...]]:
+    """The user's identifier, or a drawn one: its text, its tokens, and warnings.
+
+    Raises:
+        InputError: none can be drawn, or the job's cleaning is not known.
+    """
+    text, noun = cascade.text, job.subject.class_noun
+    cleaning = cleaning_of(cascade, job.cleaning)
+    clean = caption_cleaning.cleaner(cleaning)
+    if job.subject.description:
+        name = description_of(job.subject)
+        return name, tuple(pieces.pieces(name if clean is None else clean(name))), ()
+    if job.subject.identifier:
+        name = job.subject.identifier
+        warnings = identifier.check(name, pieces, text.rare, noun, clean)
+        read = name if clean is None else clean(name)
+        return name, tuple(pieces.pieces(read)), tuple(warnings)
+    # diffusers' pipelines clean captions unless told not to, so what is drawn for
+    # weights that go there has to survive that as well.
+    strongest = None if cleaning == "none" else caption_cleaning.clean_caption
+    drawn = identifier.draw(
+        pieces, text.rare, noun, job.subject.tokens, job.seed, strongest
+    )
+    return drawn.text, tuple(drawn.ids), ()

@@ -1,0 +1,263 @@
+"""The one training step: pretraining, DreamBooth, super-resolution, inversion.
+
+The loss is a weighted sum over the rows of a batch,
+
+    loss = sum_i weight_i * || prediction_i - target_i ||^2 / pixels,
+
+with weights normalised when the batch is made: 1/n_subject for subject rows and
+lambda/n_class for class rows give
+
+    mean over subject rows + lambda * mean over class rows,
+
+which is Eq. 2 of DreamBooth (arXiv 2208.12242) with independent noise and time
+for its two terms, at every batch size; 1/n for every row is plain training, and
+0 marks padding.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+
+from imagen_booth import train_state as states
+from imagen_booth.cascade import Stage
+from imagen_booth.denoiser import condition, predict
+from imagen_booth.diffusion import augment, loss, process
+from imagen_booth.diffusion.schedule import TableSchedule
+from imagen_booth.models.hint import hint
+
+Batch = dict[str, Array]
+
+SUBJECT, CLASS, PADDING = 0, 1, -1  # values of a batch's "group"
+SHARED = ("null", "null_mask")  # entries of a batch without a row axis
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """How a batch becomes a number.
+
+    Attributes:
+        weighting: name of the log-SNR weighting in ``diffusion.loss``.
+        hybrid: add the variational bound that trains a learned variance.
+        null_text: share of rows whose text is replaced by the null text.
+        level: (low, high) augmentation level of super-resolution rows, drawn
+            uniformly in cosine time between the two; equal ends fix it.
+    """
+
+    weighting: str = "eps"
+    hybrid: bool = False
+    null_text: float = 0.0
+    level: tuple[float, float] = (1e-5, 1e-5)
+
+
+def draw_level(key: Array, level: tuple[float, float], rows: int) -> Array:
+    """[rows] augmentation levels, uniform in cosine time within ``level``."""
+    low, high = level
+    if low == high:
+        return jnp.full((rows,), low, jnp.float32)
+    ends = augment.level_to_time(jnp.asarray(level, jnp.float32))
+    u = jax.random.uniform(key, (rows,))
+    return augment.time_to_level(ends[0] + u * (ends[1] - ends[0]))
+
+
+def batch_loss(
+    stage: Stage,
+    unet: Callable[..., Array],
+    text_encoder: Callable[..., Array] | None,
+    config: LossConfig,
+    params: states.Params,
+    batch: Batch,
+    key: Array,
+) -> tuple[Array, dict[str, Array]]:
+    """Weighted denoising loss of a batch.
+
+    Args:
+        unet: ``(params, x, time, text, mask, level) -> out``.
+        text_encoder: ``(params, tokens, mask) -> embeddings``; needed where the
+            batch holds tokens.
+        params: ``{"unet", "text"?}``.
+        batch: ``image`` [B, H, W, 3] in [-1, 1]; ``weight`` [B]; ``group`` [B] int;
+            ``text`` [B, L, D] with ``text_mask`` [B, L], or ``tokens`` [B, L];
+            ``null`` [L, D] with ``null_mask`` [L]; super-resolution adds ``low``
+            [B, h, w, 3].
+        key: randomness of this batch: noise, times, null text, levels.
+
+    Returns:
+        Loss [], and sums over the rows: {"loss", "sum_subject", "rows_subject",
+        "sum_class", "rows_class"} [], unweighted but for the first.
+    """
+    x0 = batch["image"]
+    rows = x0.shape[0]
+    noise_key, time_key, null_key, level_key, low_key = jax.random.split(key, 5)
+
+    if "tokens" in batch:
+        assert text_encoder is not None
+        text_mask = batch["tokens"] > 0
+        text = text_encoder(params["text"], batch["tokens"], text_mask)
+    else:
+        text, text_mask = batch["text"], batch["text_mask"]
+    if config.null_text > 0:
+        drop = jax.random.bernoulli(null_key, config.null_text, (rows,))
+        null = jnp.broadcast_to(batch["null"][None], text.shape)
+        null_mask = jnp.broadcast_to(batch["null_mask"][None], text_mask.shape)
+        text = jnp.where(drop[:, None, None], null.astype(text.dtype), text)
+        text_mask = jnp.where(drop[:, None], null_mask, text_mask)
+
+    cond = None
+    if stage.low_resolution is not None:
+        level = draw_level(level_key, config.level, rows)
+        cond = condition(
+            stage, batch["low"], level, jax.random.normal(low_key, x0.shape)
+        )
+
+    t = stage.schedule.draw(time_key, (rows,))
+    eps = hint(jax.random.normal(noise_key, x0.shape))
+    xt = process.add_noise(x0, eps, stage.schedule.alpha(t), stage.schedule.sigma(t))
+
+    def apply(*inputs):
+        return unet(params["unet"], *inputs)
+
+    out = predict(stage, apply, xt, t, text, text_mask, cond)
+    rows_loss = loss.per_example(
+        out.raw,
+        stage.prediction,
+        x0,
+        eps,
+        stage.schedule.logsnr(t),
+        config.weighting,
+    )
+    if config.hybrid and out.frac is not None:
+        assert isinstance(stage.schedule, TableSchedule)
+        rows_loss += loss.variational_bound(
+            stage.schedule, t, x0, eps, out.eps, out.frac
+        )
+
+    total = loss.weighted_sum(rows_loss, batch["weight"])
+    metrics = {"loss": total}
+    for name, group in (("subject", SUBJECT), ("class", CLASS)):
+        chosen = (batch["group"] == group).astype(jnp.float32)
+        metrics[f"sum_{name}"] = jnp.sum(rows_loss * chosen)
+        metrics[f"rows_{name}"] = jnp.sum(chosen)
+    return total, metrics
+
+
+def make_step(
+    loss_fn: Callable[[states.Params, Batch, Array], tuple[Array, dict[str, Array]]],
+    optimizer: optax.GradientTransformation,
+    *,
+    seed: int,
+    ema: float = 0.0,
+    accumulate: int = 1,
+) -> Callable[[states.TrainState, Batch], tuple[states.TrainState, dict[str, Array]]]:
+    """A pure ``(state, batch) -> (state, metrics)``.
+
+    Randomness comes from ``seed`` and the step counter alone, so a continued run
+    repeats nothing.  A step whose loss or gradient is not finite changes only
+    ``metrics["finite"]``: the caller stops with the last good state in hand.
+
+    Args:
+        loss_fn: ``(params, batch, key) -> (loss, sums)`` as ``batch_loss``.
+        accumulate: micro-batches per step.  Exact: weights were normalised over the
+            whole batch.
+
+    The metrics are {"loss", "loss_subject", "loss_class", "grad_norm", "finite"} [];
+    a group without rows reports NaN.
+    """
+
+    def step(state, batch):
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+
+        def loss_of(trainable, rows, key):
+            return loss_fn(states.merge(trainable, state.frozen), rows, key)
+
+        gradient = jax.value_and_grad(loss_of, has_aux=True)
+        if accumulate == 1:
+            (_, sums), grads = gradient(state.trainable, batch, key)
+        else:
+            sums, grads = _accumulated(
+                gradient, state.trainable, batch, key, accumulate
+            )
+        metrics = _means(sums)
+        norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
+        with jax.numpy_dtype_promotion("standard"):  # optax counts steps in int32
+            updates, opt_state = optimizer.update(
+                grads, state.opt_state, state.trainable
+            )
+        trainable = optax.apply_updates(state.trainable, updates)
+        average = state.ema
+        if average is not None:
+            average = jax.tree.map(
+                lambda old, new: old + (1.0 - ema) * (new - old), average, trainable
+            )
+        new = dataclasses.replace(
+            state,
+            step=state.step + 1,
+            trainable=trainable,
+            opt_state=opt_state,
+            ema=average,
+        )
+        new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
+        return new, metrics | {"grad_norm": norm, "finite": finite}
+
+    return step
+
+
+def _means(sums: dict[str, Array]) -> dict[str, Array]:
+    """``sum_NAME`` over ``rows_NAME`` as ``loss_NAME``; the rest as it is."""
+    groups = [name.removeprefix("rows_") for name in sums if name.startswith("rows_")]
+    used = {f"{kind}_{group}" for kind in ("rows", "sum") for group in groups}
+    means = {f"loss_{one}": sums[f"sum_{one}"] / sums[f"rows_{one}"] for one in groups}
+    return means | {name: value for name, value in sums.items() if name not in used}
+
+
+def _accumulated(gradient, trainable, batch, key, count):
+    """Sums gradients and sums of losses over ``count`` micro-batches in a scan."""
+    shared = {name: batch[name] for name in SHARED if name in batch}
+    rows = {name: leaf for name, leaf in batch.items() if name not in shared}
+    # Every count-th row, so that each micro-batch lies on all devices.
+    parts = jax.tree.map(
+        lambda leaf: leaf.reshape(-1, count, *leaf.shape[1:]).swapaxes(0, 1), rows
+    )
+
+    def one(total, part):
+        index, rows = part
+        (_, sums), grads = gradient(
+            trainable, rows | shared, jax.random.fold_in(key, index)
+        )
+        return jax.tree.map(jnp.add, total, grads), sums
+
+    zeros = jax.tree.map(jnp.zeros_like, trainable)
+    grads, sums = jax.lax.scan(one, zeros, (jnp.arange(count), parts))
+    return {name: jnp.sum(values) for name, values in sums.items()}, grads
+
+
+def not_finite(
+    loss_fn: Callable[..., tuple[Array, dict[str, Array]]],
+    state: states.TrainState,
+    batch: Batch,
+    seed: int,
+) -> list[str]:
+    """Names what is not finite in the step that would follow ``state``.
+
+    Returns:
+        Paths of parameters, then of gradients (``gradient of ...``), that hold an
+        infinite or NaN value, then ``batch NAME`` of bad inputs.
+    """
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+
+    def loss_of(trainable: Any) -> Array:
+        return loss_fn(states.merge(trainable, state.frozen), batch, key)[0]
+
+    grads = jax.jit(jax.grad(loss_of))(state.trainable)
+    found = []
+    params = states.merge(state.trainable, state.frozen)
+    for prefix, tree in (("", params), ("gradient of ", grads), ("batch ", batch)):
+        for path, leaf in states.flatten(tree).items():
+            if jnp.issubdtype(leaf.dtype, jnp.inexact) and not jnp.isfinite(leaf).all():
+                found.append(prefix + path)
+    return found

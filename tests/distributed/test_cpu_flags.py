@@ -1,0 +1,89 @@
+"""Flags of XLA and the C library's: where they help, never against the user's own."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from imagen_booth.distributed import cpu_flags
+
+OURS = (
+    "--xla_cpu_experimental_ynn_fusion_type=-LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"
+)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (None, OURS),
+        (
+            "--xla_cpu_enable_fast_math=false",
+            f"--xla_cpu_enable_fast_math=false {OURS}",
+        ),
+        ("--xla_cpu_experimental_ynn_fusion_type=", None),
+    ],
+)
+def test_the_flag_joins_what_the_user_said(before, after):
+    environment = {} if before is None else {"XLA_FLAGS": before}
+    cpu_flags.prefer_fast_convolutions(environment)
+    assert environment["XLA_FLAGS"] == (before if after is None else after)
+    cpu_flags.prefer_fast_convolutions(environment)
+    assert environment["XLA_FLAGS"] == (before if after is None else after)
+
+
+def test_an_accelerator_is_left_alone(monkeypatch):
+    monkeypatch.setattr(cpu_flags, "_ACCELERATORS", ("json",))
+    monkeypatch.setattr(cpu_flags, "keep_memory", lambda: pytest.fail("was called"))
+    environment = {}
+    cpu_flags.prefer_speed(environment)
+    assert environment == {}
+
+
+# Takes and gives back 512 MiB three times, and prints the pages of the last time.
+THRICE = """
+import resource
+import numpy as np
+from imagen_booth import cpu
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+if {keep}:
+    assert cpu.keep_memory()
+for _ in range(3):
+    before = faults()
+    np.ones(2**29, np.uint8)
+    taken = faults() - before
+print(taken)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="is for glibc")
+def test_memory_stays_with_the_process():
+    def taken(keep):
+        done = subprocess.run(
+            [sys.executable, "-c", THRICE.format(keep=keep)],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return int(done.stdout)
+
+    assert taken(keep=True) * 2 < taken(keep=False)
+
+
+def test_this_jax_knows_the_flag():
+    # XLA ends the process that names a flag it does not know.
+    program = "import jax; print(jax.jit(lambda x: x + 1)(1))"
+    environment = os.environ | {"XLA_FLAGS": OURS, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "2"

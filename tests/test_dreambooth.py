@@ -1,0 +1,313 @@
+"""Whole runs of the tiny cascade: finished, stopped, killed, continued, refused."""
+
+import dataclasses
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from etils import epath
+from interruptions import signal_at
+from photo_files import blurred
+from PIL import Image
+
+from imagen_booth import dreambooth, train_state
+from imagen_booth.cascade import by_name
+from imagen_booth.config import build, presets
+from imagen_booth.config.schema import Job
+from imagen_booth.data import image_files
+from imagen_booth.distributed import sharding
+from imagen_booth.errors import InputError, NotFinite, Stopped
+from imagen_booth.evaluation import evaluate_systems
+from imagen_booth.rundir import checkpoints
+from imagen_booth.sampling import cascade_sampler, finished_run
+from imagen_booth.weights import export
+from imagen_booth.weights.load import load
+
+STAGES = ("base", "sr256", "sr1024")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    for index, size in enumerate([(1100, 1200), (1300, 1040)]):
+        rng = np.random.default_rng(index)
+        blurred(rng, 6, size).save(folder / f"{index}.png")
+    whole = (folder / "0.png").read_bytes()
+    (folder / "torn.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "empty.jpg").write_bytes(b"")
+    Image.new("RGB", (1, 1)).save(folder / "dot.png")
+    (folder / "Thumbs.db").write_bytes(b"x")
+    (folder / ".ipynb_checkpoints").mkdir()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def job(photos, tmp_path_factory) -> Job:
+    """Four steps a stage; the cache of programs is shared, not that of pictures."""
+    settings = presets.booth("tiny")
+    settings.subject.photos = str(photos)
+    settings.subject.class_noun = "dog"
+    return build.to_job(settings)
+
+
+@pytest.fixture(scope="module")
+def finished(job, tmp_path_factory) -> epath.Path:
+    """An undisturbed run."""
+    work = epath.Path(tmp_path_factory.mktemp("straight")) / "run"
+    dreambooth.run(job, work, frozenset())
+    return work
+
+
+def tuned(work: epath.Path) -> dict[str, np.ndarray]:
+    """Every tuned parameter of a finished run."""
+    return {
+        f"{stage}/{name}": leaf
+        for stage in STAGES
+        for name, leaf in train_state.flatten(
+            checkpoints.read_params(work / stage)[0]
+        ).items()
+    }
+
+
+def assert_same_run(one: epath.Path, other: epath.Path) -> None:
+    first, second = tuned(one), tuned(other)
+    assert first.keys() == second.keys()
+    for name, leaf in first.items():
+        np.testing.assert_array_equal(leaf, second[name], err_msg=name)
+
+
+def test_a_finished_run_has_everything(finished):
+    manifest = json.loads((finished / "manifest.json").read_text())
+    assert manifest["status"] == "done"
+    assert manifest["subject"]["instance_prompt"].endswith(" dog")
+    assert set(manifest["similarity"]) == set(STAGES)
+    for size in (64, 256, 1024):
+        path = finished / "samples" / "final" / str(size) / "00_0.png"
+        assert image_files.load_png(path).shape == (size, size, 3)
+        story = image_files.read_png_metadata(path)
+        assert story["prompt"] == manifest["subject"]["instance_prompt"]
+        assert story["seed"] == "0"
+        assert story["run"] == "run"
+    page = (finished / "report.html").read_text()
+    assert "random numbers" in page or "ntrained" in page
+    assert "Failure modes" in page
+    modes = json.loads((finished / "failures.json").read_text())["modes"]
+    assert modes["overfitted"]["verdict"] == "not seen"
+    assert modes["context"]["verdict"] == "not measured"  # no judge reads photographs
+    folder = epath.Path(manifest["class_images"]["folder"])
+    assert len(list(folder.glob("*.png"))) == 4
+
+
+def test_the_report_names_every_bad_file(finished):
+    page = (finished / "report.html").read_text()
+    subject = json.loads((finished / "manifest.json").read_text())["subject"]
+    assert [photo["name"] for photo in subject["photos"]] == ["0.png", "1.png"]
+    refused = {each["name"] for each in subject["refused"]}
+    skipped = {each["name"] for each in subject["skipped"]}
+    assert refused == {"torn.png", "empty.jpg", "dot.png"}
+    assert {name.rstrip("/") for name in skipped} == {"Thumbs.db", ".ipynb_checkpoints"}
+    for name in refused | skipped:
+        assert name in page
+
+
+def test_metrics_have_each_step_once_and_both_losses(finished):
+    rows = [
+        json.loads(line)
+        for line in (finished / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert [(row["stage"], row["step"]) for row in rows] == [
+        (stage, step) for stage in STAGES for step in (1, 2, 3, 4)
+    ]
+    for row in rows:
+        if row["stage"] == "base":
+            whole = row["train/loss_subject"] + row["train/loss_class"]
+            assert row["train/loss"] == pytest.approx(whole, rel=1e-4)
+        else:
+            assert row["train/loss_class"] is None
+
+
+def test_every_parameter_of_a_tuned_stage_moved(job, finished):
+    tuned_base = checkpoints.read_params(finished / "base")[0]["unet"]
+    mesh = sharding.make_mesh()
+    start = load(by_name("tiny"), "base", "random", mesh, np.dtype("float32")).params
+    same = [
+        name
+        for name, leaf in train_state.flatten(start).items()
+        if np.array_equal(leaf, train_state.flatten(tuned_base)[name])
+    ]
+    # Zero-initialised output layers hide the rest from the first steps' gradient.
+    assert "conv_out/kernel" not in same
+
+
+def test_running_again_changes_nothing(job, finished):
+    before = (finished / "metrics.jsonl").read_bytes()
+    dreambooth.run(job, finished, frozenset())
+    assert (finished / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_finished_run_draws_the_same_picture_again(finished):
+    made = cascade_sampler.program.cache_info().misses
+    folder = finished_run.draw(finished, ["a [V] [N]"], "again", seeds=[0, 1])
+    assert (
+        cascade_sampler.program.cache_info().misses == made
+    )  # by the programs of the run
+    for size in (64, 256, 1024):
+        first = image_files.load_png(folder / str(size) / "0000_0.png")
+        path = finished / "samples" / "final" / str(size) / "00_0.png"
+        np.testing.assert_array_equal(first, image_files.load_png(path))
+    other = image_files.load_png(folder / "64" / "0000_1.png")
+    assert not np.array_equal(other, image_files.load_png(folder / "64" / "0000_0.png"))
+
+
+def test_prompts_are_cleaned_as_in_the_run(finished, tmp_path, monkeypatch):
+    settings = json.loads((finished / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(settings | {"cleaning": "none"}))
+    (tmp_path / "manifest.json").write_text((finished / "manifest.json").read_text())
+
+    class Asked(Exception):
+        pass
+
+    def embed(*_, cleaning, **__):
+        raise Asked(cleaning)
+
+    monkeypatch.setattr(finished_run, "embed", embed)
+    with pytest.raises(Asked, match="none"):
+        finished_run.draw(epath.Path(tmp_path), ["a [V] [N]"], "more", seeds=[0])
+
+
+def test_a_finished_run_is_scored(finished, tmp_path):
+    to, cache = epath.Path(tmp_path / "to"), epath.Path(tmp_path / "cache")
+    asked = evaluate_systems.Asked(runs=[f"ours={finished}"])
+    evaluate_systems.appraise(asked, evaluate_systems.Places(dino="random"), to, cache)
+    found = json.loads((to / "evaluation.json").read_text())
+    prompts = json.loads((finished / "config.json").read_text())["pictures"]["prompts"]
+    assert found["systems"]["ours"]["prompts"] == len(prompts)
+    assert found["systems"]["ours"]["sizes"] == ["1024 x 1024"]
+    assert found["systems"]["ours"]["scores"].keys() == {"dino"}
+    assert list(found["subjects"].values()) == [{"noun": "dog", "photos": 2}]
+
+
+def test_an_exported_run_is_read_back_as_weights(finished, tmp_path):
+    to = epath.Path(tmp_path)
+    export.write_own(to, export.of_run(finished, []), None)
+    mesh = sharding.make_mesh()
+    for stage in STAGES:
+        part = load(by_name("tiny"), stage, str(to), mesh, np.dtype("float32"))
+        assert part.pretrained
+        exported = train_state.flatten(
+            checkpoints.read_params(finished / stage)[0]["unet"]
+        )
+        for name, leaf in train_state.flatten(part.params).items():
+            np.testing.assert_array_equal(leaf, exported[name], err_msg=name)
+
+
+def test_stopped_and_continued_is_bit_identical(job, finished, tmp_path, monkeypatch):
+    """A signal in the middle of each stage in turn."""
+    work = epath.Path(tmp_path) / "run"
+    stops = [("base", 1), ("sr256", 3), ("sr1024", 2)]
+    left = signal_at(monkeypatch, stops)
+    for _ in range(3):
+        with pytest.raises(Stopped, match="saved at step"):
+            dreambooth.run(job, work, frozenset())
+    assert not left
+    dreambooth.run(job, work, frozenset())
+    assert_same_run(work, finished)
+    # Drawn by another run with its own cache: equal to the last pixel.
+    for size in (64, 256, 1024):
+        name = epath.Path("samples") / "final" / str(size) / "01_0.png"
+        np.testing.assert_array_equal(
+            image_files.load_png(work / name), image_files.load_png(finished / name)
+        )
+
+
+def start_run(work: epath.Path, job: Job) -> subprocess.Popen:
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-m", "imagen_booth.train"),
+            "--config=configs/subject.py:tiny",
+            f"--config.subject.photos={job.subject.photos}",
+            "--config.subject.class_noun=dog",
+            f"--workdir={work}",
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def kill_when(process: subprocess.Popen, ready, limit: float = 300) -> None:
+    end = time.monotonic() + limit
+    while not ready() and process.poll() is None:
+        assert time.monotonic() < end, "the run never came to that point"
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+
+
+def test_killed_while_saving_and_continued_is_bit_identical(job, finished, tmp_path):
+    work = epath.Path(tmp_path) / "run"
+    process = start_run(work, job)
+    kill_when(process, lambda: any((work / "base").glob("2*")))
+    assert process.returncode == -signal.SIGKILL
+    dreambooth.run(job, work, frozenset())
+    assert_same_run(work, finished)
+
+
+@pytest.mark.slow
+def test_killed_at_five_random_moments_is_bit_identical(job, finished, tmp_path):
+    work = epath.Path(tmp_path) / "run"
+    rng = random.Random(0)
+    kills = 0
+    while kills < 5:
+        process = start_run(work, job)
+        try:
+            process.wait(timeout=rng.uniform(5, 60))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
+        else:
+            break
+    dreambooth.run(job, work, frozenset())
+    assert_same_run(work, finished)
+    assert kills >= 3
+
+
+def test_a_changed_setting_is_named_and_refused(job, finished):
+    other = dataclasses.replace(
+        job, base=dataclasses.replace(job.base, prior_weight=0.5)
+    )
+    with pytest.raises(InputError, match=r"base.prior_weight: 1.0 -> 0.5.*--overwrite"):
+        dreambooth.run(other, finished, frozenset())
+    with pytest.raises(InputError, match=r"text: \w+ -> \w+ caption.*--overwrite=base"):
+        dreambooth.run(
+            dataclasses.replace(job, cleaning="caption"), finished, frozenset()
+        )
+    longer = dataclasses.replace(job.base, log_every=2)
+    dreambooth.run(dataclasses.replace(job, base=longer), finished, frozenset())
+
+
+def test_a_diverging_run_names_step_stage_and_tensor(job, tmp_path):
+    optim = dataclasses.replace(job.base.optim, lr=1e30, clip=0.0)
+    wild = dataclasses.replace(job, base=dataclasses.replace(job.base, optim=optim))
+    with pytest.raises(NotFinite, match=r"base: step \d is not finite, in: .*unet/"):
+        dreambooth.run(wild, epath.Path(tmp_path) / "run", frozenset())
+
+
+def test_without_a_good_photo_only_the_report_is_written(job, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "Thumbs.db").write_bytes(b"x")
+    bad = dataclasses.replace(
+        job, subject=dataclasses.replace(job.subject, photos=str(folder))
+    )
+    work = epath.Path(tmp_path) / "run"
+    with pytest.raises(InputError, match="empty.jpg"):
+        dreambooth.run(bad, work, frozenset())
+    assert [path.name for path in work.iterdir()] == ["report.html"]
+    assert "empty.jpg" in (work / "report.html").read_text()

@@ -1,0 +1,247 @@
+"""The toybox's words: captions and back, what is held out, who is who."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+
+from imagen_booth.errors import InputError
+from imagen_booth.toybox import captions, examples, grammar, packing, subjects
+from imagen_booth.toybox.bodies import Pose
+from imagen_booth.toybox.grammar import TIER_A, TIER_B, Attributes
+
+
+@pytest.mark.parametrize(
+    ("text", "attributes"),
+    [
+        ("a dog", Attributes(noun="dog")),
+        (
+            "a red clock on the beach",
+            Attributes(noun="clock", colour="red", context="beach"),
+        ),
+        (
+            "a painting of a cat wearing a hat",
+            Attributes(noun="cat", style="painting", accessory="hat"),
+        ),
+        ("a teapot seen from above", Attributes(noun="teapot", view="above")),
+        (
+            "a photo of a blue car in the snow",
+            Attributes(noun="car", colour="blue", context="snow"),
+        ),
+        (
+            "a sleeping rabbit in a meadow at night",
+            Attributes(
+                noun="rabbit", expression="sleeping", context="meadow", light="night"
+            ),
+        ),
+        (
+            "an angry orange dog wearing glasses on the street seen from the side",
+            Attributes(
+                noun="dog",
+                expression="angry",
+                colour="orange",
+                accessory="glasses",
+                context="street",
+                view="side",
+            ),
+        ),
+    ],
+)
+def test_prompt_forms(text, attributes):
+    assert captions.parse(text) == attributes
+    assert captions.caption(attributes, photo=text.startswith("a photo")) == text
+
+
+@pytest.mark.parametrize("tier", [TIER_A, TIER_B])
+def test_captions_read_back_as_what_they_say(tier):
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        shown = grammar.draw_attributes(rng, tier)
+        for photo in (False, True):
+            assert captions.parse(captions.caption(shown, photo=photo)) == shown
+        said = captions.parse(captions.training_caption(rng, shown))
+        for field in dataclasses.fields(said):
+            value = getattr(said, field.name)
+            usual = getattr(Attributes(noun=shown.noun), field.name)
+            assert value in (getattr(shown, field.name), usual)
+
+
+def test_identifier_is_skipped_where_it_stands_for_the_subject():
+    plain = captions.parse("a red dog wearing a hat in the snow")
+    for name in ("[V]", "xqz", "two words"):
+        prompt = f"a red {name} dog wearing a hat in the snow"
+        assert captions.parse(prompt, identifier=name) == plain
+        assert captions.caption(plain, name=name) == prompt
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("a dgo on the beach", "'dgo'.*noun.*'dog'"),
+        ("a dog on the beech", "'beech'.*context.*'beach'"),
+        ("a dog wearing a scraf", "'scraf'.*accessory.*'scarf'"),
+        ("a dog seen from the sied", "'sied'.*view.*'side'"),
+        ("a paintin of a dog", "'paintin'.*style.*'painting'"),
+        ("a dog riding the beach", "'riding'"),
+        ("a dog wearing", "ends where its accessory"),
+        ("", "ends where its noun"),
+    ],
+)
+def test_words_outside_the_grammar_are_named(prompt, message):
+    with pytest.raises(InputError, match=message):
+        captions.parse(prompt)
+
+
+@pytest.mark.parametrize("tier", [TIER_A, TIER_B])
+def test_held_out_combinations_never_train(tier):
+    rng = np.random.default_rng(1)
+    drawn = [grammar.draw_attributes(rng, tier) for _ in range(3000)]
+    seen = {(a.noun, a.colour, a.context) for a in drawn}
+    kept = set(grammar.held_out_combinations(tier))
+    assert not seen & kept
+    total = len(tier.nouns) * len(tier.colours) * len(tier.contexts)
+    assert 0.08 < len(kept) / total < 0.17
+    # The parts of what is held out are all taught, in other combinations.
+    nouns, colours, contexts = zip(*seen, strict=True)
+    assert set(nouns) == set(tier.nouns)
+    assert set(colours) == set(tier.colours)
+    assert set(contexts) == {*tier.contexts, None}
+
+
+def test_tier_a_stays_within_its_words():
+    rng = np.random.default_rng(2)
+    for _ in range(500):
+        shown = grammar.draw_attributes(rng, TIER_A)
+        assert shown.style in TIER_A.styles
+        assert shown.light in TIER_A.lights
+        assert shown.view in TIER_A.views
+        assert shown.accessory in (None, *TIER_A.accessories)
+        assert shown.expression == "calm"
+
+
+def test_index_names_one_example():
+    first, again = (examples.example(3, 17, TIER_A) for _ in range(2))
+    assert first == again
+    others = [examples.example(3, 18, TIER_A), examples.example(4, 17, TIER_A)]
+    assert all(first.scene != other.scene for other in others)
+
+
+def test_every_combination_of_class_place_and_wear_can_be_drawn():
+    choices = itertools.product(
+        grammar.NOUNS, (None, *grammar.CONTEXTS), (None, *grammar.ACCESSORIES)
+    )
+    for i, (noun, context, accessory) in enumerate(choices):
+        shown = Attributes(
+            noun=noun,
+            context=context,
+            accessory=accessory,
+            style=grammar.STYLES[i % len(grammar.STYLES)],
+            view=grammar.VIEWS[i % len(grammar.VIEWS)],
+        )
+        packed = packing.pack(examples.scene_of(shown, (8, i)))
+        assert all(np.isfinite(array).all() for array in packed.values())
+
+
+@pytest.mark.parametrize("noun", grammar.NOUNS)
+def test_traits_are_drawn_before_the_pose_is_looked_at(noun):
+    poses = [
+        Pose(stance=stance, expression=expression, wag=wag, head_yaw=10.0)
+        for stance, expression, wag in zip(
+            ("stand", "sit", "lie", "sit", "lie"),
+            grammar.EXPRESSIONS,
+            (0.0, 0.5, -1.0, 1.0, 0.2),
+            strict=True,
+        )
+    ]
+    ends = []
+    for pose in poses:
+        rng = np.random.default_rng(5)
+        grammar.BODIES[noun](rng, "brown", pose)
+        ends.append(rng.random())
+    assert len(set(ends)) == 1
+
+
+@pytest.mark.parametrize("noun", grammar.NOUNS)
+def test_subject_keeps_its_materials_in_every_picture(noun):
+    subject = subjects.Subject(noun, 4)
+    individual = subject.individual
+    assert individual == subjects.Subject(noun, 4).individual
+    materials = [
+        {
+            s.material
+            for s in grammar.BODIES[noun](
+                np.random.default_rng(individual.seed), individual.colour, pose
+            ).shapes
+        }
+        for pose in (Pose(), Pose(wag=0.7, head_yaw=12.0, head_roll=-5.0))
+    ]
+    assert materials[0] == materials[1]
+    for made in (
+        *subjects.photo_scenes(subject, 6),
+        subjects.truth_scene(subject, f"a [V] {noun} in the snow"),
+    ):
+        own = {s.material for s in made.shapes if s.subject}
+        # Which parts show depends on the stance; what they are made of does not.
+        assert len(own & materials[0]) >= 0.6 * len(materials[0])
+
+
+def test_subjects_and_photos_differ():
+    dogs = [subjects.Subject("dog", seed).individual for seed in range(8)]
+    assert len({d.seed for d in dogs}) == 8
+    bodies = {
+        frozenset(
+            s.material
+            for s in grammar.BODIES["dog"](
+                np.random.default_rng(d.seed), d.colour, Pose()
+            ).shapes
+        )
+        for d in dogs
+    }
+    assert len(bodies) == 8
+    scenes = subjects.photo_scenes(subjects.Subject("dog", 1), 6)
+    assert len({s.camera for s in scenes}) == 6
+    assert len({s.ground for s in scenes}) == 6
+
+
+def test_subjects_are_strangers_to_pretraining():
+    spaces = {subjects.Subject("cat", seed).individual.seed[0] for seed in range(5)}
+    assert examples.SPACE not in spaces
+
+
+def test_truth_follows_the_prompt():
+    subject = subjects.Subject("duck", 2)
+    plain = subjects.truth_scene(subject, "a [V] duck")
+    assert plain.style == "photo"
+    assert plain.ground.kind == "studio"
+    painted = subjects.truth_scene(subject, "a painting of a [V] duck in the snow")
+    assert painted.style == "painting"
+    assert painted.ground.kind == "snow"
+    takes = [subjects.truth_scene(subject, "a [V] duck", take=i) for i in range(3)]
+    assert len({t.camera for t in takes}) == 3
+
+
+def test_unknown_noun_and_count_are_refused():
+    with pytest.raises(InputError, match=r"'dragon'"):
+        subjects.Subject("dragon", 1)
+    with pytest.raises(InputError, match="count is 9"):
+        subjects.photo_attributes(9)
+    with pytest.raises(InputError, match="length is 0"):
+        examples.ToyboxSource(seed=0, length=0, tier=TIER_A)
+
+
+def test_source_gives_records_at_random():
+    records = examples.ToyboxSource(seed=2, length=5, tier=TIER_A)
+    assert len(records) == 5
+    record = records[3]
+    made = examples.example(2, 3, TIER_A)
+    assert record["image"].shape == (64, 64, 3)
+    assert record["image"].dtype == np.uint8
+    assert record["caption"] == made.caption
+    assert record["attributes"] == dataclasses.asdict(made.attributes)
+    images, texts, attributes = examples.render_examples(2, [3, 0], tier=TIER_A)
+    assert np.abs(images[0].astype(int) - record["image"]).max() <= 1
+    assert texts[0] == made.caption
+    assert attributes[0] == made.attributes
+    with pytest.raises(IndexError, match="index 5"):
+        records[5]
