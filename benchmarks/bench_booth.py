@@ -23,9 +23,9 @@ import jax.numpy as jnp
 from imagen_booth import train_state
 from imagen_booth.cascade import by_name
 from imagen_booth.config.build import to_job
-from imagen_booth.config.presets import booth
+from imagen_booth.config.presets import dreambooth
 from imagen_booth.denoiser import condition, guided_denoiser
-from imagen_booth.preflight import memory
+from imagen_booth.preflight import jaxpr_cost, memory
 from imagen_booth.sampling.cascade_sampler import rows_at
 from imagen_booth.training import optimizers
 from imagen_booth.training import train_step as steps
@@ -134,7 +134,7 @@ def sampling_step(cascade, stage, config, rows):
 
 
 def print_steps():
-    cascade, job = by_name("toybox"), to_job(booth("toybox"))
+    cascade, job = by_name("toybox"), to_job(dreambooth("toybox"))
     table, peak = [], matmul_peak()
     for stage in cascade.stages:
         step, inputs, rows = train_step(cascade, stage, job.tuning(stage.name))
@@ -157,7 +157,9 @@ def print_steps():
 
 def timed(function, inputs):
     """Seconds and operations of a function."""
-    return seconds(jax.jit(function), *inputs), memory.flops(function, *inputs)
+    return seconds(jax.jit(function), *inputs), jaxpr_cost.count_flops(
+        function, *inputs
+    )
 
 
 def print_commands():

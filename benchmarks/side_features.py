@@ -5,7 +5,7 @@ import time
 import numpy as np
 
 from imagen_booth.distributed import sharding
-from imagen_booth.evaluation.protocol import open_network
+from imagen_booth.evaluation.protocol import load_network
 
 
 class Side:
@@ -13,7 +13,7 @@ class Side:
 
     def __init__(self, name, place, pixels):
         mesh = sharding.make_mesh()
-        self._part = open_network(name.partition("_")[0], name, place, mesh)
+        self._part = load_network(name.partition("_")[0], name, place, mesh)
         self._pixels = pixels
         self.output()
 

@@ -11,12 +11,12 @@ from bench_diffusers import SAMPLING_STEPS
 
 from imagen_booth.cascade import by_name
 from imagen_booth.config.build import to_job
-from imagen_booth.config.presets import booth
+from imagen_booth.config.presets import dreambooth
 from imagen_booth.data.examples import Embedding
 from imagen_booth.denoiser import guided_denoiser
 from imagen_booth.diffusion.sampler import SamplerConfig
 from imagen_booth.distributed import cpu_flags, sharding
-from imagen_booth.preflight import memory
+from imagen_booth.preflight import jaxpr_cost
 from imagen_booth.sampling import cascade_sampler
 from imagen_booth.training import finetune, optimizers, train_step
 from imagen_booth.weights.load import find, load
@@ -56,7 +56,7 @@ class Side:
 
     def prepare_train(self):
         """Compiles a training step; floating-point operations of one."""
-        tuning = to_job(booth("if_m")).base
+        tuning = to_job(dreambooth("if_m")).base
         optimizer = optimizers.build(tuning.optim, tuning.steps)
         stage, apply = self._stage, self._part.apply
         text = self._inputs["text"]
@@ -76,7 +76,7 @@ class Side:
 
         step = train_step.make_step(loss, optimizer, seed=0)
         params = {"unet": self._part.params}
-        start = finetune.start_state(params, optimizer, False, self._mesh)
+        start = finetune.initial_state(params, optimizer, False, self._mesh)
         del self._part  # its arrays, which training gives to the state
         state = start.make()
         program = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
@@ -87,7 +87,7 @@ class Side:
             assert bool(metrics["finite"])
 
         self._run = run
-        return memory.flops(step, start.abstract, batch)
+        return jaxpr_cost.count_flops(step, start.abstract, batch)
 
     def prepare_denoise(self):
         """Compiles a guided call of the denoiser; operations of one."""
@@ -110,27 +110,29 @@ class Side:
         params = self._part.params
         program = jax.jit(step).lower(params, *inputs).compile()
         self._run = lambda: jax.block_until_ready(program(params, *inputs))
-        return memory.flops(step, params, *inputs)
+        return jaxpr_cost.count_flops(step, params, *inputs)
 
     def prepare_sample(self):
         """Compiles the sampler by drawing a batch; operations of one."""
         config = dataclasses.replace(
-            to_job(booth("if_m")).pictures.base, steps=SAMPLING_STEPS
+            to_job(dreambooth("if_m")).pictures.base, steps=SAMPLING_STEPS
         )
         text, null = self._inputs["text"], self._inputs["null"]
         mask = np.ones(text.shape[1], bool)
         told, untold = ([Embedding(row, mask) for row in rows] for rows in (text, null))
-        self._run = lambda: cascade_sampler.draw_stage(
+        self._run = lambda: cascade_sampler.sample_stage(
             *(self._stage, self._part, self._part.params, config),
             *(told, untold, range(len(text))),
             mesh=self._mesh,
         )
         parameters = self._part.params
-        inputs = cascade_sampler.inputs(
+        inputs = cascade_sampler.sampler_inputs(
             told, untold, range(len(text)), None, 0.0, rows=None, devices=1
         )
-        program = cascade_sampler.program(self._stage, self._part.apply, config)
-        return memory.flops(lambda params: program(params, **inputs), parameters)
+        program = cascade_sampler.sampler_program(self._stage, self._part.apply, config)
+        return jaxpr_cost.count_flops(
+            lambda params: program(params, **inputs), parameters
+        )
 
     def seconds(self, runs):
         """Time of one run of what was prepared."""

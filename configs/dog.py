@@ -6,11 +6,11 @@ After a colon follows another cascade: :tiny (random, for tests), :if_m, :if_l,
 :if_xl (DeepFloyd IF with T5 v1.1 XXL), :imagen (the paper's shapes).
 """
 
-from imagen_booth.config.presets import booth
+from imagen_booth.config.presets import dreambooth
 
 
 def get_config(cascade=None):
-    config = booth(cascade)
+    config = dreambooth(cascade)
     config.subject.photos = "toybox:dog/11"
     config.subject.class_noun = "dog"
     return config

@@ -5,11 +5,11 @@
 Cascades follow after a colon as in configs/dog.py.
 """
 
-from imagen_booth.config.presets import booth
+from imagen_booth.config.presets import dreambooth
 
 
 def get_config(cascade=None):
-    config = booth(cascade)
+    config = dreambooth(cascade)
     config.subject.photos = "toybox:dog/11"
     config.subject.class_noun = "dog"
     config.base.class_rows = 0

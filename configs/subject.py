@@ -4,8 +4,8 @@
         --config.subject.photos=DIR --config.subject.class_noun=dog
 """
 
-from imagen_booth.config.presets import booth
+from imagen_booth.config.presets import dreambooth
 
 
 def get_config(cascade=None):
-    return booth(cascade)
+    return dreambooth(cascade)

@@ -7,11 +7,11 @@ starts them from another word than the class noun. Prompts are written as ever: 
 identifier stands for "[V] [N]". Cascades follow after a colon as in configs/dog.py.
 """
 
-from imagen_booth.config.presets import inversion
+from imagen_booth.config.presets import textual_inversion
 
 
 def get_config(cascade=None):
-    config = inversion(cascade)
+    config = textual_inversion(cascade)
     config.subject.photos = "toybox:dog/11"
     config.subject.class_noun = "dog"
     return config

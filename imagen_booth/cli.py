@@ -58,7 +58,7 @@ def run(
     ours = logging.getLogger("imagen_booth")
     ours.setLevel(logging.INFO)
     ours.propagate = False
-    ours.addHandler(_BesideBars())
+    ours.addHandler(_ProgressSafeHandler())
     try:
         main(*words)
     except BoothError as error:
@@ -71,9 +71,9 @@ def run(
         _fail("interrupted; run the same command again to go on", supervisor.AGAIN)
     except Exception as error:
         if _is_lost(error):
-            supervisor.leave_lost()
+            supervisor.exit_lost()
         raise
-    supervisor.note(0)
+    supervisor.record_exit(0)
     sys.exit(0)
 
 
@@ -97,7 +97,7 @@ def start_hosts() -> None:
     given = flags.FLAGS
     where = given.coordinator, given.processes, given.process_id
     if processes.may_be_several(*where):
-        supervisor.over()
+        supervisor.supervise()
     processes.start(*where)
 
 
@@ -177,7 +177,7 @@ def _nearest(name: str, known: Iterable[str]) -> str | None:
     return near[0] if near else None
 
 
-class _BesideBars(logging.Handler):
+class _ProgressSafeHandler(logging.Handler):
     """Prints lines to standard error without tearing progress bars."""
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -189,5 +189,5 @@ class _BesideBars(logging.Handler):
 
 def _fail(message: str, code: int) -> NoReturn:
     print(f"{message.strip()}", file=sys.stderr)
-    supervisor.note(code)
+    supervisor.record_exit(code)
     sys.exit(code)

@@ -53,16 +53,16 @@ def main(verb: str, name: str | None = None) -> None:
     if not _TO.value:
         raise InputError("--to is missing; give the folder to write")
     if verb == "export" and _RUN.value:
-        parcels = export.of_run(epath.Path(_RUN.value), _PARTS.value)
+        parcels = export.export_run(epath.Path(_RUN.value), _PARTS.value)
     elif _FROM.value:
-        parcels = export.of_folder(epath.Path(_FROM.value), _PARTS.value)
+        parcels = export.export_folder(epath.Path(_FROM.value), _PARTS.value)
     else:
         one = "--run or --from" if verb == "export" else "--from"
         raise InputError(f"{one} is missing; say where the weights are")
     to = epath.Path(_TO.value)
     dtype = jnp.dtype(_DTYPE.value) if _DTYPE.value else None
     own = verb == "import" or _LAYOUT.value == "own"
-    write = export.write_own if own else export.write_diffusers
+    write = export.write_native if own else export.write_diffusers
     print("\n".join(f"wrote {path}" for path in write(to, parcels, dtype)))
 
 

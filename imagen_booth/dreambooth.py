@@ -20,31 +20,32 @@ import jax
 from etils import epath
 
 from imagen_booth.cascade import Cascade, Stage, by_name, notices
-from imagen_booth.config.schema import BEST, Job, Tuning
+from imagen_booth.config.schema import BEST, FineTuning, Job
 from imagen_booth.data import image_files, photos
-from imagen_booth.data.examples import Pair
+from imagen_booth.data.examples import ImagePair
+from imagen_booth.data.photos import CheckedPhotos
 from imagen_booth.distributed import processes
 from imagen_booth.distributed.stop import StopRequest
 from imagen_booth.errors import BoothError
 from imagen_booth.evaluation import failure_modes
 from imagen_booth.reports import run_report
 from imagen_booth.rundir.layout import (
-    FREE,
+    LOOP_SETTINGS,
     PREVIEWS,
-    Workdir,
+    RunDirectory,
     cache_folder,
-    now,
-    recipe_of,
+    recipe,
+    utc_now,
 )
 from imagen_booth.rundir.metrics import MetricWriter
 from imagen_booth.sampling import cascade_sampler
 from imagen_booth.sampling.cascade_sampler import (
-    Ready,
-    Request,
-    about,
-    draw_cascade,
-    store,
-    story_of,
+    ImageRequest,
+    LoadedStage,
+    image_metadata,
+    run_metadata,
+    sample_cascade,
+    save_images,
 )
 from imagen_booth.training import (
     class_images,
@@ -54,8 +55,9 @@ from imagen_booth.training import (
     subject_prompts,
     textual_inversion,
 )
-from imagen_booth.training.previews import photo_pair, planned
-from imagen_booth.training.subject_prompts import Words
+from imagen_booth.training.finetune import FinetuneContext
+from imagen_booth.training.previews import photo_example, plan_preview
+from imagen_booth.training.subject_prompts import SubjectPrompts
 from imagen_booth.weights.load import Part, load, resolve
 from imagen_booth.weights.placement import activation_dtype
 
@@ -63,7 +65,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class Booth:
+class RunContext:
     """What every step of a run needs.
 
     Attributes:
@@ -80,7 +82,7 @@ class Booth:
 
     job: Job
     cascade: Cascade
-    work: Workdir
+    work: RunDirectory
     cache: epath.Path
     mesh: jax.sharding.Mesh
     dtype: Any
@@ -106,10 +108,10 @@ class Booth:
         rules = job.mesh.rules
         return load(self.cascade, name, source, self.mesh, self.dtype, rules)
 
-    def means(self, name: str, folder: epath.Path) -> finetune.Means:
+    def means(self, name: str, folder: epath.Path) -> FinetuneContext:
         """Where and with what ``name`` is tuned, its checkpoints in ``folder``."""
         job, work = self.job, self.work.path
-        return finetune.Means(
+        return FinetuneContext(
             keep=job.keep,
             seed=job.seed,
             folder=folder,
@@ -148,7 +150,7 @@ def run(
     """
     cascade = resolve(by_name(job.cascade), dataclasses.asdict(job.weights))
     cascade = cascade.rematerialised(job.rematerialised())
-    work = Workdir(workdir, overwrite)
+    work = RunDirectory(workdir, overwrite)
     cache = cache_folder(job.cache, work.path)
     mesh = mesh_choice.mesh_to_tune(cascade, job)
     dtype = activation_dtype(job.dtype)
@@ -160,10 +162,14 @@ def run(
             work.path, active=processes.is_first(), tensorboard=job.tensorboard
         ) as metrics,
     ):
-        booth = Booth(job, cascade, work, cache, mesh, dtype, stop, metrics, profile)
+        booth = RunContext(
+            job, cascade, work, cache, mesh, dtype, stop, metrics, profile
+        )
         try:
             with booth.timed("text"):
-                words = subject_prompts.choose_words(job, cascade, cache, mesh, dtype)
+                words = subject_prompts.prepare_prompts(
+                    job, cascade, cache, mesh, dtype
+                )
             _begin(booth, intake, words)
             if job.text.steps > 0:
                 words = _learn_words(booth, intake, words)
@@ -172,7 +178,7 @@ def run(
             ]
             with booth.timed("pictures"):
                 _draw_pictures(booth, words, ready)
-            work.record(status="done", finished=now())
+            work.record(status="done", finished=utc_now())
         except BoothError as error:
             work.record(status=f"{type(error).__name__}: {error}")
             raise
@@ -182,20 +188,20 @@ def run(
     return work.path / "report.html"
 
 
-def _begin(booth: Booth, intake: photos.Intake, words: Words) -> None:
+def _begin(booth: RunContext, intake: CheckedPhotos, words: SubjectPrompts) -> None:
     """Records what the run is, and says what is known to be wrong."""
     work, job = booth.work, booth.job
     work.write_json("config.json", dataclasses.asdict(job))
     warnings = [
         *notices(booth.cascade),
-        *cascade_sampler.sampler_warnings(job, booth.cascade),
+        *cascade_sampler.scheduler_warnings(job, booth.cascade),
         *words.warnings,
         *intake.warnings,
     ]
     work.record(
         run=work.path.name,
         status="running",
-        created=work.manifest.get("created", now()),
+        created=work.manifest.get("created", utc_now()),
         seed=job.seed,
         subject={
             "class_noun": job.subject.class_noun,
@@ -204,7 +210,7 @@ def _begin(booth: Booth, intake: photos.Intake, words: Words) -> None:
             "alone": words.alone,
             "instance_prompt": words.instance,
             "class_prompt": words.klass,
-            **subject_photos.photo_entries(intake),
+            **subject_photos.photo_manifest(intake),
         },
         cascade={
             "name": booth.cascade.name,
@@ -227,8 +233,8 @@ def _begin(booth: Booth, intake: photos.Intake, words: Words) -> None:
 
 
 def _tune_stage(
-    booth: Booth, stage: Stage, intake: photos.Intake, words: Words
-) -> Ready:
+    booth: RunContext, stage: Stage, intake: CheckedPhotos, words: SubjectPrompts
+) -> LoadedStage:
     """Class images where they are wanted, then fine-tuning."""
     job, work, name = booth.job, booth.work, stage.name
     tuning = job.tuning(name)
@@ -240,9 +246,9 @@ def _tune_stage(
         tuning = dataclasses.replace(tuning, steps=0)
     if tuning.steps == 0:
         named = job.names(name, 0)
-        return Ready(stage, part, part.params, stage.normal_level, 0, named)
+        return LoadedStage(stage, part, part.params, stage.normal_level, 0, named)
 
-    class_pairs: list[Pair] = []
+    class_pairs: list[ImagePair] = []
     if tuning.class_rows:
         with booth.timed("class images"):
             class_pairs = _class_pairs(booth, stage, part, words)
@@ -253,14 +259,14 @@ def _tune_stage(
             "weights": part.fingerprint,
             "text": words.reading,
             **_taught(booth, teachers, words),
-            "class_images": recipe_of(job.class_images) if class_pairs else None,
-            name: recipe_of(tuning, *_free(job, tuning)),
+            "class_images": recipe(job.class_images) if class_pairs else None,
+            name: recipe(tuning, *_free(job, tuning)),
         },
     )
-    subject = [photo_pair(job, stage, photo) for photo in teachers]
+    subject = [photo_example(job, stage, photo) for photo in teachers]
     stage = stage.tuned(tuning.hybrid)
     with booth.timed(f"tuning {name}"):
-        params, told = finetune.tune(
+        params, told = finetune.finetune_stage(
             stage,
             part,
             tuning,
@@ -268,22 +274,24 @@ def _tune_stage(
             words.found[words.instance],
             class_pairs,
             words.found[words.klass],
-            planned(job, stage, words, subject, story_of(work.path, booth.cascade)),
+            plan_preview(
+                job, stage, words, subject, run_metadata(work.path, booth.cascade)
+            ),
             booth.means(name, folder),
         )
     _record_tuning(work, name, told)
     steps = told["kept"]["step"] if told["kept"] else tuning.steps
-    return Ready(stage, part, params, tuning.level, steps, True)
+    return LoadedStage(stage, part, params, tuning.level, steps, True)
 
 
 def _taught(
-    booth: Booth, teachers: Sequence[photos.Photo], words: Words
+    booth: RunContext, teachers: Sequence[photos.Photo], words: SubjectPrompts
 ) -> dict[str, Any]:
     """What every tuning of a run depends on, for its recipe."""
     job = booth.job
     return {
         "photos": {photo.name: photo.sha256 for photo in teachers},
-        "subject": recipe_of(
+        "subject": recipe(
             job.subject, "photos", "identifier", "tokens", "consent", "description"
         ),
         "instance_prompt": words.instance,
@@ -293,9 +301,9 @@ def _taught(
     }
 
 
-def _free(job: Job, tuning: Tuning) -> tuple[str, ...]:
+def _free(job: Job, tuning: FineTuning) -> tuple[str, ...]:
     """Settings that may change while the result stays, or goes on, the same."""
-    free: set[str] = set(FREE)
+    free: set[str] = set(LOOP_SETTINGS)
     if job.keep == BEST:
         free.remove("preview_every")  # which steps are looked at
     if tuning.optim.decay == "constant":
@@ -304,19 +312,21 @@ def _free(job: Job, tuning: Tuning) -> tuple[str, ...]:
     return tuple(free)
 
 
-def _record_tuning(work: Workdir, name: str, told: dict[str, Any]) -> None:
+def _record_tuning(work: RunDirectory, name: str, told: dict[str, Any]) -> None:
     """What a tuning has to say of itself, for the manifest."""
     work.record(similarity={name: told["similarity"]})
     if told["kept"] or work.manifest.get("kept"):
         work.record(kept={name: told["kept"]})
 
 
-def _learn_words(booth: Booth, intake: photos.Intake, words: Words) -> Words:
+def _learn_words(
+    booth: RunContext, intake: CheckedPhotos, words: SubjectPrompts
+) -> SubjectPrompts:
     """Textual Inversion; the words again, as the encoder then reads them."""
     job, work, stage = booth.job, booth.work, booth.cascade.stage("base")
     parts = {name: booth.part(name) for name in ("text", stage.name)}
     work.record(cascade={"parts": {stage.name: parts[stage.name].origin()}})
-    inversion = textual_inversion.read(job, booth.cascade, words)
+    inversion = textual_inversion.read_tokens(job, booth.cascade, words)
     teachers = intake.teaching(stage.name)
     folder = work.claim(
         "text",
@@ -326,30 +336,34 @@ def _learn_words(booth: Booth, intake: photos.Intake, words: Words) -> Words:
             "text": words.plain_reading,
             **_taught(booth, teachers, words),
             "ids": list(inversion.ids),
-            "text_tuning": recipe_of(job.text, *_free(job, job.text)),
+            "text_tuning": recipe(job.text, *_free(job, job.text)),
         },
     )
-    subject = [photo_pair(job, stage, photo) for photo in teachers]
+    subject = [photo_example(job, stage, photo) for photo in teachers]
     with booth.timed("learning words"):
-        learned, told = textual_inversion.learn(
+        learned, told = textual_inversion.learn_embedding(
             inversion,
             booth.cascade,
             parts,
             job.text,
             subject,
-            planned(job, stage, words, subject, story_of(work.path, booth.cascade)),
+            plan_preview(
+                job, stage, words, subject, run_metadata(work.path, booth.cascade)
+            ),
             booth.means("text", folder),
         )
     _record_tuning(work, "text", told)
     work.record(subject={"learned": learned.digest()})
-    return subject_prompts.choose_words(
+    return subject_prompts.prepare_prompts(
         job, booth.cascade, booth.cache, booth.mesh, booth.dtype, learned
     )
 
 
-def _class_pairs(booth: Booth, stage: Stage, part: Part, words: Words) -> list[Pair]:
+def _class_pairs(
+    booth: RunContext, stage: Stage, part: Part, words: SubjectPrompts
+) -> list[ImagePair]:
     """The prior set of a stage; that of the base stage is shown in the report."""
-    pairs, folder = class_images.set_of(
+    pairs, folder = class_images.class_image_pairs(
         booth.job,
         booth.cascade,
         stage,
@@ -368,10 +382,12 @@ def _class_pairs(booth: Booth, stage: Stage, part: Part, words: Words) -> list[P
     return pairs
 
 
-def _draw_pictures(booth: Booth, words: Words, ready: Sequence[Ready]) -> None:
+def _draw_pictures(
+    booth: RunContext, words: SubjectPrompts, ready: Sequence[LoadedStage]
+) -> None:
     """The final pictures, at the resolution of every stage."""
     job, work = booth.job, booth.work
-    folder = work.claim("samples", {"pictures": recipe_of(job.pictures)})
+    folder = work.claim("samples", {"pictures": recipe(job.pictures)})
     made = {
         "instance_prompt": words.instance,
         "text": words.reading,
@@ -382,15 +398,15 @@ def _draw_pictures(booth: Booth, words: Words, ready: Sequence[Ready]) -> None:
     if done.exists() and json.loads(done.read_text()) == made:
         return
     requests = [
-        Request(prompt, plain, job.seed + seed, f"{index:02d}_{seed}")
+        ImageRequest(prompt, plain, job.seed + seed, f"{index:02d}_{seed}")
         for index, (prompt, plain) in enumerate(
             zip(words.pictures, words.plain, strict=True)
         )
         for seed in range(job.pictures.seeds)
     ]
     noun = job.subject.class_noun
-    story = story_of(work.path, booth.cascade, words.identifier, noun)
-    for each, images in draw_cascade(
+    story = run_metadata(work.path, booth.cascade, words.identifier, noun)
+    for each, images in sample_cascade(
         ready,
         requests,
         words.found,
@@ -401,8 +417,8 @@ def _draw_pictures(booth: Booth, words: Words, ready: Sequence[Ready]) -> None:
     ):
         if processes.is_first():
             place = folder / "final" / str(each.stage.resolution)
-            drawn = about(each, getattr(job.pictures, each.stage.name))
-            store(place, requests, images, story | drawn)
+            drawn = image_metadata(each, getattr(job.pictures, each.stage.name))
+            save_images(place, requests, images, story | drawn)
     if requests and processes.is_first():
-        failure_modes.look_at_run(work.path, "final")
+        failure_modes.check_run(work.path, "final")
     work.write_json("samples/drawn.json", made)

@@ -67,6 +67,7 @@ def main() -> None:
     from etils import epath
 
     from imagen_booth.evaluation import evaluate_systems
+    from imagen_booth.evaluation.evaluate_systems import EvaluationRequest, Locations
 
     if _IMAGES.value:
         name = epath.Path(_IMAGES.value).name or "pictures"
@@ -77,8 +78,8 @@ def main() -> None:
     to = epath.Path(_TO.value) if _TO.value else alone / "evaluation"
     beside = runs[0].parent if runs else epath.Path("runs")
     cache = epath.Path(_CACHE.value) if _CACHE.value else beside / "cache"
-    page, warnings = evaluate_systems.appraise(
-        evaluate_systems.Asked(
+    page, warnings = evaluate_systems.evaluate_systems(
+        EvaluationRequest(
             runs=_RUN.value,
             systems=systems,
             classes=classes,
@@ -87,7 +88,7 @@ def main() -> None:
             prompts=_PROMPTS.value or "",
             name=_NAME.value,
         ),
-        evaluate_systems.Places(
+        Locations(
             dino=_DINO.value or "",
             clip=_CLIP.value or "",
             clip_model=_CLIP_MODEL.value,

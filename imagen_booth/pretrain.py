@@ -46,7 +46,7 @@ def main() -> None:
     from etils import epath
 
     from imagen_booth.config.build import from_config
-    from imagen_booth.config.schema import Judging, Pretraining
+    from imagen_booth.config.schema import JudgeTraining, Pretraining
     from imagen_booth.distributed import processes
     from imagen_booth.training import pretrain_judge, pretrain_stage
 
@@ -56,7 +56,7 @@ def main() -> None:
             raise InputError(f"--init={_INIT.value} is for stages; leave it out")
         if _PROFILE.value:
             raise InputError("--profile is for stages; leave it out")
-        job = from_config(Judging, _CONFIG.value)
+        job = from_config(JudgeTraining, _CONFIG.value)
         return pretrain_judge.run(job, epath.Path(_WORKDIR.value))
     job = from_config(Pretraining, _CONFIG.value)
     if _INIT.value:

@@ -30,9 +30,9 @@ def main() -> None:
     from etils import epath
 
     from imagen_booth.config.build import to_job
-    from imagen_booth.config.presets import booth, inversion
+    from imagen_booth.config.presets import dreambooth, textual_inversion
     from imagen_booth.experiments import plan
-    from imagen_booth.experiments.runner import conduct
+    from imagen_booth.experiments.runner import run_studies
 
     given = {"subjects": _SUBJECTS.value, "seeds": _SEEDS.value}
     extent = dataclasses.replace(
@@ -40,12 +40,12 @@ def main() -> None:
         **{name: value for name, value in given.items() if value is not None},
     )
     names = plan.STUDIES if _STUDIES.value is None else _STUDIES.value
-    page = conduct(
-        to_job(booth("toybox")),
+    page = run_studies(
+        to_job(dreambooth("toybox")),
         epath.Path(_WORKDIR.value),
         names,
         extent,
-        to_job(inversion("toybox")).text,
+        to_job(textual_inversion("toybox")).text,
     )
     print(f"open {page}")
 

@@ -57,7 +57,7 @@ def main() -> None:
     processes.check_shared("--run", _RUN.value)
     run = epath.Path(_RUN.value)
     if prompts:
-        folder = finished_run.draw(
+        folder = finished_run.sample_prompts(
             run,
             prompts,
             _NAME.value or "prompts",
@@ -65,7 +65,7 @@ def main() -> None:
             resolution=_RESOLUTION.value,
         )
     else:
-        folder = batch_job.draw(
+        folder = batch_job.run_batch(
             run,
             source,
             _NAME.value or "",

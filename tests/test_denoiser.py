@@ -144,7 +144,7 @@ def test_training_input_is_sampling_input(stage, level, noise):
     )
     prompt = Embedding(pair["text"], pair["text_mask"])
     with jax.disable_jit():
-        cascade_sampler.draw_stage(
+        cascade_sampler.sample_stage(
             stage,
             Part(network, {}, stage.name, "", "", "", True),
             {},

@@ -14,6 +14,7 @@ from PIL import Image
 
 from imagen_booth.cascade import by_name
 from imagen_booth.config import build, presets
+from imagen_booth.distributed import device_memory
 from imagen_booth.preflight import checks
 from imagen_booth.preflight.checks import OK, PROBLEM, WARNING
 from imagen_booth.toybox import grammar
@@ -34,7 +35,7 @@ def examine(tmp_path):
     """Runs the check on the tiny toy job, with settings changed by dotted name."""
 
     def run(settings_of="tiny", **changes):
-        settings = presets.booth(settings_of)
+        settings = presets.dreambooth(settings_of)
         settings.update_from_flattened_dict(
             {"subject.photos": "toybox:dog/7", "subject.class_noun": "dog"}
             | {name.replace("__", "."): value for name, value in changes.items()}

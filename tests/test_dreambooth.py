@@ -23,6 +23,7 @@ from imagen_booth.data import image_files
 from imagen_booth.distributed import sharding
 from imagen_booth.errors import InputError, NotFinite, Stopped
 from imagen_booth.evaluation import evaluate_systems
+from imagen_booth.evaluation.evaluate_systems import EvaluationRequest, Locations
 from imagen_booth.rundir import checkpoints
 from imagen_booth.sampling import cascade_sampler, finished_run
 from imagen_booth.weights import export
@@ -49,7 +50,7 @@ def photos(tmp_path_factory):
 @pytest.fixture(scope="module")
 def job(photos, tmp_path_factory) -> Job:
     """Four steps a stage; the cache of programs is shared, not that of pictures."""
-    settings = presets.booth("tiny")
+    settings = presets.dreambooth("tiny")
     settings.subject.photos = str(photos)
     settings.subject.class_noun = "dog"
     return build.to_job(settings)
@@ -151,10 +152,10 @@ def test_running_again_changes_nothing(job, finished):
 
 
 def test_a_finished_run_draws_the_same_picture_again(finished):
-    made = cascade_sampler.program.cache_info().misses
-    folder = finished_run.draw(finished, ["a [V] [N]"], "again", seeds=[0, 1])
+    made = cascade_sampler.sampler_program.cache_info().misses
+    folder = finished_run.sample_prompts(finished, ["a [V] [N]"], "again", seeds=[0, 1])
     assert (
-        cascade_sampler.program.cache_info().misses == made
+        cascade_sampler.sampler_program.cache_info().misses == made
     )  # by the programs of the run
     for size in (64, 256, 1024):
         first = image_files.load_png(folder / str(size) / "0000_0.png")
@@ -175,15 +176,17 @@ def test_prompts_are_cleaned_as_in_the_run(finished, tmp_path, monkeypatch):
     def embed(*_, cleaning, **__):
         raise Asked(cleaning)
 
-    monkeypatch.setattr(finished_run, "embed", embed)
+    monkeypatch.setattr(finished_run, "embed_prompts", embed)
     with pytest.raises(Asked, match="none"):
-        finished_run.draw(epath.Path(tmp_path), ["a [V] [N]"], "more", seeds=[0])
+        finished_run.sample_prompts(
+            epath.Path(tmp_path), ["a [V] [N]"], "more", seeds=[0]
+        )
 
 
 def test_a_finished_run_is_scored(finished, tmp_path):
     to, cache = epath.Path(tmp_path / "to"), epath.Path(tmp_path / "cache")
-    asked = evaluate_systems.Asked(runs=[f"ours={finished}"])
-    evaluate_systems.appraise(asked, evaluate_systems.Places(dino="random"), to, cache)
+    asked = EvaluationRequest(runs=[f"ours={finished}"])
+    evaluate_systems.evaluate_systems(asked, Locations(dino="random"), to, cache)
     found = json.loads((to / "evaluation.json").read_text())
     prompts = json.loads((finished / "config.json").read_text())["pictures"]["prompts"]
     assert found["systems"]["ours"]["prompts"] == len(prompts)
@@ -194,7 +197,7 @@ def test_a_finished_run_is_scored(finished, tmp_path):
 
 def test_an_exported_run_is_read_back_as_weights(finished, tmp_path):
     to = epath.Path(tmp_path)
-    export.write_own(to, export.of_run(finished, []), None)
+    export.write_native(to, export.export_run(finished, []), None)
     mesh = sharding.make_mesh()
     for stage in STAGES:
         part = load(by_name("tiny"), stage, str(to), mesh, np.dtype("float32"))

@@ -31,16 +31,16 @@ from imagen_booth.evaluation import (
     protocol,
     toybox_judge,
 )
-from imagen_booth.evaluation.evaluate_systems import Asked, Places
-from imagen_booth.evaluation.image_sets import Shot, Subject, Work
-from imagen_booth.evaluation.protocol import Instruments
+from imagen_booth.evaluation.evaluate_systems import EvaluationRequest, Locations
+from imagen_booth.evaluation.image_sets import GeneratedImage, ImageSet, SubjectPhotos
+from imagen_booth.evaluation.protocol import FeatureNetworks
 from imagen_booth.models.toybox_judge import Judge as Network
 from imagen_booth.text.prompt_suites import SUITES
 from imagen_booth.weights import vision
 
 REAL = ROOT.parent / "shared" / "data" / "dreambooth"
 NAME = "zaf"
-RANDOM = Places(dino="random", clip="random", lpips="random")
+RANDOM = Locations(dino="random", clip="random", lpips="random")
 PROMPTS = ("a dog", "a dog in the snow", "a red dog on the beach")
 
 real_photos = pytest.mark.skipif(
@@ -83,7 +83,7 @@ def save(path, seed, **told):
 def run(tmp_path):
     """The files of a finished run of a toy, with a job of three prompts by two."""
     work = epath.Path(tmp_path) / "runs" / "dog"
-    job = dataclasses.asdict(build.to_job(presets.booth("tiny")))
+    job = dataclasses.asdict(build.to_job(presets.dreambooth("tiny")))
     job["subject"] |= {"photos": "toybox:dog/7", "class_noun": "dog"}
     work.mkdir(parents=True)
     (work / "config.json").write_text(json.dumps(job))
@@ -114,7 +114,7 @@ def cosine(a, b):
 def test_every_score_is_that_of_plain_loops(small, run, tmp_path, a_judge):
     mesh = sharding.make_mesh()
     parts = {
-        flag: protocol.open_network(flag, name, "random", mesh)
+        flag: protocol.load_network(flag, name, "random", mesh)
         for flag, name in (
             ("dino", "dino_vits16"),
             ("clip", "clip_vit_b32"),
@@ -122,16 +122,16 @@ def test_every_score_is_that_of_plain_loops(small, run, tmp_path, a_judge):
         )
     }
     reader = toybox_judge.load(a_judge)
-    systems, _ = evaluate_systems.gather(Asked(runs=[str(run)]))
+    systems, _ = evaluate_systems.gather(EvaluationRequest(runs=[str(run)]))
     ((work,),) = systems.values()
-    seen_files = image_sets.survey([work])
-    through = Instruments(
+    seen_files = image_sets.inspect_images([work])
+    through = FeatureNetworks(
         **parts, judge=reader, cache=epath.Path(tmp_path), mesh=mesh, looks=seen_files
     )
     assert [shot.prompt for shot in work.pictures] == [
         prompt for prompt in PROMPTS for _ in range(2)
     ]
-    found = protocol.pooled({"dog": [protocol.measure(work, through)]})
+    found = protocol.pool_scores({"dog": [protocol.measure(work, through)]})
 
     def seen(flag, files):
         part = parts[flag]
@@ -201,12 +201,12 @@ def test_every_score_is_that_of_plain_loops(small, run, tmp_path, a_judge):
 
 def test_photos_among_themselves(small, run, tmp_path):
     mesh = sharding.make_mesh()
-    part = protocol.open_network("dino", "dino_vits16", "random", mesh)
+    part = protocol.load_network("dino", "dino_vits16", "random", mesh)
     files = tuple(run / "photos" / f"{number}.png" for number in range(3))
-    subject = Subject("dog", "dog", files)
-    looks = image_sets.survey([Work(subject, ())])
+    subject = SubjectPhotos("dog", "dog", files)
+    looks = image_sets.inspect_images([ImageSet(subject, ())])
     cache = epath.Path(tmp_path)
-    through = Instruments(part, None, None, None, cache, mesh, looks)
+    through = FeatureNetworks(part, None, None, None, cache, mesh, looks)
     found = protocol.measure_photos(subject, through)
     recipe = preprocess.RECIPES["dino_vits16"]
     prepared = [preprocess.prepare(image_files.load_png(f), recipe) for f in files]
@@ -214,7 +214,9 @@ def test_photos_among_themselves(small, run, tmp_path):
     wanted = np.mean([cosine(*pair) for pair in itertools.combinations(seen, 2)])
     (values,) = found["dino"]
     assert values.mean() == pytest.approx(wanted, abs=1e-5)
-    assert protocol.measure_photos(Subject("dog", "dog", files[:1]), through) == {}
+    assert (
+        protocol.measure_photos(SubjectPhotos("dog", "dog", files[:1]), through) == {}
+    )
 
 
 def test_subjects_weigh_the_same():
@@ -222,9 +224,9 @@ def test_subjects_weigh_the_same():
         return {"dino": [np.array(each, np.float64) for each in groups]}
 
     one = {"dog": [values([0.0, 0.0], [0.6])]}
-    assert protocol.pooled(one)["dino"].mean == pytest.approx(0.3)  # prompts
+    assert protocol.pool_scores(one)["dino"].mean == pytest.approx(0.3)  # prompts
     both = one | {"cat": [values([1.0]), values([0.0])]}
-    score = protocol.pooled(both)["dino"]
+    score = protocol.pool_scores(both)["dino"]
     assert score.mean == pytest.approx((0.2 + 0.5) / 2)
     assert (score.groups, score.values) == (2, 5)
 
@@ -237,8 +239,8 @@ def test_a_run_and_another_system_in_one_table(small, run, tmp_path, a_judge):
         "a [V] [N]\na [V] [N] in the snow\na red [V] [N] on the beach\n"
     )
     shutil.copytree(run / "samples" / "job", run / "samples" / "prompts")
-    page, warnings = evaluate_systems.appraise(
-        Asked(
+    page, warnings = evaluate_systems.evaluate_systems(
+        EvaluationRequest(
             runs=[f"ours={run}"],
             systems=[f"theirs={other}"],
             classes=[f"theirs={run}/samples/class"],
@@ -280,11 +282,15 @@ def test_runs_of_one_subject_need_the_same_photos(small, run, tmp_path):
     (other / "photos" / "2.png").unlink()
     both = [f"more={run}", f"fewer={other}"]
     to, cache = epath.Path(tmp_path) / "out", epath.Path(tmp_path) / "cache"
-    places = Places(dino="random")
+    places = Locations(dino="random")
     with pytest.raises(InputError, match="has other photos in .*; give --photos"):
-        evaluate_systems.appraise(Asked(runs=both), places, to, cache)
+        evaluate_systems.evaluate_systems(
+            EvaluationRequest(runs=both), places, to, cache
+        )
     photos = str(run / "photos")
-    evaluate_systems.appraise(Asked(runs=both, photos=photos), places, to, cache)
+    evaluate_systems.evaluate_systems(
+        EvaluationRequest(runs=both, photos=photos), places, to, cache
+    )
     found = json.loads((to / "evaluation.json").read_text())
     assert found["subjects"] == {"photos": {"noun": "dog", "photos": 3}}
     more, fewer = (found["systems"][name]["scores"] for name in ("more", "fewer"))
@@ -293,9 +299,9 @@ def test_runs_of_one_subject_need_the_same_photos(small, run, tmp_path):
 
 def test_features_are_kept(small, run, tmp_path, monkeypatch):
     def once():
-        evaluate_systems.appraise(
-            Asked(runs=[str(run)]),
-            Places(dino="random"),
+        evaluate_systems.evaluate_systems(
+            EvaluationRequest(runs=[str(run)]),
+            Locations(dino="random"),
             epath.Path(tmp_path) / "out",
             epath.Path(tmp_path) / "cache",
         )
@@ -338,8 +344,11 @@ def test_features_are_kept(small, run, tmp_path, monkeypatch):
 def test_runs_that_cannot_be_scored(run, tmp_path, edit, why):
     edit(run)
     with pytest.raises(InputError, match=".") as error:
-        evaluate_systems.appraise(
-            Asked(runs=[str(run)]), RANDOM, epath.Path(tmp_path), epath.Path(tmp_path)
+        evaluate_systems.evaluate_systems(
+            EvaluationRequest(runs=[str(run)]),
+            RANDOM,
+            epath.Path(tmp_path),
+            epath.Path(tmp_path),
         )
     assert why in str(error.value)
     assert not (tmp_path / "evaluation.json").exists()
@@ -348,9 +357,11 @@ def test_runs_that_cannot_be_scored(run, tmp_path, edit, why):
 def test_prompts_of_a_suite_have_to_be_there(run):
     (run / "samples/job").rename(run / "samples/dreambench_living")
     with pytest.raises(InputError, match="24 of 25 prompts of dreambench have no"):
-        evaluate_systems.gather(Asked(runs=[str(run)], prompts="dreambench"))
+        evaluate_systems.gather(
+            EvaluationRequest(runs=[str(run)], prompts="dreambench")
+        )
     with pytest.raises(InputError, match="samples/view does not exist"):
-        evaluate_systems.gather(Asked(runs=[str(run)], prompts="view"))
+        evaluate_systems.gather(EvaluationRequest(runs=[str(run)], prompts="view"))
 
 
 @pytest.fixture
@@ -372,7 +383,7 @@ def asked(table, **changes):
         "photos": str(table / "photos"),
         "prompts": str(table / "prompts.csv"),
     }
-    return Asked(**settings | changes)
+    return EvaluationRequest(**settings | changes)
 
 
 def test_subjects_in_folders(table):
@@ -449,7 +460,7 @@ def test_prompts_inside_pictures(tmp_path):
     save(tmp_path / "photos/0.png", 0)
     save(tmp_path / "own/a.png", 1, prompt=f"An {NAME}  dog", identifier=NAME)
     (tmp_path / "own" / "Thumbs.db").write_text("x")
-    wanted = Asked(
+    wanted = EvaluationRequest(
         systems=[f"own={tmp_path / 'own'}"],
         photos=str(tmp_path / "photos"),
         nouns=["dog"],
@@ -466,24 +477,38 @@ def test_what_a_reader_is_warned_of(tmp_path):
     photo = save(tmp_path / "0.png", 0)
     wide = epath.Path(tmp_path) / "wide.png"
     image_files.save_png(wide, noise(1)[:40])
-    shots = (Shot(photo, "a"), Shot(wide, "b"), Shot(photo, "b"))
-    work = Work(Subject("s", "", (photo,)), shots)
-    said = protocol.remarks("x", [work], image_sets.survey([work]))
+    shots = (
+        GeneratedImage(photo, "a"),
+        GeneratedImage(wide, "b"),
+        GeneratedImage(photo, "b"),
+    )
+    work = ImageSet(SubjectPhotos("s", "", (photo,)), shots)
+    said = protocol.caveats("x", [work], image_sets.inspect_images([work]))
     assert "2 of 3 pictures are photos of the subject" in said[0]
     assert "1 of 3 pictures are not square" in said[1]
     assert "1 to 2 pictures of a prompt" in said[2]
-    assert protocol.sizes((s.file for s in shots), image_sets.survey([work])) == [
+    assert protocol.sizes(
+        (s.file for s in shots), image_sets.inspect_images([work])
+    ) == [
         "64 x 40",
         "64 x 64",
     ]
 
 
 def test_identifiers_are_taken_out_as_words():
-    assert image_sets.plain("an axo dog, axons", "axo", "dog") == "a dog, axons"
-    assert image_sets.plain("A zaf owl on a zaf", "zaf", "owl") == "An owl on a "
-    assert image_sets.plain("an axo orange axo dog", "axo", "dog") == "an orange dog"
-    assert image_sets.plain("an [V] [N]", "axo", "dog") == "a dog"
-    assert image_sets.plain("a dog", "", "dog") == "a dog"
+    assert (
+        image_sets.strip_identifier("an axo dog, axons", "axo", "dog") == "a dog, axons"
+    )
+    assert (
+        image_sets.strip_identifier("A zaf owl on a zaf", "zaf", "owl")
+        == "An owl on a "
+    )
+    assert (
+        image_sets.strip_identifier("an axo orange axo dog", "axo", "dog")
+        == "an orange dog"
+    )
+    assert image_sets.strip_identifier("an [V] [N]", "axo", "dog") == "a dog"
+    assert image_sets.strip_identifier("a dog", "", "dog") == "a dog"
 
 
 def evaluate(*arguments, cwd=ROOT):
@@ -534,7 +559,7 @@ def stand_ins(folder, subjects, seeds):
             name = f"{index:02}_{seed}.jpg"
             file = files[(index + seed) % len(files)]
             (folder / "real" / subject / name).symlink_to(file)
-    return Asked(
+    return EvaluationRequest(
         systems=[f"photos as pictures={folder / 'real'}"],
         classes=[f"photos as pictures={folder / 'photos'}"],
         photos=str(folder / "photos"),
@@ -545,7 +570,7 @@ def stand_ins(folder, subjects, seeds):
 @real_photos
 def test_dreambench_on_some_real_subjects(small, tmp_path):
     wanted = stand_ins(tmp_path, ("dog", "duck_toy"), 2)
-    page, _ = evaluate_systems.appraise(
+    page, _ = evaluate_systems.evaluate_systems(
         wanted, RANDOM, epath.Path(tmp_path) / "out", epath.Path(tmp_path) / "cache"
     )
     found = json.loads((page.parent / "evaluation.json").read_text())
@@ -568,7 +593,7 @@ def test_dreambench_whole_on_the_real_subjects(tmp_path):
     """Ten subjects by 25 prompts by 4 pictures, with networks of the real sizes."""
     subjects = sorted(each.name for each in REAL.iterdir() if each.is_dir())
     wanted = stand_ins(tmp_path, subjects, 4)
-    page, _ = evaluate_systems.appraise(
+    page, _ = evaluate_systems.evaluate_systems(
         wanted, RANDOM, epath.Path(tmp_path) / "out", epath.Path(tmp_path) / "cache"
     )
     found = json.loads((page.parent / "evaluation.json").read_text())

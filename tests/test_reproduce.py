@@ -28,20 +28,21 @@ from imagen_booth.experiments import (
     report,
     runner,
 )
-from imagen_booth.experiments.image_store import Studio
+from imagen_booth.experiments.image_store import ImageStore
+from imagen_booth.experiments.plan import StudySize
 from imagen_booth.models.toybox_judge import Judge as Network
-from imagen_booth.preflight import memory
-from imagen_booth.sampling.text_embeddings import with_rows
+from imagen_booth.preflight import jaxpr_cost, memory
+from imagen_booth.sampling.text_embeddings import replace_rows
 from imagen_booth.toybox.grammar import TIER_A
 from imagen_booth.training import train_step
 
 HERE = epath.Path("work")
-TEXT = build.to_job(presets.inversion("tiny")).text
+TEXT = build.to_job(presets.textual_inversion("tiny")).text
 
 
 @pytest.fixture(scope="module")
 def job():
-    return build.to_job(presets.booth("tiny"))
+    return build.to_job(presets.dreambooth("tiny"))
 
 
 def planned(job, extent=plan.FULL, names=plan.STUDIES):
@@ -177,7 +178,7 @@ def test_studies_that_are_none(job, names):
 )
 def test_extents_that_are_none(settings, told):
     with pytest.raises(InputError, match=told):
-        plan.Extent(**settings)
+        StudySize(**settings)
 
 
 def test_prompts_stay_within_what_was_taught():
@@ -219,7 +220,7 @@ def test_class_images_by_other_samplers_are_paid_for(job, monkeypatch):
 
 def test_inversion_costs_its_passes(job, tmp_path):
     """Counted in the program that is differentiated, of which weights are no part."""
-    studio = Studio(job, epath.Path(tmp_path))
+    studio = ImageStore(job, epath.Path(tmp_path))
     cascade, stage = studio.cascade, studio.cascade.stage("base")
     text = dataclasses.replace(TEXT, subject_rows=4)
     priced = cost.inversion_flops(studio, dataclasses.replace(job, text=text))
@@ -229,7 +230,7 @@ def test_inversion_costs_its_passes(job, tmp_path):
     batch = {name: batch[name] for name in ("image", "weight", "group")}
 
     def loss(rows, batch):
-        encoder = with_rows(parts["text"].params, (2018,), rows)
+        encoder = replace_rows(parts["text"].params, (2018,), rows)
         whole = {"text": encoder, "unet": parts["base"].params}
         applies = parts["base"].apply, parts["text"].apply
         return train_step.batch_loss(
@@ -237,14 +238,14 @@ def test_inversion_costs_its_passes(job, tmp_path):
         )[0]
 
     rows = jax.ShapeDtypeStruct((1, cascade.text.encoder.width), jnp.float32)
-    there = memory.flops(loss, rows, batch | {"tokens": tokens})
-    counted = memory.flops(jax.grad(loss), rows, batch | {"tokens": tokens})
+    there = jaxpr_cost.count_flops(loss, rows, batch | {"tokens": tokens})
+    counted = jaxpr_cost.count_flops(jax.grad(loss), rows, batch | {"tokens": tokens})
     assert priced == pytest.approx(2 * there * text.steps, rel=0.02)
     assert 0.5 * priced < counted * text.steps < 1.5 * priced
 
 
 def test_longer_fitting_costs_its_steps(job, tmp_path):
-    studio = Studio(job, epath.Path(tmp_path))
+    studio = ImageStore(job, epath.Path(tmp_path))
     arms = planned(job, plan.QUICK)["noun"]
     short, long = (
         cost.run_flops(studio, arms[arm][0], 7) for arm in (plan.WRONG, plan.WRONG_LONG)
@@ -446,7 +447,7 @@ def test_the_four_way_comparison_on_the_tiny_cascade(job, little, tmp_path):
     """Every arm is run, measured by the same four scores, and on the page."""
     folder = epath.Path(tmp_path)
     names = ["baselines", "sampler"]
-    path = runner.conduct(job, folder, names, plan.QUICK, TEXT)
+    path = runner.run_studies(job, folder, names, plan.QUICK, TEXT)
     results = json.loads((folder / "results.json").read_text())["studies"]
     for name, arms in planned(job, plan.QUICK, names).items():
         [table] = results[name]["tables"]
@@ -497,8 +498,8 @@ def test_all_studies_on_the_tiny_cascade(job, little, tmp_path, monkeypatch):
 
     monkeypatch.setattr(dreambooth, "run", stopping)
     with pytest.raises(Stopped):
-        runner.conduct(job, folder, plan.STUDIES, plan.QUICK, TEXT)
-    path = runner.conduct(job, folder, plan.STUDIES, plan.QUICK, TEXT)
+        runner.run_studies(job, folder, plan.STUDIES, plan.QUICK, TEXT)
+    path = runner.run_studies(job, folder, plan.STUDIES, plan.QUICK, TEXT)
     # The first run is not done again, the one that was stopped is.
     assert started[1] == started[2]
     assert len(started) == len(set(started)) + 1 == 16
@@ -515,7 +516,7 @@ def test_all_studies_on_the_tiny_cascade(job, little, tmp_path, monkeypatch):
     assert "these weights are random" in path.read_text()
     drawn = folder / "pictures" / "subject" / "dog_301" / "drawn.json"
     before = drawn.stat().mtime
-    runner.conduct(job, folder, ["prior"], plan.QUICK, TEXT)
+    runner.run_studies(job, folder, ["prior"], plan.QUICK, TEXT)
     assert len(started) == 16
     assert drawn.stat().mtime == before
     again = json.loads((folder / "results.json").read_text())

@@ -16,12 +16,12 @@ from imagen_booth.config.build import with_placeholders
 from imagen_booth.config.schema import (
     TOYBOX,
     ClassImages,
+    FineTuning,
     Job,
     OptimConfig,
     Pictures,
     Pretraining,
     Subject,
-    Tuning,
     Weights,
 )
 from imagen_booth.diffusion.sampler import SamplerConfig
@@ -39,7 +39,7 @@ PROMPTS = (
 )
 
 
-def booth(arg: str | None) -> Any:
+def dreambooth(arg: str | None) -> Any:
     """Defaults for a cascade, as a locked ConfigDict.
 
     Args:
@@ -68,7 +68,7 @@ def booth(arg: str | None) -> Any:
     return config.lock()
 
 
-def inversion(arg: str | None) -> Any:
+def textual_inversion(arg: str | None) -> Any:
     """Textual Inversion on a cascade, as a locked ConfigDict; no network is tuned.
 
     Args:
@@ -77,7 +77,7 @@ def inversion(arg: str | None) -> Any:
     Raises:
         InputError: unknown cascade or variant.
     """
-    config = booth(arg)
+    config = dreambooth(arg)
     _tune_nothing(config)
     steps, lr = _INVERSIONS.get(config.cascade, (5000, 0.04))
     config.text.steps, config.text.optim.lr = steps, lr
@@ -107,7 +107,7 @@ def prompts_only(arg: str | None) -> Any:
     Raises:
         InputError: unknown cascade or variant.
     """
-    config = booth(arg)
+    config = dreambooth(arg)
     _tune_nothing(config)
     config.subject.description = TOYBOX
     return config
@@ -125,7 +125,7 @@ def _toybox(name: str) -> Job:
     sharpen = SamplerConfig("dpmpp_2m", 10, threshold="static")
     # With more steps to 256 px outlines became grainy, and farther from true renders.
     smooth = dataclasses.replace(sharpen, steps=4)
-    sr = Tuning(
+    sr = FineTuning(
         steps=100,
         subject_rows=2,
         class_rows=0,
@@ -136,7 +136,7 @@ def _toybox(name: str) -> Job:
         cascade=name,
         subject=Subject(),
         class_images=ClassImages(100, 20, ancestral),
-        base=Tuning(
+        base=FineTuning(
             steps=300,
             subject_rows=4,
             class_rows=4,
@@ -164,7 +164,7 @@ def _tiny(name: str) -> Job:
     ancestral = SamplerConfig("ancestral", 4, guidance=2.0, threshold="static")
     sr = SamplerConfig("ddim", 2, threshold="static")
     optim = OptimConfig(lr=1e-3)
-    tuning = Tuning(
+    tuning = FineTuning(
         steps=4,
         subject_rows=2,
         class_rows=2,
@@ -191,7 +191,7 @@ def _imagen(name: str) -> Job:
     """The paper's shapes; rates and rows it leaves open are ours (design notes)."""
     base = SamplerConfig("ancestral", 256, guidance=7.0, threshold="dynamic")
     sr = SamplerConfig("ancestral", 64, guidance=4.0, threshold="dynamic")
-    tuning = Tuning(
+    tuning = FineTuning(
         steps=1000,
         subject_rows=1,
         class_rows=1,
@@ -226,7 +226,7 @@ def _deepfloyd(name: str) -> Job:
         cap=1.5,
     )
     sr = dataclasses.replace(base, steps=50, guidance=4.0, cap=1.0)
-    tuning = Tuning(
+    tuning = FineTuning(
         steps=1000,
         subject_rows=4,
         class_rows=4,
@@ -338,9 +338,9 @@ def _pretrain_sr(name: str, stage: str) -> Pretraining:
 
 def _judge() -> Any:
     # Here, because it brings the training loop along.
-    from imagen_booth.config.schema import Judging
+    from imagen_booth.config.schema import JudgeTraining
 
-    return ml_collections.ConfigDict(dataclasses.asdict(Judging())).lock()
+    return ml_collections.ConfigDict(dataclasses.asdict(JudgeTraining())).lock()
 
 
 def _pretrain_div2k() -> Pretraining:

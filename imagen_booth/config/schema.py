@@ -95,7 +95,7 @@ class OptimConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Tuning:
+class FineTuning:
     """Fine-tuning of one stage.
 
     Attributes:
@@ -175,7 +175,7 @@ TEMPLATES = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Inversion(Tuning):
+class TextualInversion(FineTuning):
     """Textual Inversion: what the identifier's tokens mean is learnt, and no more.
 
     The rows of the text encoder's input embedding that belong to these tokens are
@@ -208,7 +208,7 @@ class Inversion(Tuning):
                 )
 
 
-NO_INVERSION = Inversion(0, 4, 0, OptimConfig())
+NO_TEXTUAL_INVERSION = TextualInversion(0, 4, 0, OptimConfig())
 LAST, BEST = "last", "best"  # values of ``keep``
 
 
@@ -305,9 +305,9 @@ class Job:
     cascade: str
     subject: Subject
     class_images: ClassImages
-    base: Tuning
-    sr256: Tuning
-    sr1024: Tuning
+    base: FineTuning
+    sr256: FineTuning
+    sr1024: FineTuning
     pictures: Pictures
     weights: Weights
     mesh: Mesh = Mesh()
@@ -316,7 +316,7 @@ class Job:
     dtype: str = ""
     cleaning: str = ""
     tensorboard: bool = False
-    text: Inversion = NO_INVERSION
+    text: TextualInversion = NO_TEXTUAL_INVERSION
     keep: str = LAST
 
     def __post_init__(self):
@@ -331,7 +331,7 @@ class Job:
                 "leave it empty, or set their steps to 0"
             )
 
-    def tuning(self, stage: str) -> Tuning:
+    def tuning(self, stage: str) -> FineTuning:
         """Tuning of the stage called ``stage``."""
         return getattr(self, stage)
 
@@ -426,7 +426,7 @@ class Pretraining:
 
 
 @dataclasses.dataclass(frozen=True)
-class Judging:
+class JudgeTraining:
     """Training of the judge.
 
     Attributes:

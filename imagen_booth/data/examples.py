@@ -10,7 +10,7 @@ from PIL import Image
 from imagen_booth.data import pipeline
 
 
-class Captioned:
+class CaptionedImages:
     """Records as rows: the image, its low-res version, and its text.
 
     Args:
@@ -51,7 +51,7 @@ class Embedding(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Pair:
+class ImagePair:
     """One training image, uint8, with its low-res version where the stage has one."""
 
     image: np.ndarray

@@ -92,7 +92,7 @@ class Rejected:
 
 
 @dataclass(frozen=True)
-class Intake:
+class CheckedPhotos:
     """What a folder of photos holds.
 
     Attributes:
@@ -116,7 +116,7 @@ class Intake:
 class NoGoodPhotos(InputError):
     """Every picture of the folder was refused; `intake` lists them for the report."""
 
-    def __init__(self, intake: Intake):
+    def __init__(self, intake: CheckedPhotos):
         lines = [
             f"config.subject.photos={intake.folder} holds no photo that can be used; "
             "3 to 5 sharp JPEG or PNG photos of the subject are enough"
@@ -132,7 +132,7 @@ def inspect(
     stage_resolutions: Mapping[str, int],
     crop: Crop,
     background: tuple[int, int, int],
-) -> Intake:
+) -> CheckedPhotos:
     """Reads every entry of a folder and says what it is good for.
 
     A photo can teach a stage if the side of its square (the shorter side under
@@ -186,7 +186,7 @@ def inspect(
         remarks += _remarks(photo, pixels, stage_resolutions, crop)
     remarks += _alike(photos, hashes)
     remarks += _counts(photos, stage_resolutions)
-    intake = Intake(
+    intake = CheckedPhotos(
         folder=str(folder),
         photos=tuple(photos),
         refused=tuple(refused),

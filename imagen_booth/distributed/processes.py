@@ -111,7 +111,7 @@ def may_be_several(coordinator: str, processes: int, process_id: int) -> bool:
     return cluster(os.environ, _has_chips()) is not None
 
 
-def lost(error: BaseException) -> bool:
+def is_lost_host(error: BaseException) -> bool:
     """Whether an error comes from another process that is gone."""
     text = str(error)
     return (

@@ -22,7 +22,7 @@ MARK = "IMAGEN_BOOTH_WATCHED"  # "PARENT:PIPE", of the child that is watched
 DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux
 
 
-def over() -> None:
+def supervise() -> None:
     """Goes on in a child that is watched; the process that watches never returns.
 
     Called early, before anything that should happen once.
@@ -56,7 +56,7 @@ def over() -> None:
     os._exit(code if code >= 0 else 128 - code)  # as a shell has it
 
 
-def note(code: int) -> None:
+def record_exit(code: int) -> None:
     """Tells who watches, if anyone, the code that this process is about to end with.
 
     It holds even if jax aborts the process on its way out.
@@ -67,7 +67,7 @@ def note(code: int) -> None:
             os.write(int(pipe), bytes([code]))
 
 
-def leave_lost() -> None:
+def exit_lost() -> None:
     """Ends this process at once: the others could not be waited for."""
     print(LOST, file=sys.stderr)
     sys.stdout.flush()

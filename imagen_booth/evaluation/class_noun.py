@@ -40,7 +40,7 @@ NOUNS = tuple(
 
 
 @dataclasses.dataclass(frozen=True)
-class Seen:
+class NounGuess:
     """What a classifier sees in the photos.
 
     Attributes:
@@ -73,14 +73,14 @@ class Seen:
         )
 
 
-def by_clip(
+def guess_by_clip(
     photos: Sequence[np.ndarray],
     given: str,
     clip: Part,
     *,
     cache: epath.Path,
     mesh: jax.sharding.Mesh,
-) -> Seen:
+) -> NounGuess:
     """What CLIP sees.
 
     Args:
@@ -99,7 +99,7 @@ def by_clip(
     return _seen(dict(zip(nouns, _softmax(pictures, texts), strict=True)), given)
 
 
-def by_judge(photos: Sequence[np.ndarray], given: str, judge: Judge) -> Seen:
+def guess_by_judge(photos: Sequence[np.ndarray], given: str, judge: Judge) -> NounGuess:
     """What the judge of the toybox sees.
 
     Args:
@@ -119,8 +119,10 @@ def _softmax(pictures: np.ndarray, texts: np.ndarray) -> list[float]:
     return (chances / chances.sum(1, keepdims=True)).mean(0).tolist()
 
 
-def _seen(chances: Mapping[str, float], given: str) -> Seen:
+def _seen(chances: Mapping[str, float], given: str) -> NounGuess:
     ordered = dict(sorted(chances.items(), key=lambda each: -each[1]))
     best = next(iter(ordered))
     known = given in ordered
-    return Seen(best, ordered, known, known and ordered[given] < FAR * ordered[best])
+    return NounGuess(
+        best, ordered, known, known and ordered[given] < FAR * ordered[best]
+    )

@@ -25,11 +25,16 @@ from imagen_booth.evaluation import (
     run_images,
     toybox_judge,
 )
-from imagen_booth.evaluation.image_sets import Look, Subject, Templates, Work
-from imagen_booth.evaluation.protocol import Grouped, Instruments
+from imagen_booth.evaluation.image_sets import (
+    ImageInfo,
+    ImageSet,
+    SubjectPhotos,
+    Templates,
+)
+from imagen_booth.evaluation.protocol import FeatureNetworks, Grouped
 from imagen_booth.evaluation.scores import DRAWS, LEVEL
 from imagen_booth.reports import run_report
-from imagen_booth.rundir.layout import now
+from imagen_booth.rundir.layout import utc_now
 from imagen_booth.storage import write_atomic
 from imagen_booth.text import prompt_files
 from imagen_booth.text.prompt_suites import DREAMBENCH, DREAMBENCH_CLASSES, dreambench
@@ -39,7 +44,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class Places:
+class Locations:
     """Where the weights of the metrics are: a folder or file, ``random``, or "".
 
     Attributes:
@@ -56,7 +61,7 @@ class Places:
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
+class EvaluationRequest:
     """What the user wants scored.
 
     Attributes:
@@ -78,8 +83,8 @@ class Asked:
     name: str = ""
 
 
-def appraise(
-    asked: Asked, places: Places, to: epath.Path, cache: epath.Path
+def evaluate_systems(
+    asked: EvaluationRequest, places: Locations, to: epath.Path, cache: epath.Path
 ) -> tuple[epath.Path, list[str]]:
     """Scores everything and writes JSON and page into ``to``.
 
@@ -93,18 +98,18 @@ def appraise(
     """
     systems, tuned = gather(asked)
     every = [work for some in systems.values() for work in some]
-    toys = bool(tuned) and all(run_images.is_toy(path) for path in tuned)
+    toys = bool(tuned) and all(run_images.is_toybox_run(path) for path in tuned)
     reader = toybox_judge.load(places.judge) if places.judge else None
     if reader is None and toys:
         reader = toybox_judge.shipped()
-    looks = image_sets.survey(every)
+    looks = image_sets.inspect_images(every)
     subjects = _subjects(every, looks)
     mesh = sharding.make_mesh()
     with jax.set_mesh(mesh):
         through = _instruments(places, reader, cache, mesh, looks)
         warnings = _warnings(systems, looks, through)
         log.info("looking at %d pictures", len(looks))
-        protocol.look_ahead(through)
+        protocol.check_networks(through)
         measured: dict[str, dict[str, list[Grouped]]] = {
             protocol.PHOTOS: {
                 name: [protocol.measure_photos(subject, through)]
@@ -118,10 +123,10 @@ def appraise(
                 values = protocol.measure(work, through)
                 found.setdefault(work.subject.name, []).append(values)
     results = {
-        "made": now(),
+        "made": utc_now(),
         "warnings": warnings,
         "untrained": through.untrained(),
-        "instruments": protocol.described(through),
+        "instruments": protocol.describe_networks(through),
         "bootstrap": {"draws": DRAWS, "level": LEVEL},
         "subjects": {
             name: {"noun": each.noun, "photos": len(each.photos)}
@@ -130,9 +135,9 @@ def appraise(
         "systems": {
             system: {
                 **_counts(systems.get(system, []), looks),
-                "scores": _plain(protocol.pooled(found)),
+                "scores": _plain(protocol.pool_scores(found)),
                 "by_subject": {
-                    name: _plain(protocol.pooled({name: some}))
+                    name: _plain(protocol.pool_scores({name: some}))
                     for name, some in found.items()
                 },
             }
@@ -143,12 +148,16 @@ def appraise(
     page = report.write(to, results, systems)
     for path, work in tuned.items():
         # With more pictures than a run drew by itself, its failures show better.
-        failure_modes.look(path, work, reader if run_images.is_toy(path) else None)
+        failure_modes.check_image_set(
+            path, work, reader if run_images.is_toybox_run(path) else None
+        )
         run_report.write(path)
     return page, warnings
 
 
-def gather(asked: Asked) -> tuple[dict[str, list[Work]], dict[epath.Path, Work]]:
+def gather(
+    asked: EvaluationRequest,
+) -> tuple[dict[str, list[ImageSet]], dict[epath.Path, ImageSet]]:
     """Everything to be scored, by system; and that of each run.
 
     Raises:
@@ -159,12 +168,14 @@ def gather(asked: Asked) -> tuple[dict[str, list[Work]], dict[epath.Path, Work]]
             "nothing to score; give --run=DIR, or --images=DIR with --photos=DIR"
         )
     templates = _templates(asked.prompts)
-    systems: dict[str, list[Work]] = {}
+    systems: dict[str, list[ImageSet]] = {}
     known = _known(asked) if asked.photos else {}
-    tuned: dict[epath.Path, Work] = {}
+    tuned: dict[epath.Path, ImageSet] = {}
     for each in asked.runs:
         label, path = named(each)
-        usual, work = run_images.finished(path, asked.name, asked.prompts, templates)
+        usual, work = run_images.finished_runs(
+            path, asked.name, asked.prompts, templates
+        )
         work = _held_against(work, known)
         tuned[path] = work
         systems.setdefault(label or usual, []).append(work)
@@ -185,7 +196,7 @@ def gather(asked: Asked) -> tuple[dict[str, list[Work]], dict[epath.Path, Work]]
         if label in systems or label == protocol.PHOTOS:
             raise InputError(f"two systems are called {label!r}; rename one")
         flag = f"--system={label}={path}"
-        systems[label] = image_sets.works(
+        systems[label] = image_sets.image_sets(
             path, known, templates, flag, classes.pop(label, None)
         )
     if classes:
@@ -215,14 +226,14 @@ def _templates(source: str) -> Templates | None:
 
 
 def _listed(source: str) -> list[str]:
-    rows = list(prompt_files.rows_of(source)())
+    rows = list(prompt_files.read_source(source)())
     bad = [f"{row.where}: {row.problem}" for row in rows if row.problem]
     if bad or not rows:
         raise InputError(f"--prompts={source}: {bad[0] if bad else 'holds no prompts'}")
     return [row.prompt for row in rows]
 
 
-def _known(asked: Asked) -> dict[str, Subject]:
+def _known(asked: EvaluationRequest) -> dict[str, SubjectPhotos]:
     """The subjects of ``--photos``."""
     pairs = [each.rpartition("=") for each in asked.nouns]
     told = {subject: noun for subject, _, noun in pairs}
@@ -238,7 +249,7 @@ def _known(asked: Asked) -> dict[str, Subject]:
     return known
 
 
-def _held_against(work: Work, known: Mapping[str, Subject]) -> Work:
+def _held_against(work: ImageSet, known: Mapping[str, SubjectPhotos]) -> ImageSet:
     """A run's pictures with the photos of ``--photos`` in place of its own."""
     if not known:
         return work
@@ -253,13 +264,15 @@ def _held_against(work: Work, known: Mapping[str, Subject]) -> Work:
     return dataclasses.replace(work, subject=subject)
 
 
-def _subjects(every: Sequence[Work], looks: Mapping[Any, Look]) -> dict[str, Subject]:
+def _subjects(
+    every: Sequence[ImageSet], looks: Mapping[Any, ImageInfo]
+) -> dict[str, SubjectPhotos]:
     """Subjects by name.
 
     Raises:
         InputError: two of one name that have other photos.
     """
-    found: dict[str, Subject] = {}
+    found: dict[str, SubjectPhotos] = {}
     for work in every:
         other = found.setdefault(work.subject.name, work.subject)
         one, two = (
@@ -276,12 +289,12 @@ def _subjects(every: Sequence[Work], looks: Mapping[Any, Look]) -> dict[str, Sub
 
 
 def _instruments(
-    places: Places,
+    places: Locations,
     reader: toybox_judge.Judge | None,
     cache: epath.Path,
     mesh: Any,
-    looks: Mapping[epath.Path, Look],
-) -> Instruments:
+    looks: Mapping[epath.Path, ImageInfo],
+) -> FeatureNetworks:
     wanted = {
         "dino": ("dino_vits16", places.dino),
         "clip": (places.clip_model, places.clip),
@@ -289,7 +302,7 @@ def _instruments(
     }
     if reader is None and not any(place for _, place in wanted.values()):
         said = "; ".join(
-            f"--{flag}: {protocol.how_to_get(name)}"
+            f"--{flag}: {protocol.fetch_hint(name)}"
             for flag, (name, _) in wanted.items()
         )
         at = fetch.default_folder()
@@ -299,14 +312,14 @@ def _instruments(
             "weights tries the protocol"
         )
     parts = {
-        flag: protocol.open_network(flag, name, place, mesh) if place else None
+        flag: protocol.load_network(flag, name, place, mesh) if place else None
         for flag, (name, place) in wanted.items()
     }
-    return Instruments(**parts, judge=reader, cache=cache, mesh=mesh, looks=looks)
+    return FeatureNetworks(**parts, judge=reader, cache=cache, mesh=mesh, looks=looks)
 
 
 def _warnings(
-    systems: Mapping[str, Sequence[Work]], looks: Any, through: Instruments
+    systems: Mapping[str, Sequence[ImageSet]], looks: Any, through: FeatureNetworks
 ) -> list[str]:
     said = []
     if random := through.untrained():
@@ -315,7 +328,7 @@ def _warnings(
             "only try the protocol"
         )
     for system, some in systems.items():
-        said += protocol.remarks(system, some, looks)
+        said += protocol.caveats(system, some, looks)
     asked = {
         system: {
             (work.subject.name, shot.prompt) for work in some for shot in work.pictures
@@ -330,7 +343,7 @@ def _warnings(
     return said
 
 
-def _counts(some: Sequence[Work], looks: Mapping[Any, Look]) -> dict[str, Any]:
+def _counts(some: Sequence[ImageSet], looks: Mapping[Any, ImageInfo]) -> dict[str, Any]:
     shots = [shot for work in some for shot in work.pictures]
     skipped = [str(file) for work in some for file in work.skipped]
     return {

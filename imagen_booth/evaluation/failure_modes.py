@@ -18,9 +18,9 @@ from etils import epath
 
 from imagen_booth.data import similarity
 from imagen_booth.evaluation import image_sets, scores
-from imagen_booth.evaluation.image_sets import Work
-from imagen_booth.evaluation.protocol import asked_by
-from imagen_booth.evaluation.run_images import drawn, is_toy
+from imagen_booth.evaluation.image_sets import ImageSet
+from imagen_booth.evaluation.protocol import requested_attributes
+from imagen_booth.evaluation.run_images import is_toybox_run, run_image_set
 from imagen_booth.evaluation.toybox_judge import PLAIN, Judge, Readings, shipped
 from imagen_booth.storage import write_atomic
 from imagen_booth.toybox.grammar import Attributes
@@ -47,7 +47,7 @@ class Evidence:
 
 
 @dataclasses.dataclass(frozen=True)
-class Mode:
+class FailureMode:
     """One failure.
 
     Attributes:
@@ -63,17 +63,19 @@ class Mode:
     evidence: tuple[Evidence, ...] = ()
 
 
-def look_at_run(path: epath.Path, folder: str) -> None:
+def check_run(path: epath.Path, folder: str) -> None:
     """Looks for failures in ``samples/FOLDER`` of a run, with the judge that ships.
 
     Raises:
         InputError: no pictures there.
         StorageError: the result cannot be written.
     """
-    look(path, drawn(path, folder), shipped() if is_toy(path) else None)
+    check_image_set(
+        path, run_image_set(path, folder), shipped() if is_toybox_run(path) else None
+    )
 
 
-def look(path: epath.Path, work: Work, judge: Judge | None) -> None:
+def check_image_set(path: epath.Path, work: ImageSet, judge: Judge | None) -> None:
     """Looks for failures in some pictures of a run, and writes ``failures.json``.
 
     Args:
@@ -94,12 +96,12 @@ def look(path: epath.Path, work: Work, judge: Judge | None) -> None:
             "there is for subjects of the toybox alone."
         )
         modes = {
-            "context": Mode(UNMEASURED, why, CONTEXT_RULE),
-            "entangled": Mode(UNMEASURED, why, ENTANGLED_RULE),
+            "context": FailureMode(UNMEASURED, why, CONTEXT_RULE),
+            "entangled": FailureMode(UNMEASURED, why, ENTANGLED_RULE),
             "overfitted": overfitted(work, *_layouts(work), "coarse grey layouts"),
         }
     else:
-        asked = [asked_by(shot.prompt, judge) for shot in work.pictures]
+        asked = [requested_attributes(shot.prompt, judge) for shot in work.pictures]
         modes = {
             "context": not_drawn(work, asked, readings),
             "entangled": entangled(work, asked, readings, photos),
@@ -127,8 +129,8 @@ CONTEXT_RULE = (
 
 
 def not_drawn(
-    work: Work, asked: Sequence[Attributes | None], readings: Readings
-) -> Mode:
+    work: ImageSet, asked: Sequence[Attributes | None], readings: Readings
+) -> FailureMode:
     """Whether the places that prompts ask for are there.
 
     Args:
@@ -141,7 +143,7 @@ def not_drawn(
     }
     if not places:
         said = "Not measured: no prompt asks for a place that the judge knows."
-        return Mode(UNMEASURED, said, CONTEXT_RULE)
+        return FailureMode(UNMEASURED, said, CONTEXT_RULE)
     read = readings.words["context"]
     missed = [number for number, place in places.items() if read[number] != place]
     share = 1 - len(missed) / len(places)
@@ -179,8 +181,11 @@ ENTANGLED_RULE = (
 
 
 def entangled(
-    work: Work, asked: Sequence[Attributes | None], readings: Readings, photos: Readings
-) -> Mode:
+    work: ImageSet,
+    asked: Sequence[Attributes | None],
+    readings: Readings,
+    photos: Readings,
+) -> FailureMode:
     """Whether the subject looks another in some places.
 
     Only prompts that ask for nothing but a place are looked at, pictures that show it,
@@ -200,7 +205,7 @@ def entangled(
             "places; python -m imagen_booth.evaluate looks again at a suite of prompts "
             "drawn with --seeds=4."
         )
-        return Mode(UNMEASURED, said, ENTANGLED_RULE)
+        return FailureMode(UNMEASURED, said, ENTANGLED_RULE)
     likeness = scores.fidelity(readings.subjects, photos.subjects)
     parts = [likeness[some] for some in groups.values()]
     chance = chance_of(parts)
@@ -283,7 +288,9 @@ OVERFITTED_RULE = (
 )
 
 
-def overfitted(work: Work, to_photos: np.ndarray, between: np.ndarray, by: str) -> Mode:
+def overfitted(
+    work: ImageSet, to_photos: np.ndarray, between: np.ndarray, by: str
+) -> FailureMode:
     """Whether pictures repeat photos.
 
     Args:
@@ -294,7 +301,7 @@ def overfitted(work: Work, to_photos: np.ndarray, between: np.ndarray, by: str) 
     photos = work.subject.photos
     if len(photos) < 2:
         said = "Not measured: one photo gives no distance to compare with."
-        return Mode(UNMEASURED, said, OVERFITTED_RULE)
+        return FailureMode(UNMEASURED, said, OVERFITTED_RULE)
     limit = NEAR * float(between[np.triu_indices(len(photos), 1)].min())
     nearest = to_photos.min(1)
     near = [number for number in np.argsort(nearest) if nearest[number] < limit]
@@ -313,7 +320,7 @@ def overfitted(work: Work, to_photos: np.ndarray, between: np.ndarray, by: str) 
     return _mode(seen, said, OVERFITTED_RULE, evidence)
 
 
-def _layouts(work: Work) -> tuple[np.ndarray, np.ndarray]:
+def _layouts(work: ImageSet) -> tuple[np.ndarray, np.ndarray]:
     photos = [image_sets.read(file) for file in work.subject.photos]
     shots = (image_sets.read(shot.file) for shot in work.pictures)
     to_photos = [
@@ -327,11 +334,13 @@ def _layouts(work: Work) -> tuple[np.ndarray, np.ndarray]:
     return np.array(to_photos), np.array(between)
 
 
-def _mode(seen: bool, said: str, rule: str, evidence: Sequence[Evidence]) -> Mode:
-    return Mode(SEEN if seen else UNSEEN, said, rule, tuple(evidence[:SHOWN]))
+def _mode(
+    seen: bool, said: str, rule: str, evidence: Sequence[Evidence]
+) -> FailureMode:
+    return FailureMode(SEEN if seen else UNSEEN, said, rule, tuple(evidence[:SHOWN]))
 
 
-def _plain(mode: Mode, path: epath.Path) -> dict[str, Any]:
+def _plain(mode: FailureMode, path: epath.Path) -> dict[str, Any]:
     """For the JSON; files are relative to the run."""
     evidence = [
         {"file": str(each.file.relative_to(path)), "said": each.said}

@@ -36,7 +36,7 @@ Templates = Callable[[str], Sequence[str]]  # prompts for a subject of a class
 
 
 @dataclasses.dataclass(frozen=True)
-class Subject:
+class SubjectPhotos:
     """A subject and its photos.
 
     Attributes:
@@ -51,7 +51,7 @@ class Subject:
 
 
 @dataclasses.dataclass(frozen=True)
-class Shot:
+class GeneratedImage:
     """A picture, and its prompt without the identifier; empty where not known."""
 
     file: epath.Path
@@ -59,7 +59,7 @@ class Shot:
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
+class ImageSet:
     """A system's pictures of one subject.
 
     Attributes:
@@ -68,8 +68,8 @@ class Work:
         skipped: files that are no pictures.
     """
 
-    subject: Subject
-    pictures: tuple[Shot, ...]
+    subject: SubjectPhotos
+    pictures: tuple[GeneratedImage, ...]
     class_pictures: tuple[epath.Path, ...] = ()
     skipped: tuple[epath.Path, ...] = ()
 
@@ -82,7 +82,7 @@ class Work:
 
 
 @dataclasses.dataclass(frozen=True)
-class Look:
+class ImageInfo:
     """What a picture file holds.
 
     Attributes:
@@ -94,7 +94,9 @@ class Look:
     digest: str
 
 
-def files(folder: epath.Path, flag: str) -> tuple[list[epath.Path], list[epath.Path]]:
+def image_files(
+    folder: epath.Path, flag: str
+) -> tuple[list[epath.Path], list[epath.Path]]:
     """Pictures of a folder by their suffix, and what else lies there.
 
     Args:
@@ -120,7 +122,7 @@ def files(folder: epath.Path, flag: str) -> tuple[list[epath.Path], list[epath.P
 
 def subjects(
     folder: epath.Path, nouns: Mapping[str, str], flag: str
-) -> dict[str, Subject]:
+) -> dict[str, SubjectPhotos]:
     """The subjects whose photos a folder has: itself, or one per folder in it.
 
     Args:
@@ -129,16 +131,16 @@ def subjects(
     Raises:
         InputError: no photos there.
     """
-    found, _ = files(folder, flag)
+    found, _ = image_files(folder, flag)
     if found:
         noun = nouns.get(folder.name, nouns.get("", ""))
-        return {folder.name: Subject(folder.name, noun, tuple(found))}
+        return {folder.name: SubjectPhotos(folder.name, noun, tuple(found))}
     known = {}
     for each in _folders(folder):
-        inside, _ = files(each, f"{flag}/{each.name}")
+        inside, _ = image_files(each, f"{flag}/{each.name}")
         if inside:
             noun = nouns.get(each.name, nouns.get("", ""))
-            known[each.name] = Subject(each.name, noun, tuple(inside))
+            known[each.name] = SubjectPhotos(each.name, noun, tuple(inside))
     if not known:
         raise InputError(
             f"{flag} holds no photos; put them there, or each subject's into a folder "
@@ -147,13 +149,13 @@ def subjects(
     return known
 
 
-def works(
+def image_sets(
     folder: epath.Path,
-    known: Mapping[str, Subject],
+    known: Mapping[str, SubjectPhotos],
     templates: Templates | None,
     flag: str,
     class_folder: epath.Path | None = None,
-) -> list[Work]:
+) -> list[ImageSet]:
     """What a system drew of each subject.
 
     Args:
@@ -186,14 +188,14 @@ def works(
         of_class = ()
         if class_folder is not None:
             where = class_folder if one else class_folder / name
-            of_class = tuple(files(_largest(where), f"--class_images={where}")[0])
+            of_class = tuple(image_files(_largest(where), f"--class_images={where}")[0])
             if not of_class:
                 raise InputError(f"--class_images={where} holds no pictures")
-        found.append(Work(subject, tuple(shots), of_class, tuple(skipped)))
+        found.append(ImageSet(subject, tuple(shots), of_class, tuple(skipped)))
     return found
 
 
-def plain(prompt: str, identifier: str, noun: str) -> str:
+def strip_identifier(prompt: str, identifier: str, noun: str) -> str:
     """A prompt as that of the class, the identifier taken out: "a dog in the snow".
 
     An article before it is chosen anew for the word that follows.
@@ -210,7 +212,7 @@ def plain(prompt: str, identifier: str, noun: str) -> str:
     return words.fill(prompt, "", noun)
 
 
-def survey(all_works: Sequence[Work]) -> dict[epath.Path, Look]:
+def inspect_images(all_works: Sequence[ImageSet]) -> dict[epath.Path, ImageInfo]:
     """Reads every file once, so that a bad one is known before any work.
 
     Raises:
@@ -232,7 +234,7 @@ def survey(all_works: Sequence[Work]) -> dict[epath.Path, Look]:
         except InputError as error:
             bad.append(f"  {error}")
             continue
-        looks[file] = Look((image.shape[1], image.shape[0]), digest(image))
+        looks[file] = ImageInfo((image.shape[1], image.shape[0]), digest(image))
     if bad:
         more = [f"  and {len(bad) - NAMED} more"] if len(bad) > NAMED else []
         raise InputError(
@@ -282,17 +284,17 @@ def indexed(folder: epath.Path) -> list[tuple[epath.Path, str]]:
 
 
 def _shots(
-    folder: epath.Path, subject: Subject, templates: Templates | None, flag: str
-) -> tuple[list[Shot], list[epath.Path]]:
+    folder: epath.Path, subject: SubjectPhotos, templates: Templates | None, flag: str
+) -> tuple[list[GeneratedImage], list[epath.Path]]:
     """The pictures of one subject with their prompts, and files that are none."""
     if (folder / INDEX).exists():
         found = indexed(folder)
         names = [_prompt_inside(file)[1] for file, _ in found]
         return [
-            Shot(file, plain(prompt, name, subject.noun))
+            GeneratedImage(file, strip_identifier(prompt, name, subject.noun))
             for (file, prompt), name in zip(found, names, strict=True)
         ], []
-    kept, skipped = files(_largest(folder), flag)
+    kept, skipped = image_files(_largest(folder), flag)
     if not kept:
         raise InputError(f"{folder} ({flag}) holds no pictures")
     if templates is not None:
@@ -307,14 +309,19 @@ def _shots(
             f"such as {silent[0].name}; give --prompts, or an {INDEX}"
         )
     return [
-        Shot(file, "" if prompt is None else plain(prompt, identifier, subject.noun))
+        GeneratedImage(
+            file,
+            ""
+            if prompt is None
+            else strip_identifier(prompt, identifier, subject.noun),
+        )
         for file, (prompt, identifier) in zip(kept, told, strict=True)
     ], skipped
 
 
 def _numbered(
-    kept: Sequence[epath.Path], subject: Subject, templates: Templates
-) -> list[Shot]:
+    kept: Sequence[epath.Path], subject: SubjectPhotos, templates: Templates
+) -> list[GeneratedImage]:
     listed = templates(subject.noun)
     if not subject.noun and any("[n]" in each.lower() for each in listed):
         raise InputError(
@@ -328,7 +335,7 @@ def _numbered(
         number = int(match[0]) if match else len(filled)
         if number < len(filled):
             seen.add(number)
-            shots.append(Shot(file, filled[number]))
+            shots.append(GeneratedImage(file, filled[number]))
         else:
             strange.append(file.name)
     bare = sorted(set(range(len(filled))) - seen)

@@ -26,7 +26,7 @@ Three = tuple[float, float, float]
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class Preprocessing:
     """How pictures are prepared.
 
     Attributes:
@@ -41,22 +41,24 @@ class Recipe:
     std: Three
 
 
-CLIP = Recipe(
+CLIP = Preprocessing(
     224,
     224,
     (0.48145466, 0.4578275, 0.40821073),
     (0.26862954, 0.26130258, 0.27577711),
 )
 RECIPES = {
-    "dino_vits16": Recipe(256, 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "dino_vits16": Preprocessing(
+        256, 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    ),
     "clip_vit_b32": CLIP,
     "clip_vit_b16": CLIP,
     "clip_vit_l14": CLIP,
-    "lpips_alex": Recipe(256, 256, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "lpips_alex": Preprocessing(256, 256, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
 
 
-def prepare(picture: np.ndarray, recipe: Recipe) -> np.ndarray:
+def prepare(picture: np.ndarray, recipe: Preprocessing) -> np.ndarray:
     """A picture, uint8 [H, W, 3], as f32 [crop, crop, 3]."""
     assert picture.dtype == np.uint8, picture.dtype
     short = min(picture.shape[:2])

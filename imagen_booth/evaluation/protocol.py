@@ -16,7 +16,7 @@ from etils import epath
 from imagen_booth.errors import InputError
 from imagen_booth.evaluation import features, image_sets, preprocess, scores
 from imagen_booth.evaluation import toybox_judge as judges
-from imagen_booth.evaluation.image_sets import Look, Subject, Work
+from imagen_booth.evaluation.image_sets import ImageInfo, ImageSet, SubjectPhotos
 from imagen_booth.evaluation.scores import Score
 from imagen_booth.toybox import coverage
 from imagen_booth.toybox.captions import parse
@@ -90,7 +90,7 @@ ARTEFACTS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Instruments:
+class FeatureNetworks:
     """What pictures are looked at through; None for what there is not.
 
     Attributes:
@@ -104,7 +104,7 @@ class Instruments:
     judge: judges.Judge | None
     cache: epath.Path
     mesh: jax.sharding.Mesh
-    looks: Mapping[epath.Path, Look]
+    looks: Mapping[epath.Path, ImageInfo]
 
     def features(self, part: Part, files: Iterable[epath.Path]) -> np.ndarray:
         """What DINO or CLIP sees in some files, f32 [N, F]."""
@@ -124,7 +124,7 @@ class Instruments:
         return [name for name, part in self.networks().items() if not part.pretrained]
 
 
-def open_network(flag: str, name: str, place: str, mesh: jax.sharding.Mesh) -> Part:
+def load_network(flag: str, name: str, place: str, mesh: jax.sharding.Mesh) -> Part:
     """A network of ``vision.SIZES``, its absence explained by how to get it.
 
     Args:
@@ -136,10 +136,10 @@ def open_network(flag: str, name: str, place: str, mesh: jax.sharding.Mesh) -> P
     try:
         return vision.load(name, place, mesh)
     except InputError as error:
-        raise InputError(f"--{flag}={place}: {error}; {how_to_get(name)}") from error
+        raise InputError(f"--{flag}={place}: {error}; {fetch_hint(name)}") from error
 
 
-def how_to_get(name: str) -> str:
+def fetch_hint(name: str) -> str:
     """Where the weights of a network of ``vision.SIZES`` are to be had."""
     artefact = ARTEFACTS.get(name)
     if artefact is None:
@@ -153,14 +153,14 @@ def how_to_get(name: str) -> str:
     )
 
 
-def look_ahead(through: Instruments) -> None:
+def check_networks(through: FeatureNetworks) -> None:
     """Computes the features of every file in full batches, for later calls to find."""
     for part in (through.dino, through.clip):
         if part is not None:
             through.features(part, through.looks)
 
 
-def measure(work: Work, through: Instruments) -> Grouped:
+def measure(work: ImageSet, through: FeatureNetworks) -> Grouped:
     """Values of every metric that can be measured, one array per prompt.
 
     PRES has one group; pictures whose prompts are not known are one group too, and
@@ -217,7 +217,7 @@ def measure(work: Work, through: Instruments) -> Grouped:
 
 
 def _judged(
-    work: Work, judge: judges.Judge, several: Sequence[Sequence[int]]
+    work: ImageSet, judge: judges.Judge, several: Sequence[Sequence[int]]
 ) -> Grouped:
     groups = work.by_prompt()
     readings = judge.read(image_sets.read(shot.file) for shot in work.pictures)
@@ -227,7 +227,7 @@ def _judged(
     if work.class_pictures:
         others = judge.read(map(image_sets.read, work.class_pictures))
         found["judge_pres"] = [scores.fidelity(others.subjects, photos)]
-    asked = {prompt: asked_by(prompt, judge) for prompt in groups}
+    asked = {prompt: requested_attributes(prompt, judge) for prompt in groups}
     shares = [
         np.array(
             [
@@ -247,7 +247,7 @@ def _judged(
     return found
 
 
-def asked_by(prompt: str, judge: judges.Judge) -> Attributes | None:
+def requested_attributes(prompt: str, judge: judges.Judge) -> Attributes | None:
     """What a prompt asks for, if the judge was taught all its words, else None."""
     tier = judge.manifest.get("recipe", {}).get("tier", "B")
     if coverage.beyond(prompt, dataclasses.asdict(TIERS[tier])):
@@ -258,7 +258,7 @@ def asked_by(prompt: str, judge: judges.Judge) -> Attributes | None:
         return None
 
 
-def measure_photos(subject: Subject, through: Instruments) -> Grouped:
+def measure_photos(subject: SubjectPhotos, through: FeatureNetworks) -> Grouped:
     """The photos among themselves, one value each; nothing where there is only one.
 
     A photo's value is its mean cosine to the others: their mean is that over all
@@ -276,7 +276,7 @@ def measure_photos(subject: Subject, through: Instruments) -> Grouped:
     return found
 
 
-def pooled(measured: Mapping[str, Iterable[Grouped]]) -> dict[str, Score]:
+def pool_scores(measured: Mapping[str, Iterable[Grouped]]) -> dict[str, Score]:
     """Scores of a system over its subjects.
 
     Groups of the bootstrap are subjects; of a single subject, its prompts.
@@ -300,7 +300,9 @@ def pooled(measured: Mapping[str, Iterable[Grouped]]) -> dict[str, Score]:
     }
 
 
-def remarks(system: str, some: Sequence[Work], looks: Mapping[Any, Look]) -> list[str]:
+def caveats(
+    system: str, some: Sequence[ImageSet], looks: Mapping[Any, ImageInfo]
+) -> list[str]:
     """What a reader of the numbers should know of a system's pictures."""
     said = []
     shots = [shot for work in some for shot in work.pictures]
@@ -335,13 +337,15 @@ def remarks(system: str, some: Sequence[Work], looks: Mapping[Any, Look]) -> lis
     return said
 
 
-def sizes(shots: Iterable[epath.Path], looks: Mapping[epath.Path, Look]) -> list[str]:
+def sizes(
+    shots: Iterable[epath.Path], looks: Mapping[epath.Path, ImageInfo]
+) -> list[str]:
     """Distinct sizes, "512 x 512", from small to large."""
     found = {looks[file].size for file in shots}
     return [f"{width} x {height}" for width, height in sorted(found)]
 
 
-def described(through: Instruments) -> dict[str, Any]:
+def describe_networks(through: FeatureNetworks) -> dict[str, Any]:
     """The instruments, for the JSON: sources, licences, preparation."""
     found: dict[str, Any] = {
         kind: {

@@ -7,8 +7,9 @@ from etils import epath
 from PIL import Image
 
 from imagen_booth import storage
-from imagen_booth.evaluation import image_sets, paper_tables, preprocess
-from imagen_booth.evaluation.image_sets import Work
+from imagen_booth.evaluation import image_sets, paper_tables
+from imagen_booth.evaluation.image_sets import GeneratedImage, ImageSet
+from imagen_booth.evaluation.preprocess import Preprocessing
 from imagen_booth.evaluation.protocol import METRICS, PHOTOS
 from imagen_booth.reports import html
 
@@ -26,7 +27,9 @@ UNSAID = (
 
 
 def write(
-    to: epath.Path, results: Mapping[str, Any], systems: Mapping[str, Sequence[Work]]
+    to: epath.Path,
+    results: Mapping[str, Any],
+    systems: Mapping[str, Sequence[ImageSet]],
 ) -> epath.Path:
     """Writes the page and returns its path.
 
@@ -148,7 +151,7 @@ def _beside(results: Mapping[str, Any]) -> str:
     return "".join(parts)
 
 
-def _pictures(systems: Mapping[str, Sequence[Work]]) -> str:
+def _pictures(systems: Mapping[str, Sequence[ImageSet]]) -> str:
     parts, seen = [], {}
     for system, some in systems.items():
         for work in some:
@@ -171,7 +174,7 @@ def _pictures(systems: Mapping[str, Sequence[Work]]) -> str:
     return "".join(parts)
 
 
-def _spread(groups: Any, work: Work) -> list[image_sets.Shot]:
+def _spread(groups: Any, work: ImageSet) -> list[GeneratedImage]:
     """The first picture of some prompts, or some pictures where there is one."""
     firsts = [work.pictures[group[0]] for group in groups]
     shots = firsts if len(firsts) > 1 else list(work.pictures)
@@ -217,7 +220,7 @@ def _protocol(results: Mapping[str, Any]) -> str:
             about += f"; right on renders it never saw: {right}" if right else ""
             source, digest = "the toybox’s own", each.get("sha256", "")
         else:
-            about = _preparation(preprocess.Recipe(**each["preparation"]))
+            about = _preparation(Preprocessing(**each["preparation"]))
             source, digest = each["source"], each["sha256"]
         rows.append(
             [
@@ -247,7 +250,7 @@ def _protocol(results: Mapping[str, Any]) -> str:
     )
 
 
-def _preparation(recipe: preprocess.Recipe) -> str:
+def _preparation(recipe: Preprocessing) -> str:
     mean, std = (
         ", ".join(f"{value:g}" for value in each) for each in (recipe.mean, recipe.std)
     )

@@ -9,26 +9,26 @@ from etils import epath
 from imagen_booth.config.schema import TOYBOX
 from imagen_booth.errors import InputError
 from imagen_booth.evaluation import image_sets
-from imagen_booth.evaluation.image_sets import Subject, Templates, Work
-from imagen_booth.rundir.layout import Workdir
+from imagen_booth.evaluation.image_sets import ImageSet, SubjectPhotos, Templates
+from imagen_booth.rundir.layout import RunDirectory
 from imagen_booth.text import prompts as words
-from imagen_booth.text.prompt_suites import DREAMBENCH, fitting
+from imagen_booth.text.prompt_suites import DREAMBENCH, fitting_suite
 
 FINAL = "final"  # what a run draws by itself
 CLASS = "class"  # where pictures of the class alone are looked for
 
 
-def is_toy(path: epath.Path) -> bool:
+def is_toybox_run(path: epath.Path) -> bool:
     """Whether a run's subject is one of the toybox, which the judge can read."""
     return _photo_setting(path).startswith(f"{TOYBOX}:")
 
 
-def finished(
+def finished_runs(
     path: epath.Path,
     name: str = "",
     source: str = "",
     templates: Templates | None = None,
-) -> tuple[str, Work]:
+) -> tuple[str, ImageSet]:
     """What a run drew, and the name of its system.
 
     The photos are the square crops that training saw, 512 px. Pictures of the class
@@ -44,7 +44,7 @@ def finished(
     Raises:
         InputError: no run, not finished, no such pictures, or prompts without one.
     """
-    manifest = Workdir(path).manifest
+    manifest = RunDirectory(path).manifest
     if "subject" not in manifest or not (path / "config.json").exists():
         raise InputError(f"--run={path} is not the work directory of a run")
     if manifest.get("status") != "done":
@@ -55,12 +55,12 @@ def finished(
     noun = manifest["subject"]["class_noun"]
     name = name or _folder_name(path, source, noun)
     if not (path / "samples" / name).exists():
-        wanted = fitting(source or DREAMBENCH, noun)
+        wanted = fitting_suite(source or DREAMBENCH, noun)
         raise InputError(
             f"{path / 'samples' / name} does not exist; python -m imagen_booth.sample "
             f"--run={path} --prompts={wanted} --seeds=4 draws it"
         )
-    work = drawn(path, name)
+    work = run_image_set(path, name)
     if templates is not None:
         _check_whole(path, work, templates(noun), source)
     of_class = _class_pictures(path, work.subject)
@@ -68,27 +68,28 @@ def finished(
     return f"DreamBooth ({manifest['cascade']['name']})", work
 
 
-def drawn(path: epath.Path, name: str) -> Work:
+def run_image_set(path: epath.Path, name: str) -> ImageSet:
     """The pictures in ``samples/NAME`` of a run, finished or not.
 
     Raises:
         InputError: no pictures, or no photos.
     """
-    about = Workdir(path).manifest["subject"]
+    about = RunDirectory(path).manifest["subject"]
     setting = epath.Path(_photo_setting(path).removeprefix(f"{TOYBOX}:"))
-    called = "/".join(setting.parts[-2:]) if is_toy(path) else setting.name
-    photos, _ = image_sets.files(path / "photos", f"{path}/photos")
+    called = "/".join(setting.parts[-2:]) if is_toybox_run(path) else setting.name
+    photos, _ = image_sets.image_files(path / "photos", f"{path}/photos")
     if not photos:
         raise InputError(f"{path}/photos holds no photos; run the training again")
-    subject = Subject(called or path.name, about["class_noun"], tuple(photos))
+    subject = SubjectPhotos(called or path.name, about["class_noun"], tuple(photos))
     return _of(path / "samples" / name, subject, about["identifier"])
 
 
-def _of(folder: epath.Path, subject: Subject, identifier: str) -> Work:
-    (work,) = image_sets.works(folder, {subject.name: subject}, None, str(folder))
+def _of(folder: epath.Path, subject: SubjectPhotos, identifier: str) -> ImageSet:
+    (work,) = image_sets.image_sets(folder, {subject.name: subject}, None, str(folder))
     shots = tuple(
         dataclasses.replace(
-            shot, prompt=image_sets.plain(shot.prompt, identifier, subject.noun)
+            shot,
+            prompt=image_sets.strip_identifier(shot.prompt, identifier, subject.noun),
         )
         for shot in work.pictures
     )
@@ -101,7 +102,7 @@ def _photo_setting(path: epath.Path) -> str:
 
 def _folder_name(path: epath.Path, source: str, noun: str) -> str:
     if source:
-        return epath.Path(fitting(source, noun)).stem
+        return epath.Path(fitting_suite(source, noun)).stem
     jobs = sorted(
         each.parent.name for each in (path / "samples").glob(f"*/{image_sets.INDEX}")
     )
@@ -114,7 +115,7 @@ def _folder_name(path: epath.Path, source: str, noun: str) -> str:
 
 
 def _check_whole(
-    path: epath.Path, work: Work, listed: Sequence[str], source: str
+    path: epath.Path, work: ImageSet, listed: Sequence[str], source: str
 ) -> None:
     """Every prompt needs a picture."""
     filled = [words.fill(each, "", work.subject.noun) for each in listed]
@@ -127,7 +128,7 @@ def _check_whole(
         )
 
 
-def _class_pictures(path: epath.Path, subject: Subject) -> tuple[epath.Path, ...]:
+def _class_pictures(path: epath.Path, subject: SubjectPhotos) -> tuple[epath.Path, ...]:
     folder = path / "samples" / CLASS
     if not folder.exists():
         return ()

@@ -11,16 +11,16 @@ from imagen_booth.cascade import Stage
 from imagen_booth.config.schema import Job
 from imagen_booth.diffusion import sampler
 from imagen_booth.diffusion.sampler import SamplerConfig
-from imagen_booth.experiments.image_store import Studio
+from imagen_booth.experiments.image_store import ImageStore
 from imagen_booth.experiments.plan import Run, Study
-from imagen_booth.preflight import memory
+from imagen_booth.preflight import jaxpr_cost, memory
 from imagen_booth.weights.load import network, shapes
 
 BASE = "base"
 ROWS, TIMES = 8, 3  # of the forward pass that is timed
 
 
-def run_flops(studio: Studio, run: Run, measured: int) -> float:
+def run_flops(studio: ImageStore, run: Run, measured: int) -> float:
     """Arithmetic of a run, without its class images.
 
     Args:
@@ -39,7 +39,7 @@ def run_flops(studio: Studio, run: Run, measured: int) -> float:
     return total + inversion_flops(studio, run.job)
 
 
-def inversion_flops(studio: Studio, job: Job) -> float:
+def inversion_flops(studio: ImageStore, job: Job) -> float:
     """Arithmetic of Textual Inversion: the whole way there and back for each row.
 
     Back through weights that do not change costs as much as the way there.
@@ -49,20 +49,20 @@ def inversion_flops(studio: Studio, job: Job) -> float:
     forward = _cost(studio, studio.cascade.stage(BASE), job).row_flops
     _, encoder = network(studio.cascade, "text", jnp.float32)
     tokens = jax.ShapeDtypeStruct((1, studio.cascade.text.length), jnp.int32)
-    forward += memory.flops(encoder, shapes(studio.cascade, "text"), tokens)
+    forward += jaxpr_cost.count_flops(encoder, shapes(studio.cascade, "text"), tokens)
     multiple = studio.mesh.size * job.text.accumulate
     rows = -(-job.text.subject_rows // multiple) * multiple
     return 2 * forward * rows * job.text.steps
 
 
-def class_flops(studio: Studio, job: Job) -> float:
+def class_flops(studio: ImageStore, job: Job) -> float:
     """Arithmetic of a set of class images at the base resolution."""
     stage = studio.cascade.stage(BASE)
     calls = _calls(stage, job.class_images.sampler)
     return job.class_images.count * calls * _cost(studio, stage, job).row_flops
 
 
-def rate(studio: Studio) -> tuple[float, float]:
+def rate(studio: ImageStore) -> tuple[float, float]:
     """Times a forward pass of the base network on this machine.
 
     Returns:
@@ -88,7 +88,7 @@ def rate(studio: Studio) -> tuple[float, float]:
 
 
 def table(
-    studio: Studio,
+    studio: ImageStore,
     studies: Sequence[Study],
     finished: Collection[str],
     speed: tuple[float, float],
@@ -134,7 +134,7 @@ def table(
     return "\n".join(lines)
 
 
-def _cost(studio: Studio, stage: Stage, job: Job) -> memory.StageCost:
+def _cost(studio: ImageStore, stage: Stage, job: Job) -> memory.StageCost:
     tuning = job.tuning(stage.name)
     return _traced(studio.cascade, stage, tuning, studio.mesh.size)
 

@@ -17,21 +17,21 @@ from imagen_booth.distributed.stop import StopRequest
 from imagen_booth.rundir.layout import cache_folder
 from imagen_booth.sampling import finished_run
 from imagen_booth.sampling.cascade_sampler import (
-    Ready,
-    Request,
-    about,
-    draw_stage,
+    ImageRequest,
+    LoadedStage,
+    image_metadata,
     rows_at,
-    store,
+    sample_stage,
+    save_images,
 )
-from imagen_booth.sampling.text_embeddings import Learned, embed
+from imagen_booth.sampling.text_embeddings import LearnedEmbedding, embed_prompts
 from imagen_booth.text.prompts import fill
 from imagen_booth.weights import placement
-from imagen_booth.weights.load import Part, load, origin, resolve
+from imagen_booth.weights.load import Part, load, resolve, weight_origin
 from imagen_booth.weights.placement import activation_dtype
 
 
-class Studio:
+class ImageStore:
     """The stages of a cascade, as they came or as a run tuned them.
 
     Args:
@@ -51,7 +51,7 @@ class Studio:
         self.mesh = placement.mesh_to_draw(self.cascade, job)
         self.dtype = activation_dtype(job.dtype)
         self.origins = {
-            name: origin(self.cascade, name, getattr(job.weights, name))
+            name: weight_origin(self.cascade, name, getattr(job.weights, name))
             for name in ("text", *(stage.name for stage in self.cascade.stages))
         }
         self._parts: dict[str, Part] = {}
@@ -91,7 +91,7 @@ class Studio:
             )
         return self._parts[name]
 
-    def ready(self, name: str, run: str = "") -> Ready:
+    def ready(self, name: str, run: str = "") -> LoadedStage:
         """A stage to draw with: as a finished run tuned it, or as it came.
 
         Raises:
@@ -100,17 +100,19 @@ class Studio:
         stage = self.cascade.stage(name)
         if not run:
             part = self.part(name)
-            return Ready(stage, part, part.params, stage.normal_level, 0, False)
+            return LoadedStage(stage, part, part.params, stage.normal_level, 0, False)
         finished = finished_run.read_run(self.run_folder(run))
-        return finished_run.open_stage(finished, stage, self.mesh, self.dtype)
+        return finished_run.load_stage(finished, stage, self.mesh, self.dtype)
 
-    def learned(self, run: str) -> Learned | None:
+    def learned(self, run: str) -> LearnedEmbedding | None:
         """What a finished run's identifier was taught to mean; None where nothing was.
 
         Raises:
             InputError: the run has not come to its end.
         """
-        return finished_run.learned_by(finished_run.read_run(self.run_folder(run)))
+        return finished_run.learned_embedding(
+            finished_run.read_run(self.run_folder(run))
+        )
 
     def requests(
         self,
@@ -118,7 +120,7 @@ class Studio:
         seeds: Sequence[int],
         run: str = "",
         noun: str = "",
-    ) -> list[Request]:
+    ) -> list[ImageRequest]:
         """One picture per template and seed, in the words of a run.
 
         Args:
@@ -131,7 +133,7 @@ class Studio:
             word, noun = said["identifier"], said["class_noun"]
             alone = said.get("alone", False)
         return [
-            Request(
+            ImageRequest(
                 fill(template, word, noun, alone=alone),
                 fill(template, "", noun),
                 seed,
@@ -144,10 +146,10 @@ class Studio:
     def draw(
         self,
         name: str,
-        ready: Ready,
-        requests: Sequence[Request],
+        ready: LoadedStage,
+        requests: Sequence[ImageRequest],
         lows: Sequence[np.ndarray] | None = None,
-        learned: Learned | None = None,
+        learned: LearnedEmbedding | None = None,
     ) -> list[epath.Path]:
         """Draws pictures with one stage, or finds them drawn already.
 
@@ -178,7 +180,7 @@ class Studio:
         rows = rows_at(stage, self.job.pictures.batch)
         drawn = []
         with jax.set_mesh(self.mesh), StopRequest() as stop:
-            found, _ = embed(
+            found, _ = embed_prompts(
                 self.cascade,
                 spoken,
                 weights=self.job.weights.text,
@@ -193,7 +195,7 @@ class Studio:
             for start in range(0, len(requests), rows):
                 stop.check()
                 some = slice(start, start + rows)
-                images = draw_stage(
+                images = sample_stage(
                     stage,
                     ready.part,
                     ready.params,
@@ -208,7 +210,7 @@ class Studio:
                 )
                 drawn.append(images)
         story = {"run": name, "cascade": self.cascade.name}
-        story |= {"licence": self.cascade.licence} | about(ready, sampler)
-        store(folder, requests, np.concatenate(drawn), story)
+        story |= {"licence": self.cascade.licence} | image_metadata(ready, sampler)
+        save_images(folder, requests, np.concatenate(drawn), story)
         storage.write_atomic(done, json.dumps(made).encode())
         return files

@@ -11,12 +11,12 @@ from imagen_booth.data import image_files, photos
 from imagen_booth.evaluation import scores, toybox_judge
 from imagen_booth.evaluation.toybox_judge import answers
 from imagen_booth.experiments import plan
-from imagen_booth.experiments.image_store import Studio
+from imagen_booth.experiments.image_store import ImageStore
 from imagen_booth.experiments.plan import Run
 from imagen_booth.toybox.captions import parse
 from imagen_booth.toybox.renderer import render
-from imagen_booth.toybox.subjects import Subject, truth_scene
-from imagen_booth.training.subject_photos import TOY_PHOTOS, TOY_SIZE
+from imagen_booth.toybox.subjects import ToyboxSubject, truth_scene
+from imagen_booth.training.subject_photos import TOYBOX_PHOTO_SIZE, TOYBOX_PHOTOS
 
 PICTURES = 4  # per prompt, as in the paper
 CLASS_PICTURES = 16  # of "a dog", for PRES
@@ -27,7 +27,7 @@ WHITE = (255, 255, 255)  # beside a padded photo, which a render never is
 
 
 @dataclasses.dataclass(frozen=True)
-class Seen:
+class ImageReadings:
     """Pictures of a subject for the applications' prompts, drawn or rendered.
 
     Attributes:
@@ -50,7 +50,7 @@ class Seen:
         return np.array([toybox_judge.diversity(looks) for looks in alike])
 
 
-class Album:
+class RunReadings:
     """Draws, renders and reads pictures; what is there already is found again.
 
     Args:
@@ -59,7 +59,7 @@ class Album:
     """
 
     def __init__(
-        self, studio: Studio, reader: toybox_judge.Judge, templates: Sequence[str]
+        self, studio: ImageStore, reader: toybox_judge.Judge, templates: Sequence[str]
     ):
         self.studio, self.reader, self.templates = studio, reader, templates
         # Studies share arms, and arms subjects.
@@ -72,16 +72,16 @@ class Album:
         """What the judge sees in some files."""
         return self.reader.read([image_files.load_png(file) for file in files])
 
-    def photo_files(self, subject: Subject) -> list[epath.Path]:
+    def photo_files(self, subject: ToyboxSubject) -> list[epath.Path]:
         """All photos of a subject, also where a run used fewer."""
-        folder = plan.photo_folder(self.studio.folder, subject, TOY_PHOTOS)
-        return [folder / f"{index:02d}.png" for index in range(TOY_PHOTOS)]
+        folder = plan.photo_folder(self.studio.folder, subject, TOYBOX_PHOTOS)
+        return [folder / f"{index:02d}.png" for index in range(TOYBOX_PHOTOS)]
 
-    def _photos(self, subject: Subject) -> np.ndarray:
+    def _photos(self, subject: ToyboxSubject) -> np.ndarray:
         """The judge's embeddings of all photos, [M, E]."""
         return self.read(self.photo_files(subject)).subjects
 
-    def _seen(self, run: Run) -> Seen:
+    def _seen(self, run: Run) -> ImageReadings:
         """What a run draws for the applications' prompts."""
         requests = self.studio.requests(self.templates, range(PICTURES), run.name)
         ready = self.studio.ready("base", run.name)
@@ -90,7 +90,7 @@ class Album:
         files = self.studio.draw(name, ready, requests, learned=learned)
         return self._looked_at(files, run.subject)
 
-    def _true(self, subject: Subject) -> Seen:
+    def _true(self, subject: ToyboxSubject) -> ImageReadings:
         """True pictures for the same prompts."""
         folder = self.studio.folder / "truth" / plan.run_name(subject)
         files = []
@@ -104,7 +104,9 @@ class Album:
                     image_files.save_png(files[-1], image)
         return self._looked_at(files, subject)
 
-    def _looked_at(self, files: list[epath.Path], subject: Subject) -> Seen:
+    def _looked_at(
+        self, files: list[epath.Path], subject: ToyboxSubject
+    ) -> ImageReadings:
         templates = [each for each in self.templates for _ in range(PICTURES)]
         readings = self.read(files)
         prompt = []
@@ -112,10 +114,12 @@ class Album:
             wanted = parse(template.replace("[N]", subject.noun))
             prompt.append(np.mean(list(answers(readings, index, wanted).values())))
         likeness = scores.fidelity(readings.subjects, self.photos(subject))
-        return Seen(files, templates, readings.looks, likeness, np.array(prompt))
+        return ImageReadings(
+            files, templates, readings.looks, likeness, np.array(prompt)
+        )
 
     def _of_class(
-        self, subject: Subject, run: str = ""
+        self, subject: ToyboxSubject, run: str = ""
     ) -> tuple[list[epath.Path], np.ndarray]:
         """Pictures of "a dog", and how like the subject's photos each is, f64 [N].
 
@@ -146,19 +150,19 @@ class Album:
             files = self.studio.draw(name, ready, requests, lows)
         return [(each.prompt, file) for each, file in zip(requests, files, strict=True)]
 
-    def scenes(self, subject: Subject, size: int) -> list[epath.Path]:
+    def scenes(self, subject: ToyboxSubject, size: int) -> list[epath.Path]:
         """True pictures of ``SCENES`` at a size, made as photos are for training."""
         folder = self.studio.folder / "scenes" / plan.run_name(subject)
         takes = [(scene, take) for scene in SCENES for take in range(TAKES)]
         files = [folder / str(size) / f"{i:02d}.png" for i in range(len(takes))]
         if not files[-1].exists():
             for file, (scene, take) in zip(files, takes, strict=True):
-                whole = folder / str(TOY_SIZE) / file.name
+                whole = folder / str(TOYBOX_PHOTO_SIZE) / file.name
                 if not whole.exists():
                     image_files.save_png(
-                        whole, _rendered(subject, scene, take, TOY_SIZE)
+                        whole, _rendered(subject, scene, take, TOYBOX_PHOTO_SIZE)
                     )
-                if size != TOY_SIZE:
+                if size != TOYBOX_PHOTO_SIZE:
                     image = photos.square(
                         image_files.load_png(whole), size, photos.Crop(), WHITE
                     )
@@ -192,6 +196,8 @@ class Album:
         return files, pairs
 
 
-def _rendered(subject: Subject, template: str, take: int, size: int) -> np.ndarray:
+def _rendered(
+    subject: ToyboxSubject, template: str, take: int, size: int
+) -> np.ndarray:
     scene = truth_scene(subject, template.replace("[N]", subject.noun), take)
     return render([scene], size)[0]

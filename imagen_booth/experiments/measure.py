@@ -10,12 +10,12 @@ from etils import epath
 from imagen_booth.data import image_files
 from imagen_booth.evaluation import scores, toybox_judge
 from imagen_booth.experiments import claims, detail, judge_readings, plan
-from imagen_booth.experiments.image_store import Studio
-from imagen_booth.experiments.judge_readings import Album, Seen
+from imagen_booth.experiments.image_store import ImageStore
+from imagen_booth.experiments.judge_readings import ImageReadings, RunReadings
 from imagen_booth.experiments.plan import APPLICATIONS, Run, Study
 from imagen_booth.toybox.coverage import held_out_captions
 from imagen_booth.toybox.grammar import TIER_A
-from imagen_booth.toybox.subjects import Subject
+from imagen_booth.toybox.subjects import ToyboxSubject
 
 Arms = dict[str, dict[str, list[np.ndarray]]]  # values of each subject, by metric
 
@@ -25,7 +25,7 @@ SHOWN_SUBJECTS = 3
 CROP = 256  # pixels shown of a larger picture
 
 
-class Lab:
+class Measurements:
     """Measures studies whose runs are done.
 
     Args:
@@ -35,14 +35,14 @@ class Lab:
 
     def __init__(
         self,
-        studio: Studio,
+        studio: ImageStore,
         reader: toybox_judge.Judge,
         knows: Mapping[str, Sequence[str]],
     ):
         self.studio, self.knows = studio, knows
         self.applications = plan.prompts(knows)
         self.templates = [each for some in self.applications.values() for each in some]
-        self.album = Album(studio, reader, self.templates)
+        self.album = RunReadings(studio, reader, self.templates)
 
     def pictures_per_run(self) -> int:
         """Pictures that measuring draws with a tuned base stage, at most."""
@@ -280,13 +280,13 @@ class Lab:
         return {"caption": caption, "files": names, "crop": crop}
 
 
-def _title(subject: Subject) -> str:
+def _title(subject: ToyboxSubject) -> str:
     return f"{subject.noun} {subject.seed}"
 
 
 def _by_subject(runs: Iterable[Run], value: Callable[[Run], Any]) -> list[list[Any]]:
     """Values of runs, grouped by subject."""
-    groups: dict[Subject, list[Any]] = {}
+    groups: dict[ToyboxSubject, list[Any]] = {}
     for run in runs:
         groups.setdefault(run.subject, []).append(value(run))
     return list(groups.values())
@@ -296,9 +296,11 @@ def _joined(groups: Iterable[Sequence[np.ndarray]]) -> list[np.ndarray]:
     return [np.concatenate(group) for group in groups]
 
 
-def _fidelities(seen: Iterable[Seen | Sequence[Seen]]) -> dict[str, list[np.ndarray]]:
+def _fidelities(
+    seen: Iterable[ImageReadings | Sequence[ImageReadings]],
+) -> dict[str, list[np.ndarray]]:
     """Both fidelities of each subject, over one run of it or several."""
-    groups = [[one] if isinstance(one, Seen) else one for one in seen]
+    groups = [[one] if isinstance(one, ImageReadings) else one for one in seen]
     return {
         "subject": _joined([each.subject for each in group] for group in groups),
         "prompt": _joined([each.prompt for each in group] for group in groups),

@@ -11,20 +11,20 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from etils import epath
 
 from imagen_booth.cascade import Cascade
-from imagen_booth.config.schema import Inversion, Job
+from imagen_booth.config.schema import Job, TextualInversion
 from imagen_booth.diffusion import sampler as samplers
 from imagen_booth.errors import InputError
-from imagen_booth.sampling.text_embeddings import tokenizer
+from imagen_booth.sampling.text_embeddings import load_tokenizer
 from imagen_booth.text import identifier
 from imagen_booth.toybox import subjects as toys
 from imagen_booth.toybox.coverage import beyond
-from imagen_booth.toybox.subjects import Subject
-from imagen_booth.training.subject_photos import TOY_PHOTOS
+from imagen_booth.toybox.subjects import ToyboxSubject
+from imagen_booth.training.subject_photos import TOYBOX_PHOTOS
 
 # No cascade has seen these: subjects never share a generator with the individuals of
 # pretraining. The studies over fewer subjects take the first ones.
 SUBJECTS = tuple(
-    Subject(noun, 301 + number)
+    ToyboxSubject(noun, 301 + number)
     for number, noun in enumerate(
         ("dog", "teapot", "cat", "car", "duck", "backpack", "dog", "cat")
     )
@@ -102,13 +102,13 @@ class Run:
     """
 
     name: str
-    subject: Subject
+    subject: ToyboxSubject
     photos: int
     job: Job
 
 
 @dataclasses.dataclass(frozen=True)
-class Extent:
+class StudySize:
     """How much is run; a smaller extent's runs are part of a larger one's.
 
     Attributes:
@@ -119,7 +119,7 @@ class Extent:
 
     subjects: int = len(SUBJECTS)
     seeds: int = 3
-    counts: tuple[int, ...] = tuple(range(1, TOY_PHOTOS + 1))
+    counts: tuple[int, ...] = tuple(range(1, TOYBOX_PHOTOS + 1))
 
     def __post_init__(self):
         if not 1 <= self.subjects <= len(SUBJECTS):
@@ -130,7 +130,7 @@ class Extent:
             raise InputError(f"--seeds={self.seeds} should be 1 or more")
 
 
-FULL, QUICK = Extent(), Extent(subjects=2, seeds=1, counts=(1, 4, TOY_PHOTOS))
+FULL, QUICK = StudySize(), StudySize(subjects=2, seeds=1, counts=(1, 4, TOYBOX_PHOTOS))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,8 +161,8 @@ def plan(
     cascade: Cascade,
     folder: epath.Path,
     names: Collection[str],
-    extent: Extent,
-    text: Inversion,
+    extent: StudySize,
+    text: TextualInversion,
 ) -> list[Study]:
     """All studies called for, in the order of ``STUDIES``.
 
@@ -178,13 +178,15 @@ def plan(
         InputError: a name that is no study, or no name.
     """
     check(names)
-    maker = _Maker(job, cascade, folder, text)
+    maker = _Planner(job, cascade, folder, text)
     many = SUBJECTS[: extent.subjects]
     few = many[:FEW]
     seeds = range(extent.seeds)
 
     def over(
-        make: Callable[..., Run], subjects: Sequence[Subject] = few, **settings: int
+        make: Callable[..., Run],
+        subjects: Sequence[ToyboxSubject] = few,
+        **settings: int,
     ) -> tuple[Run, ...]:
         return tuple(make(subject, **settings) for subject in subjects)
 
@@ -250,80 +252,83 @@ def distinct(studies: Iterable[Study]) -> list[Run]:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Maker:
+class _Planner:
     """Turns the default job into that of an arm."""
 
     job: Job
     cascade: Cascade
     folder: epath.Path
-    text: Inversion
+    text: TextualInversion
 
     def usual(
         self,
-        subject: Subject,
+        subject: ToyboxSubject,
         seed: int = 0,
         *,
-        photos: int = TOY_PHOTOS,
+        photos: int = TOYBOX_PHOTOS,
         prior: bool = True,
     ) -> Run:
         """The base stage as the job tunes it; the others stay as they came."""
         job = self._job(subject, photos, seed)
         marks = [f"seed_{seed}"] if seed else []
-        if photos != TOY_PHOTOS:
+        if photos != TOYBOX_PHOTOS:
             marks.append(f"photos_{photos}")
         if not prior:
             marks.append("no_prior")
             job = _with_base(job, class_rows=0)
         return self._run(subject, marks, photos, _base_only(job))
 
-    def no_noun(self, subject: Subject) -> Run:
+    def no_noun(self, subject: ToyboxSubject) -> Run:
         """Prompts of two rare words, the second of which stands where the noun would.
 
         There is no class then, so there is no prior to preserve.
         """
         job = self._job(subject)
-        pieces = tokenizer(self.cascade, job.weights.vocabulary)
+        pieces = load_tokenizer(self.cascade, job.weights.vocabulary)
         drawn = identifier.draw(
             pieces, self.cascade.text.rare, subject.noun, 2, job.seed
         )
         first, second = drawn.text.split()
         job = _with_subject(job, identifier=first, class_noun=second)
         return self._run(
-            subject, ["no_noun"], TOY_PHOTOS, _base_only(_with_base(job, class_rows=0))
+            subject,
+            ["no_noun"],
+            TOYBOX_PHOTOS,
+            _base_only(_with_base(job, class_rows=0)),
         )
 
-    def wrong_noun(self, subject: Subject, longer: int) -> Run:
+    def wrong_noun(self, subject: ToyboxSubject, longer: int) -> Run:
         """Another class's noun, with that class as its prior."""
         job = _with_subject(self._job(subject), class_noun=WRONG_NOUN[subject.noun])
         job = _with_base(job, steps=longer * job.base.steps)
         marks = ["wrong_noun"] + ([f"times_{longer}"] if longer > 1 else [])
-        return self._run(subject, marks, TOY_PHOTOS, _base_only(job))
+        return self._run(subject, marks, TOYBOX_PHOTOS, _base_only(job))
 
-    def common_word(self, subject: Subject) -> Run:
+    def common_word(self, subject: ToyboxSubject) -> Run:
         """A word that the prior knows well in that place: another colour's."""
         colours = ("blue", "green")
         word = next(each for each in colours if each != subject.individual.colour)
         job = _with_subject(self._job(subject), identifier=word)
-        return self._run(subject, ["common_word"], TOY_PHOTOS, _base_only(job))
+        return self._run(subject, ["common_word"], TOYBOX_PHOTOS, _base_only(job))
 
-    def characters(self, subject: Subject) -> Run:
+    def characters(self, subject: ToyboxSubject) -> Run:
         """Characters at random, which the tokenizer takes one by one."""
         job = _with_subject(self._job(subject), identifier=RANDOM_CHARACTERS)
-        return self._run(subject, ["characters"], TOY_PHOTOS, _base_only(job))
+        return self._run(subject, ["characters"], TOYBOX_PHOTOS, _base_only(job))
 
-    def inverted(self, subject: Subject) -> Run:
+    def inverted(self, subject: ToyboxSubject) -> Run:
         """Textual Inversion: the networks as they came, the identifier learnt."""
         text = dataclasses.replace(self.text, preview_every=0)
         job = dataclasses.replace(_with_base(self._job(subject), steps=0), text=text)
-        return self._run(subject, ["inverted"], TOY_PHOTOS, _base_only(job))
+        return self._run(subject, ["inverted"], TOYBOX_PHOTOS, _base_only(job))
 
-    def described(self, subject: Subject) -> Run:
+    def described(self, subject: ToyboxSubject) -> Run:
         """The subject in words, and nothing tuned."""
         job = _base_only(_with_base(self._job(subject), steps=0))
         job = _with_subject(job, description=toys.describe(subject))
-        return self._run(subject, ["described"], TOY_PHOTOS, job)
+        return self._run(subject, ["described"], TOYBOX_PHOTOS, job)
 
-    def class_images_of(self, subject: Subject, *, more: bool) -> Run:
+    def class_images_of(self, subject: ToyboxSubject, *, more: bool) -> Run:
         """Class images by many more ancestral steps, or by a solver at half of them."""
         job = self._job(subject)
         usual = job.class_images.sampler
@@ -337,9 +342,9 @@ class _Maker:
         own = dataclasses.replace(job.class_images, sampler=sampler)
         job = _base_only(dataclasses.replace(job, class_images=own))
         mark = "class_more" if more else "class_solver"
-        return self._run(subject, [mark], TOY_PHOTOS, job)
+        return self._run(subject, [mark], TOYBOX_PHOTOS, job)
 
-    def enlarging(self, subject: Subject, *, low: bool) -> Run:
+    def enlarging(self, subject: ToyboxSubject, *, low: bool) -> Run:
         """The super-resolution stages alone, at the job's level or pretraining's."""
         job = self._job(subject)
         levels = {
@@ -352,9 +357,11 @@ class _Maker:
             for name, level in levels.items()
         }
         job = _with_base(dataclasses.replace(job, **changes), steps=0)
-        return self._run(subject, [SR_LOW if low else "sr_normal"], TOY_PHOTOS, job)
+        return self._run(subject, [SR_LOW if low else "sr_normal"], TOYBOX_PHOTOS, job)
 
-    def _job(self, subject: Subject, photos: int = TOY_PHOTOS, seed: int = 0) -> Job:
+    def _job(
+        self, subject: ToyboxSubject, photos: int = TOYBOX_PHOTOS, seed: int = 0
+    ) -> Job:
         """The default job on a subject, with one picture of its own."""
         pictures = dataclasses.replace(
             self.job.pictures, prompts=("a [V] [N]",), seeds=1
@@ -368,16 +375,18 @@ class _Maker:
             job, photos=str(place), class_noun=subject.noun, identifier=""
         )
 
-    def _run(self, subject: Subject, marks: list[str], photos: int, job: Job) -> Run:
+    def _run(
+        self, subject: ToyboxSubject, marks: list[str], photos: int, job: Job
+    ) -> Run:
         return Run(run_name(subject, *marks), subject, photos, job)
 
 
-def photo_folder(folder: epath.Path, subject: Subject, photos: int) -> epath.Path:
+def photo_folder(folder: epath.Path, subject: ToyboxSubject, photos: int) -> epath.Path:
     """Where the first photos of a subject are rendered to, for all its runs."""
     return folder / "photos" / run_name(subject, str(photos))
 
 
-def run_name(subject: Subject, *marks: str) -> str:
+def run_name(subject: ToyboxSubject, *marks: str) -> str:
     """A subject, and what sets one of its runs apart."""
     return ".".join([f"{subject.noun}_{subject.seed}", *marks])
 

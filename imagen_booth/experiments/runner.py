@@ -8,27 +8,27 @@ from typing import Any
 from etils import epath
 
 from imagen_booth import dreambooth, storage
-from imagen_booth.config.schema import Inversion, Job
+from imagen_booth.config.schema import Job, TextualInversion
 from imagen_booth.data import image_files
 from imagen_booth.evaluation import toybox_judge
 from imagen_booth.experiments import cost, plan, report
-from imagen_booth.experiments.image_store import Studio
-from imagen_booth.experiments.measure import Lab
-from imagen_booth.experiments.plan import Run
-from imagen_booth.rundir.layout import now
+from imagen_booth.experiments.image_store import ImageStore
+from imagen_booth.experiments.measure import Measurements
+from imagen_booth.experiments.plan import Run, StudySize
+from imagen_booth.rundir.layout import utc_now
 from imagen_booth.toybox import subjects as toys
-from imagen_booth.training.subject_photos import TOY_SIZE
-from imagen_booth.weights.load import taught
+from imagen_booth.training.subject_photos import TOYBOX_PHOTO_SIZE
+from imagen_booth.weights.load import shipped_vocabulary
 
 log = logging.getLogger(__name__)
 
 
-def conduct(
+def run_studies(
     job: Job,
     folder: epath.Path,
     names: Collection[str],
-    extent: plan.Extent,
-    text: Inversion,
+    extent: StudySize,
+    text: TextualInversion,
 ) -> epath.Path:
     """Says what is to be done; then, study by study, runs, measures, and shows it.
 
@@ -48,14 +48,14 @@ def conduct(
         Stopped: a signal came; the same command goes on from there.
     """
     plan.check(names)
-    studio = Studio(job, folder)
+    studio = ImageStore(job, folder)
     studies = plan.plan(job, studio.cascade, folder, names, extent, text)
     reader = toybox_judge.load()  # before hours are spent
     runs = plan.distinct(studies)
     to_do = [run for run in runs if not studio.finished(run.name, run.job)]
     waiting = {run.name for run in to_do}
     done = {run.name for run in runs} - waiting
-    lab = Lab(studio, reader, taught(studio.cascade))
+    lab = Measurements(studio, reader, shipped_vocabulary(studio.cascade))
     speed, drawn = cost.rate(studio), lab.pictures_per_run()
     log.info("%s", cost.table(studio, studies, done, speed, drawn))
     results = _results(studio, reader)
@@ -72,7 +72,7 @@ def conduct(
         shown = [run.subject for run in its]
         results["studies"][study.name] = lab.measure(study) | {
             "subjects": list(dict.fromkeys(f"{s.noun} {s.seed}" for s in shown)),
-            "measured": now(),
+            "measured": utc_now(),
         }
         found = json.dumps(results, indent=1)
         storage.write_atomic(folder / "results.json", found.encode())
@@ -85,12 +85,12 @@ def render_photos(folder: epath.Path, run: Run) -> None:
     place = plan.photo_folder(folder, run.subject, run.photos)
     if (place / f"{run.photos - 1:02d}.png").exists():
         return
-    images = toys.photos(run.subject, run.photos, size=TOY_SIZE)
+    images = toys.photos(run.subject, run.photos, size=TOYBOX_PHOTO_SIZE)
     for index, image in enumerate(images):
         image_files.save_png(place / f"{index:02d}.png", image)
 
 
-def _results(studio: Studio, reader: toybox_judge.Judge) -> dict[str, Any]:
+def _results(studio: ImageStore, reader: toybox_judge.Judge) -> dict[str, Any]:
     """Earlier results of the same weights and judge, or none."""
     about = {
         "cascade": studio.cascade.name,

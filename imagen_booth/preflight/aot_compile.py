@@ -22,17 +22,18 @@ import optax
 from etils import epath
 
 from imagen_booth.cascade import Cascade, Stage
-from imagen_booth.config.schema import Tuning
-from imagen_booth.data.examples import Embedding, Pair
+from imagen_booth.config.schema import FineTuning
+from imagen_booth.data.examples import Embedding, ImagePair
 from imagen_booth.diffusion.sampler import SamplerConfig
 from imagen_booth.distributed import device_memory, sharding
 from imagen_booth.errors import DoesNotFit
 from imagen_booth.preflight import jaxpr_cost
-from imagen_booth.preflight.jaxpr_cost import Work
+from imagen_booth.preflight.jaxpr_cost import Cost
 from imagen_booth.sampling import cascade_sampler, text_embeddings
 from imagen_booth.storage import write_atomic
 from imagen_booth.training import finetune, loop, optimizers
-from imagen_booth.weights.load import frozen, network, shapes
+from imagen_booth.training.loop import InitialState
+from imagen_booth.weights.load import network, shapes, to_frozen
 
 FORM = 2  # of what is cached; a new one makes the old ones be compiled again
 # The least of XLA's -1 to 1 for speed of the program. Compiling takes an eighth of the
@@ -71,7 +72,7 @@ class Program:
     parameters: int
     optimizer: int
 
-    def work(self, mesh: jax.sharding.Mesh) -> Work:
+    def work(self, mesh: jax.sharding.Mesh) -> Cost:
         """What one device does in one call, from the traced program.
 
         A device reads all parameters, whoever keeps them, and its share of the rows.
@@ -86,11 +87,11 @@ class Program:
 
         inputs, named = jax.tree.map(share, (self.inputs, self.named))
         function = self.jitted.__wrapped__
-        return jaxpr_cost.of(jax.make_jaxpr(function)(*inputs, **named))
+        return jaxpr_cost.count_cost(jax.make_jaxpr(function)(*inputs, **named))
 
 
 @dataclasses.dataclass(frozen=True)
-class Figures:
+class MemoryFigures:
     """What the compiler says of a program, per device, in bytes.
 
     Attributes:
@@ -117,7 +118,7 @@ class Figures:
 def train_step(
     cascade: Cascade,
     stage: Stage,
-    tuning: Tuning,
+    tuning: FineTuning,
     mesh: jax.sharding.Mesh,
     dtype: Any,
     rules: Sequence[sharding.Rule] = (),
@@ -126,10 +127,10 @@ def train_step(
     stage = stage.tuned(tuning.hybrid)
     _, apply = network(cascade, stage.name, dtype)
     optimizer, start = _start(cascade, stage, tuning, mesh, rules)
-    step_fn = finetune.step_of(
-        finetune.loss_of(stage, apply, tuning), optimizer, tuning, 0
+    step_fn = finetune.make_finetune_step(
+        finetune.make_loss(stage, apply, tuning), optimizer, tuning, 0
     )
-    pair = Pair(_black(stage.resolution), None)
+    pair = ImagePair(_black(stage.resolution), None)
     if stage.low_resolution is not None:
         pair = dataclasses.replace(pair, low=_black(stage.low_resolution))
     rows = [pair.example(_silence(cascade))]
@@ -161,7 +162,7 @@ def sampler(
     params = sharding.laid(shapes(cascade, stage.name), mesh, rules, "unet")
     low = stage.low_resolution
     silence = _silence(cascade)
-    batch = cascade_sampler.inputs(
+    batch = cascade_sampler.sampler_inputs(
         [silence] * rows,
         silence,
         range(rows),
@@ -171,7 +172,7 @@ def sampler(
         devices=mesh.size,
     )
     return Program(
-        cascade_sampler.program(stage, apply, config),
+        cascade_sampler.sampler_program(stage, apply, config),
         (params,),
         _placed(batch, sharding.rows(mesh)),
         rows=-(-rows // mesh.size) * mesh.size,
@@ -188,7 +189,9 @@ def text_encoder(
 ) -> Program:
     """Encoding ``embed.ROWS`` prompts, as ``embed`` does."""
     _, apply = network(cascade, "text", dtype)
-    kept = jax.eval_shape(lambda params: frozen(params, dtype), shapes(cascade, "text"))
+    kept = jax.eval_shape(
+        lambda params: to_frozen(params, dtype), shapes(cascade, "text")
+    )
     params = sharding.laid(kept, mesh, rules, "text")
     tokens = np.zeros((text_embeddings.ROWS, cascade.text.length), np.int32)
     placed = _placed((tokens, tokens > 0), sharding.copies(mesh))
@@ -215,7 +218,7 @@ def parameters(
 def optimizer_state(
     cascade: Cascade,
     stage: Stage,
-    tuning: Tuning,
+    tuning: FineTuning,
     mesh: jax.sharding.Mesh,
     rules: Sequence[sharding.Rule] = (),
 ) -> int:
@@ -226,20 +229,20 @@ def optimizer_state(
 def _start(
     cascade: Cascade,
     stage: Stage,
-    tuning: Tuning,
+    tuning: FineTuning,
     mesh: jax.sharding.Mesh,
     rules: Sequence[sharding.Rule],
-) -> tuple[optax.GradientTransformation, loop.Start]:
+) -> tuple[optax.GradientTransformation, InitialState]:
     """The optimizer of a tuning, and the state that it starts from."""
     optimizer = optimizers.build(tuning.optim, tuning.steps)
     params = {"unet": shapes(cascade, stage.name)}
     average = tuning.optim.ema > 0
-    return optimizer, finetune.start_state(
+    return optimizer, finetune.initial_state(
         params, optimizer, average, mesh, rules=rules
     )
 
 
-def _besides(start: loop.Start) -> int:
+def _besides(start: InitialState) -> int:
     """Bytes on each device of all in a state but its parameters."""
     return device_memory.held(start.abstract) - device_memory.held(
         start.abstract.trainable
@@ -267,13 +270,13 @@ def _placed(arrays: Any, place: jax.sharding.NamedSharding) -> Any:
     )
 
 
-def compiled(
+def compile_program(
     program: Program,
     mesh: jax.sharding.Mesh,
     usable: int,
     cache: epath.Path,
     topology: str,
-) -> Figures:
+) -> MemoryFigures:
     """Hands a program to the compiler, unless it has been asked before.
 
     Args:
@@ -288,18 +291,18 @@ def compiled(
     asked = "\n".join([*versions, lowered.as_text()])
     path = cache / "aot" / f"{hashlib.sha256(asked.encode()).hexdigest()[:24]}.json"
     if path.exists():
-        return Figures(**json.loads(path.read_text()))
+        return MemoryFigures(**json.loads(path.read_text()))
     start = time.process_time()
     try:
         # A number, whatever the types of jax say.
         executable = lowered.compile(EFFORT)  # pyright: ignore[reportArgumentType]
         stats = executable.memory_analysis()
     except jax.errors.JaxRuntimeError as error:
-        figures = refusal(str(error))
+        figures = parse_refusal(str(error))
     else:
         used = stats.argument_size_in_bytes + stats.output_size_in_bytes
         used += stats.temp_size_in_bytes - stats.alias_size_in_bytes
-        figures = Figures(
+        figures = MemoryFigures(
             arguments=stats.argument_size_in_bytes,
             outputs=stats.output_size_in_bytes,
             aliased=stats.alias_size_in_bytes,
@@ -315,7 +318,7 @@ def compiled(
     return figures
 
 
-def refusal(message: str) -> Figures:
+def parse_refusal(message: str) -> MemoryFigures:
     """The figures in a compiler's refusal for want of memory.
 
     Raises:
@@ -328,7 +331,7 @@ def refusal(message: str) -> Figures:
     for pattern in _REFUSALS:
         if match := re.search(pattern, message):
             asked, asked_unit, usable, usable_unit = match.groups()
-            return Figures(
+            return MemoryFigures(
                 arguments=0,
                 outputs=0,
                 aliased=0,
@@ -353,7 +356,7 @@ def usable_memory(device: Any) -> int:
     try:
         jax.jit(lambda x: x + 1.0).lower(much).compile()
     except jax.errors.JaxRuntimeError as error:
-        return refusal(str(error)).usable
+        return parse_refusal(str(error)).usable
     raise RuntimeError("a program of 32 TiB was accepted")
 
 

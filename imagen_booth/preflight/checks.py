@@ -25,9 +25,9 @@ from imagen_booth.preflight.memory import StageCost
 from imagen_booth.preflight.units import in_bytes, in_flops, scaled
 from imagen_booth.rundir import layout
 from imagen_booth.rundir.checkpoints import KEEP
-from imagen_booth.rundir.layout import Workdir
+from imagen_booth.rundir.layout import RunDirectory
 from imagen_booth.sampling import cascade_sampler
-from imagen_booth.sampling.text_embeddings import cleaning_of, tokenizer
+from imagen_booth.sampling.text_embeddings import cleaning_name, load_tokenizer
 from imagen_booth.text import caption_cleaning, prompts
 from imagen_booth.text.tokenizer import UNKNOWN, Tokenizer
 from imagen_booth.toybox import coverage
@@ -92,9 +92,9 @@ def check(
     with found.about("photos"):
         _check_photos(found, job, cascade)
     with found.about("noun"):
-        class_noun.look(found, job, cascade, clip, judge)
+        class_noun.check_class_noun(found, job, cascade, clip, judge)
     with found.about("identifier"):
-        subject_photos.check_noun(job.subject)
+        subject_photos.check_class_noun(job.subject)
         _check_words(found, job, cascade)
     with found.about("prior"):
         _check_prior(found, job, cascade)
@@ -119,12 +119,12 @@ def check(
         with found.about("memory"):
             dtype = placement.activation_dtype(job.dtype)
             text = jax.eval_shape(
-                lambda params: load.frozen(params, dtype),
+                lambda params: load.to_frozen(params, dtype),
                 load.shapes(cascade, "text"),
             )
             _check_memory(found, costs, text, mesh, job.mesh.rules)
     with found.about("disk"):
-        manifest = Workdir(workdir).manifest
+        manifest = RunDirectory(workdir).manifest
         if manifest:
             status = manifest.get("status", "unknown")
             found.ok(f"{workdir} holds a run ({status}); train would go on with it")
@@ -135,16 +135,16 @@ def check(
 def _check_photos(found: _Findings, job: Job, cascade: Cascade) -> None:
     subject = job.subject
     stages = subject_photos.resolutions(job, cascade)
-    if subject.photos.startswith(subject_photos.TOY):
-        toy = subject_photos.toy_subject(subject.photos)
-        size = subject_photos.TOY_SIZE
+    if subject.photos.startswith(subject_photos.TOYBOX_PREFIX):
+        toy = subject_photos.toybox_subject(subject.photos)
+        size = subject_photos.TOYBOX_PHOTO_SIZE
         found.ok(
             f"the toy {toy.noun} number {toy.seed}, to be rendered at {size} x {size}; "
             f"teaches {', '.join(stages) or 'no stage: none is tuned'}"
         )
         return
     try:
-        intake = subject_photos.inspect(job, cascade, subject.photos)
+        intake = subject_photos.inspect_photos(job, cascade, subject.photos)
     except photos.NoGoodPhotos as error:
         intake = error.intake
         # The rest of its message lists what follows here as findings.
@@ -166,7 +166,7 @@ def _check_photos(found: _Findings, job: Job, cascade: Cascade) -> None:
 
 def _check_words(found: _Findings, job: Job, cascade: Cascade) -> None:
     noun = job.subject.class_noun
-    pieces = tokenizer(cascade, job.weights.vocabulary)
+    pieces = load_tokenizer(cascade, job.weights.vocabulary)
     name, ids, warnings = subject_prompts.choose_identifier(job, cascade, pieces)
     how = "yours" if job.subject.identifier else "drawn"
     tokens = f"token{'s' * (len(ids) != 1)} {', '.join(map(str, ids))}"
@@ -174,7 +174,7 @@ def _check_words(found: _Findings, job: Job, cascade: Cascade) -> None:
     found.ok(f"{name!r}, {how}, {tokens}; the instance prompt is {instance!r}")
     for warning in warnings:
         found.warn(warning)
-    clean = caption_cleaning.cleaner(cleaning_of(cascade, job.cleaning)) or str
+    clean = caption_cleaning.cleaner(cleaning_name(cascade, job.cleaning)) or str
     with found.about("prompts"):
         before = len(found)
         for template in job.pictures.prompts:
@@ -222,7 +222,7 @@ def _check_prior(found: _Findings, job: Job, cascade: Cascade) -> None:
     missing = any(each.topic == "weights" and each.level == PROBLEM for each in found)
     if job.weights.base != "shipped" or missing:
         return
-    knows = load.taught(cascade)
+    knows = load.shipped_vocabulary(cascade)
     asked = {"config.subject.class_noun": job.subject.class_noun}
     asked |= {repr(template): template for template in job.pictures.prompts}
     for where, text in asked.items():
@@ -256,7 +256,7 @@ def _check_weights(found: _Findings, job: Job, cascade: Cascade) -> Cascade:
     if any(each.level == PROBLEM for each in found[before:]):
         return cascade
     cascade = load.resolve(cascade, sources)
-    for warning in cascade_sampler.sampler_warnings(job, cascade):
+    for warning in cascade_sampler.scheduler_warnings(job, cascade):
         found.warn(warning)
     return cascade
 

@@ -29,7 +29,9 @@ class Findings(Protocol):
         """Notes what is not."""
 
 
-def look(found: Findings, job: Job, cascade: Cascade, clip: str, judge: str) -> None:
+def check_class_noun(
+    found: Findings, job: Job, cascade: Cascade, clip: str, judge: str
+) -> None:
     """Says what the photos seem to show, and warns where the noun is far from it.
 
     Says nothing where there is no classifier: CLIP's weights, or for a subject of the
@@ -43,25 +45,25 @@ def look(found: Findings, job: Job, cascade: Cascade, clip: str, judge: str) -> 
         InputError: weights that are not there or damaged, or no photos.
     """
     given = job.subject.class_noun.strip()
-    toy = job.subject.photos.startswith(subject_photos.TOY)
+    toy = job.subject.photos.startswith(subject_photos.TOYBOX_PREFIX)
     reader = None
     if toy:
         reader = judges.load(judge) if judge else judges.shipped()
     if not clip and reader is None:
         return
     if toy:
-        subject = subject_photos.toy_subject(job.subject.photos)
-        images = list(toys.photos(subject, subject_photos.TOY_PHOTOS, size=SIZE))
+        subject = subject_photos.toybox_subject(job.subject.photos)
+        images = list(toys.photos(subject, subject_photos.TOYBOX_PHOTOS, size=SIZE))
     else:
         images = _photos(job, cascade)
     if reader is not None:
-        seen = class_noun.by_judge(images, given, reader)
+        seen = class_noun.guess_by_judge(images, given, reader)
     else:
         mesh = sharding.make_mesh()
-        part = protocol.open_network("clip", CLIP, clip, mesh)
+        part = protocol.load_network("clip", CLIP, clip, mesh)
         with tempfile.TemporaryDirectory() as folder:  # the doctor leaves nothing
             cache = epath.Path(folder)
-            seen = class_noun.by_clip(images, given, part, cache=cache, mesh=mesh)
+            seen = class_noun.guess_by_clip(images, given, part, cache=cache, mesh=mesh)
         if not part.pretrained:
             found.warn("--clip=random: what follows means nothing")
     said = seen.sentence(given)
@@ -72,5 +74,5 @@ def look(found: Findings, job: Job, cascade: Cascade, clip: str, judge: str) -> 
 
 
 def _photos(job: Job, cascade: Cascade) -> list[np.ndarray]:
-    intake = subject_photos.inspect(job, cascade, job.subject.photos)
+    intake = subject_photos.inspect_photos(job, cascade, job.subject.photos)
     return [photos.load(each.path, job.subject.background) for each in intake.photos]

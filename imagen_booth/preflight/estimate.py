@@ -17,8 +17,8 @@ from imagen_booth.config.schema import Job
 from imagen_booth.diffusion.sampler import SamplerConfig
 from imagen_booth.errors import InputError
 from imagen_booth.preflight import aot_compile
-from imagen_booth.preflight.aot_compile import Figures, Program
-from imagen_booth.preflight.jaxpr_cost import Work
+from imagen_booth.preflight.aot_compile import MemoryFigures, Program
+from imagen_booth.preflight.jaxpr_cost import Cost
 from imagen_booth.preflight.tpu_topology import Chip
 from imagen_booth.sampling import text_embeddings
 from imagen_booth.sampling.cascade_sampler import rows_at
@@ -51,7 +51,7 @@ class Machine:
         """
         return mesh_choice.mesh_to_tune(cascade, job, self.devices, self.usable)
 
-    def seconds(self, work: Work, reached: float = 1.0) -> float:
+    def seconds(self, work: Cost, reached: float = 1.0) -> float:
         """Of one device at the roofline.
 
         Args:
@@ -80,7 +80,7 @@ class Task:
 
 
 @dataclasses.dataclass(frozen=True)
-class Forecast:
+class ProgramEstimate:
     """One program on a machine.
 
     Attributes:
@@ -97,8 +97,8 @@ class Forecast:
     parameters: int
     optimizer: int
     beside: int
-    figures: Figures
-    work: Work
+    figures: MemoryFigures
+    work: Cost
     seconds: float
     computed: bool = False
 
@@ -117,7 +117,7 @@ class Forecast:
 class Known:
     """A forecast that others are reckoned from, and what it was made for."""
 
-    forecast: Forecast
+    forecast: ProgramEstimate
     machine: Machine
     job: Job
 
@@ -201,9 +201,9 @@ def program(
     )
 
 
-def examine(
+def estimate_program(
     part: str, job: Job, cascade: Cascade, machine: Machine, cache: epath.Path
-) -> Forecast:
+) -> ProgramEstimate:
     """Compiles a part's program, that with the most rows, and counts its work.
 
     Args:
@@ -214,7 +214,7 @@ def examine(
     asked = _asked(part, job, cascade, mesh, machine.dtype)
     held = asked.parameters + asked.optimizer
     if held > machine.usable:
-        figures = Figures(
+        figures = MemoryFigures(
             arguments=held,
             outputs=0,
             aliased=0,
@@ -225,14 +225,16 @@ def examine(
             seconds=0.0,
         )
     else:
-        figures = aot_compile.compiled(asked, mesh, machine.usable, cache, machine.name)
+        figures = aot_compile.compile_program(
+            asked, mesh, machine.usable, cache, machine.name
+        )
     beside = _beside(part, job, cascade, mesh)
     return _forecast(part, asked, beside, figures, machine, mesh)
 
 
 def computed(
     part: str, job: Job, cascade: Cascade, machine: Machine, known: Known
-) -> Forecast:
+) -> ProgramEstimate:
     """A part on a machine, reckoned from what was compiled for another one.
 
     What a program is given is known exactly from its shapes. Of its temporaries, the
@@ -272,13 +274,13 @@ def _forecast(
     part: str,
     asked: Program,
     beside: int,
-    figures: Figures,
+    figures: MemoryFigures,
     machine: Machine,
     mesh: jax.sharding.Mesh,
-) -> Forecast:
+) -> ProgramEstimate:
     """With the work of the program, which is counted here."""
     done = asked.work(mesh)
-    return Forecast(
+    return ProgramEstimate(
         part,
         asked.parameters,
         asked.optimizer,
@@ -322,7 +324,7 @@ def _beside(part: str, job: Job, cascade: Cascade, mesh: jax.sharding.Mesh) -> i
 
 
 @dataclasses.dataclass(frozen=True)
-class Minutes:
+class TaskTime:
     """The share of a task in a job.
 
     Attributes:
@@ -339,8 +341,8 @@ class Minutes:
 
 
 def minutes(
-    job: Job, cascade: Cascade, machine: Machine, counted: dict[Any, Work] | None = None
-) -> list[Minutes]:
+    job: Job, cascade: Cascade, machine: Machine, counted: dict[Any, Cost] | None = None
+) -> list[TaskTime]:
     """How long each task of a job takes; nothing is compiled.
 
     Args:
@@ -365,5 +367,5 @@ def minutes(
             task.calls * machine.seconds(each, reached) / 60 for reached in (1.0, 0.5)
         )
         flops = task.calls * each.flops * mesh.size
-        found.append(Minutes(task, flops, spent, at_half))
+        found.append(TaskTime(task, flops, spent, at_half))
     return found

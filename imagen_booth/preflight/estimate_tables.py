@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from imagen_booth.preflight.estimate import Forecast, Minutes
+from imagen_booth.preflight.estimate import ProgramEstimate, TaskTime
 from imagen_booth.preflight.units import in_bytes, in_flops, in_time, scaled
 
 HEADS = (
@@ -29,7 +29,7 @@ PROGRAMS = (
 )
 
 
-def cells(each: Forecast) -> list[str]:
+def cells(each: ProgramEstimate) -> list[str]:
     """One program as the cells of a row, in the order of ``HEADS``."""
     figures = each.figures
     refused = bool(figures.refused)
@@ -47,7 +47,7 @@ def cells(each: Forecast) -> list[str]:
     ]
 
 
-def _compiler(each: Forecast) -> str:
+def _compiler(each: ProgramEstimate) -> str:
     """How the figures were come by, and in how many seconds."""
     if each.computed:
         return "computed"
@@ -69,7 +69,7 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def shares(found: Sequence[Minutes]) -> list[str]:
+def shares(found: Sequence[TaskTime]) -> list[str]:
     """Every task of a job with its share of the time, then the sum."""
     total, at_half = totals(found)
     rows = [("task", "calls", "work", "minutes", "share", "at half of peak")]
@@ -94,12 +94,14 @@ def shares(found: Sequence[Minutes]) -> list[str]:
     ]
 
 
-def totals(found: Sequence[Minutes]) -> tuple[float, float]:
+def totals(found: Sequence[TaskTime]) -> tuple[float, float]:
     """Minutes of a whole job, at the roofline and at half of the peak arithmetic."""
     return sum(each.minutes for each in found), sum(each.at_half for each in found)
 
 
-def markdown(cascade: str, topology: str, mesh: str, found: Sequence[Forecast]) -> str:
+def markdown(
+    cascade: str, topology: str, mesh: str, found: Sequence[ProgramEstimate]
+) -> str:
     """A row for a table whose head is ``markdown_head``: the peak of each program."""
     peaks = {
         each.part: in_bytes(each.peak) + " (!)" * (not each.fits) for each in found

@@ -60,7 +60,7 @@ _FREE = _Value({}, stored=True)  # a literal, a key
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
+class Cost:
     """What a program does.
 
     Attributes:
@@ -72,26 +72,26 @@ class Work:
     flops: float
     bytes: float
 
-    def __add__(self, other: "Work") -> "Work":
-        return Work(self.flops + other.flops, self.bytes + other.bytes)
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.flops + other.flops, self.bytes + other.bytes)
 
-    def __mul__(self, times: float) -> "Work":
-        return Work(self.flops * times, self.bytes * times)
-
-
-NONE = Work(0.0, 0.0)
+    def __mul__(self, times: float) -> "Cost":
+        return Cost(self.flops * times, self.bytes * times)
 
 
-def flops(function: Callable[..., Any], *inputs: Any) -> float:
+NONE = Cost(0.0, 0.0)
+
+
+def count_flops(function: Callable[..., Any], *inputs: Any) -> float:
     """Floating-point operations of a function's products and convolutions.
 
     Args:
         inputs: arrays or shapes.
     """
-    return of(jax.make_jaxpr(function)(*inputs)).flops
+    return count_cost(jax.make_jaxpr(function)(*inputs)).flops
 
 
-def of(program: Any) -> Work:
+def count_cost(program: Any) -> Cost:
     """The work of a traced program.
 
     Args:
@@ -112,7 +112,7 @@ class _Counter:
         size = _size(var)
         return _Value({next(self._numbers): size}, stored=True) if size else _FREE
 
-    def whole(self, jaxpr: Any, constants: Sequence[_Value] = ()) -> Work:
+    def whole(self, jaxpr: Any, constants: Sequence[_Value] = ()) -> Cost:
         """Work of a program whose results are written to memory.
 
         Args:
@@ -124,9 +124,9 @@ class _Counter:
         fresh = [not value.stored for value in results]
         written = sum(map(_size, itertools.compress(jaxpr.outvars, fresh)))
         read = _union(itertools.compress(results, fresh))
-        return work + Work(0.0, sum(read.values()) + written)
+        return work + Cost(0.0, sum(read.values()) + written)
 
-    def _walk(self, jaxpr: Any, given: Sequence[_Value]) -> tuple[Work, list[_Value]]:
+    def _walk(self, jaxpr: Any, given: Sequence[_Value]) -> tuple[Cost, list[_Value]]:
         """Work of a program's equations, and what its outputs are made of."""
         made: dict[Any, _Value] = dict(zip(jaxpr.invars, given, strict=True))
         made |= {var: self._stored(var) for var in jaxpr.constvars}
@@ -142,7 +142,7 @@ class _Counter:
             made |= dict(zip(equation.outvars, results, strict=True))
         return total, [value(atom) for atom in jaxpr.outvars]
 
-    def _step(self, equation: Any, inputs: list[_Value]) -> tuple[Work, list[_Value]]:
+    def _step(self, equation: Any, inputs: list[_Value]) -> tuple[Cost, list[_Value]]:
         name, inner = equation.primitive.name, list(_inner(equation))
         sizes = [_size(var) for var in equation.outvars]
         stored = [self._stored(var) for var in equation.outvars]
@@ -150,11 +150,11 @@ class _Counter:
             read = _union(inputs)
             if name in ("gather", "dynamic_slice"):
                 read = _at_most(read, sizes[0])
-            return Work(_flops(equation), sum(read.values()) + sum(sizes)), stored
+            return Cost(_flops(equation), sum(read.values()) + sum(sizes)), stored
         if name in _WRITERS:
             part = inputs[_WRITERS[name]].sources
             written = _size(equation.invars[_WRITERS[name]])
-            return Work(0.0, sum(part.values()) + written), stored
+            return Cost(0.0, sum(part.values()) + written), stored
         if name == "scan":
             constants = inputs[: _constants(equation, inner[0])]
             return self.whole(inner[0], constants) * equation.params["length"], stored
@@ -168,7 +168,7 @@ class _Counter:
             return sum(map(self.whole, inner), NONE), stored
         read = _union(inputs)
         if len(read) > JOINED:
-            return Work(0.0, sum(read.values()) + sum(sizes)), stored
+            return Cost(0.0, sum(read.values()) + sum(sizes)), stored
         return NONE, [_Value(_at_most(read, size), stored=False) for size in sizes]
 
 

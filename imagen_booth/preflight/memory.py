@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from imagen_booth import train_state
 from imagen_booth.cascade import Cascade, Stage
-from imagen_booth.config.schema import Tuning
-from imagen_booth.preflight.jaxpr_cost import flops
+from imagen_booth.config.schema import FineTuning
+from imagen_booth.preflight.jaxpr_cost import count_flops
 from imagen_booth.training import train_step
 from imagen_booth.training.mesh_choice import training_shapes
 from imagen_booth.weights.load import network, shapes
@@ -39,7 +39,7 @@ class StageCost:
 
 
 def stage_cost(
-    cascade: Cascade, stage: Stage, tuning: Tuning, devices: int
+    cascade: Cascade, stage: Stage, tuning: FineTuning, devices: int
 ) -> StageCost:
     """Shapes and arithmetic of a stage; nothing is computed or allocated.
 
@@ -64,7 +64,7 @@ def stage_cost(
         )
 
     one = batch_shapes(cascade, stage, 1)
-    forward = flops(loss, {"unet": params}, one)
+    forward = count_flops(loss, {"unet": params}, one)
     row_flops = forward * (stage.resolution / stage.train_size) ** 2
     if tuning.steps == 0:
         return StageCost(params, None, {}, row_flops, 0.0)

@@ -18,8 +18,8 @@ from imagen_booth.preflight import (
     fixes,
     tpu_topology,
 )
-from imagen_booth.preflight.estimate import Forecast, Machine
-from imagen_booth.preflight.jaxpr_cost import Work
+from imagen_booth.preflight.estimate import Machine, ProgramEstimate
+from imagen_booth.preflight.jaxpr_cost import Cost
 from imagen_booth.preflight.units import in_bytes
 from imagen_booth.rundir import layout
 from imagen_booth.weights import load, placement
@@ -107,10 +107,10 @@ def consult(
     for part in parts:
         _progress(f"compiling {part} ...")
         if origin is None:
-            found.append(estimate.examine(part, job, cascade, machine, cache))
+            found.append(estimate.estimate_program(part, job, cascade, machine, cache))
             continue
         at = dataclasses.replace(job, mesh=Mesh(1, -1))
-        made = estimate.examine(part, at, cascade, origin, cache)
+        made = estimate.estimate_program(part, at, cascade, origin, cache)
         known = estimate.Known(made, origin, at)
         found.append(estimate.computed(part, job, cascade, machine, known))
     _progress("")
@@ -125,7 +125,7 @@ def consult(
         if each.figures.refused:
             print(f"{each.part}: {each.figures.refused}")
     _progress("counting the work of the whole job ...")
-    counted: dict[Any, Work] = {}
+    counted: dict[Any, Cost] = {}
     spent = estimate.minutes(job, cascade, machine, counted)
     _progress("")
     print("\n" + "\n".join(estimate_tables.shares(spent)))
@@ -150,7 +150,7 @@ def _described(job: Job) -> Cascade:
 
 
 def _ladder(
-    job: Job, cascade: Cascade, machine: Machine, counted: dict[Any, Work]
+    job: Job, cascade: Cascade, machine: Machine, counted: dict[Any, Cost]
 ) -> list[str]:
     """What each option buys, from the job as it is to the fast one."""
 
@@ -170,7 +170,11 @@ def _ladder(
 
 
 def _mended(
-    each: Forecast, job: Job, cascade: Cascade, machine: Machine, cache: epath.Path
+    each: ProgramEstimate,
+    job: Job,
+    cascade: Cascade,
+    machine: Machine,
+    cache: epath.Path,
 ) -> str:
     """What to change for a program that does not fit, found by compiling it."""
     said = f"{each.part} needs {in_bytes(each.peak)} of {in_bytes(each.figures.usable)}"
@@ -178,7 +182,7 @@ def _mended(
     tried = []
     for change in fixes.changes(each.part, job, machine, heavy):
         _progress(f"trying {change.flags} ...")
-        now = estimate.examine(each.part, change.job, cascade, machine, cache)
+        now = estimate.estimate_program(each.part, change.job, cascade, machine, cache)
         if now.fits:
             _progress("")
             return f"{said}; {change.flags} makes it {in_bytes(now.peak)}"

@@ -60,7 +60,7 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, *_: object) -> None:
-        if error is not None and processes.lost(error):
+        if error is not None and processes.is_lost_host(error):
             return  # closing would wait for those that are gone
         try:
             self._ocp.close()
@@ -142,7 +142,7 @@ class Checkpoints:
                 data.set_state(json.loads(position.read_text()))
                 state = self._ocp.load_checkpointables(step, {"state": wanted})["state"]
             except (OSError, ValueError, KeyError, TypeError) as error:
-                if processes.lost(error):
+                if processes.is_lost_host(error):
                     raise
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             # One answer for all hosts, whichever of them could not read it.

@@ -17,7 +17,7 @@ PARTS = (*TUNED, "samples")
 PREVIEWS = "previews"  # in samples, but a part of the tuning that drew them
 
 
-class Workdir:
+class RunDirectory:
     """One run's directory; only the first process writes.
 
     Args:
@@ -94,12 +94,12 @@ def _clear(folder: epath.Path, stays: str) -> None:
             inner.unlink()
 
 
-def now() -> str:
+def utc_now() -> str:
     """The time, in UTC, to the second."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def recipe_of(value: Any, *leave_out: str) -> dict[str, Any]:
+def recipe(value: Any, *leave_out: str) -> dict[str, Any]:
     """A frozen dataclass as a recipe entry, without the fields named."""
     return {
         name: inner
@@ -128,7 +128,7 @@ def _differences(old: Any, new: Any, where: str = "") -> list[str]:
 
 
 # Settings of a tuning that can change without making its result another one.
-FREE = ("log_every", "save_every", "preview_every", "remat")
+LOOP_SETTINGS = ("log_every", "save_every", "preview_every", "remat")
 
 
 def cache_folder(cache: str, workdir: epath.Path) -> epath.Path:

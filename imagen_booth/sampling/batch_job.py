@@ -32,11 +32,16 @@ from imagen_booth.distributed.stop import StopRequest
 from imagen_booth.errors import DoesNotFit
 from imagen_booth.rundir.layout import cache_folder
 from imagen_booth.sampling import batch_plan, batch_report, finished_run
-from imagen_booth.sampling.batch_plan import Pass, Picture
-from imagen_booth.sampling.batch_progress import LOADING, NETWORKS, Clock, Index
-from imagen_booth.sampling.cascade_sampler import Ready, draw_stage, rows_at, story_of
-from imagen_booth.sampling.finished_run import Finished
-from imagen_booth.sampling.text_embeddings import embed
+from imagen_booth.sampling.batch_plan import PlannedImage, StagePass
+from imagen_booth.sampling.batch_progress import LOADING, NETWORKS, ImageIndex, TimeLog
+from imagen_booth.sampling.cascade_sampler import (
+    LoadedStage,
+    rows_at,
+    run_metadata,
+    sample_stage,
+)
+from imagen_booth.sampling.finished_run import FinishedRun
+from imagen_booth.sampling.text_embeddings import embed_prompts
 from imagen_booth.text import prompt_files, prompt_suites
 from imagen_booth.weights import placement
 from imagen_booth.weights.load import shapes
@@ -49,7 +54,7 @@ FIRST_BATCH = 64  # per accelerator, at first; a CPU gains nothing from large ba
 WRITERS = 8  # threads that pack PNG files
 
 
-def draw(
+def run_batch(
     path: epath.Path,
     source: str,
     name: str,
@@ -82,19 +87,19 @@ def draw(
         DoesNotFit: not even one picture per device.
     """
     run = finished_run.read_run(path, resolution)
-    source = prompt_suites.fitting(source, run.job.subject.class_noun)
-    rows = prompt_files.rows_of(source)
-    count = batch_plan.check(run, source, rows(), first_seed, seeds)
+    source = prompt_suites.fitting_suite(source, run.job.subject.class_noun)
+    rows = prompt_files.read_source(source)
+    count = batch_plan.check_rows(run, source, rows(), first_seed, seeds)
     cache_folder(run.job.cache, path)  # before anything is compiled
     mesh = placement.mesh_to_draw(run.cascade, run.job)
     dtype = activation_dtype(run.job.dtype)
-    passes = batch_plan.passes_of(run, dtype)
+    passes = batch_plan.stage_passes(run, dtype)
     if not batch:
         on_cpu = jax.default_backend() == "cpu"
         batch = run.job.pictures.batch if on_cpu else FIRST_BATCH * mesh.size
     name = name or epath.Path(source).stem
     folder = path / "samples" / name
-    found = batch_plan.plan(run, passes, rows(), first_seed, seeds)
+    found = batch_plan.plan_images(run, passes, rows(), first_seed, seeds)
     with (
         jax.set_mesh(mesh),
         StopRequest() as stop,
@@ -103,7 +108,7 @@ def draw(
             total=count, desc=name, unit="picture", disable=not processes.is_first()
         ) as bar,
     ):
-        easel = _Easel(
+        easel = _BatchSampler(
             run, passes, folder, batch, mesh, dtype, stop.check, writers, bar
         )
         pages = -(-count // CHUNK)
@@ -114,25 +119,25 @@ def draw(
                 batch_report.write(
                     folder,
                     [easel.entry(each) for each in _once(some, -1)],
-                    story_of(path, run.cascade) | {"job": name},
+                    run_metadata(path, run.cascade) | {"job": name},
                     (number, pages),
                 )
     log.info("%s", easel.summary())
     return folder
 
 
-def _once(some: Iterable[Picture], number: int) -> list[Picture]:
+def _once(some: Iterable[PlannedImage], number: int) -> list[PlannedImage]:
     """Without those whose picture at stage ``number`` comes twice."""
     return list({each.files[number]: each for each in some}.values())
 
 
-class _Easel:
+class _BatchSampler:
     """Draws chunks of pictures, one stage after the other."""
 
     def __init__(
         self,
-        run: Finished,
-        passes: Sequence[Pass],
+        run: FinishedRun,
+        passes: Sequence[StagePass],
         folder: epath.Path,
         batch: int,
         mesh: jax.sharding.Mesh,
@@ -149,16 +154,18 @@ class _Easel:
             each.stage.name: -(-rows_at(each.stage, batch) // mesh.size) * mesh.size
             for each in passes
         }
-        self.index = Index(folder / "index.jsonl") if processes.is_first() else None
-        self.resident: dict[str, Ready] = {}
+        self.index = (
+            ImageIndex(folder / "index.jsonl") if processes.is_first() else None
+        )
+        self.resident: dict[str, LoadedStage] = {}
         self.applies: dict[str, Callable[..., Any]] = {}
         self.together = _fit_together(run, mesh)
-        self.learned = finished_run.learned_by(run)
+        self.learned = finished_run.learned_embedding(run)
         # A batch on its way to the disk: its stage, its pictures, what packs them.
-        self.writing: tuple[int, Sequence[Picture], list[Any]] | None = None
-        self.clock, self.drawn = Clock(), 0
+        self.writing: tuple[int, Sequence[PlannedImage], list[Any]] | None = None
+        self.clock, self.drawn = TimeLog(), 0
 
-    def draw(self, chunk: Sequence[Picture]) -> None:
+    def draw(self, chunk: Sequence[PlannedImage]) -> None:
         """Draws what is missing of a chunk."""
         wanted, missing = [], chunk
         for number in reversed(range(len(self.passes))):
@@ -180,7 +187,7 @@ class _Easel:
                     self._draw_stage(number, some, found)
         self._list(_once(chunk, -1))
 
-    def entry(self, picture: Picture) -> dict[str, Any]:
+    def entry(self, picture: PlannedImage) -> dict[str, Any]:
         """A finished picture as ``index.jsonl`` has it."""
         first = self.passes[0]
         return {
@@ -208,11 +215,11 @@ class _Easel:
             "the networks' time"
         )
 
-    def _list(self, some: Sequence[Picture]) -> None:
+    def _list(self, some: Sequence[PlannedImage]) -> None:
         if self.index is not None:
             self.index.add(self.entry(each) for each in some)
 
-    def _embed(self, wanted: Sequence[Sequence[Picture]]) -> dict[str, Embedding]:
+    def _embed(self, wanted: Sequence[Sequence[PlannedImage]]) -> dict[str, Embedding]:
         job = self.run.job
         spoken = [
             text
@@ -220,7 +227,7 @@ class _Easel:
             for picture in some
             for text in picture.spoken(each)
         ]
-        found, _ = embed(
+        found, _ = embed_prompts(
             self.run.cascade,
             spoken,
             weights=job.weights.text,
@@ -234,12 +241,12 @@ class _Easel:
         )
         return found
 
-    def _ready(self, stage: Stage) -> Ready:
+    def _ready(self, stage: Stage) -> LoadedStage:
         """A stage's weights; those of another go first where both have no room."""
         if stage.name not in self.resident:
             if not self.together:
                 self.resident.clear()
-            ready = finished_run.open_stage(self.run, stage, self.mesh, self.dtype)
+            ready = finished_run.load_stage(self.run, stage, self.mesh, self.dtype)
             # The sampler is compiled for a forward function: keep to the first one.
             apply = self.applies.setdefault(stage.name, ready.part.apply)
             part = dataclasses.replace(ready.part, apply=apply)
@@ -247,12 +254,12 @@ class _Easel:
         return self.resident[stage.name]
 
     def _draw_stage(
-        self, number: int, some: Sequence[Picture], found: dict[str, Embedding]
+        self, number: int, some: Sequence[PlannedImage], found: dict[str, Embedding]
     ) -> None:
         each = self.passes[number]
         with self.clock.at(LOADING):
             ready = self._ready(each.stage)
-        groups: dict[SamplerConfig, list[Picture]] = {}
+        groups: dict[SamplerConfig, list[PlannedImage]] = {}
         for picture in some:
             groups.setdefault(picture.sampler(each), []).append(picture)
         for sampler, group in groups.items():
@@ -280,9 +287,9 @@ class _Easel:
     def _draw_batch(
         self,
         number: int,
-        ready: Ready,
+        ready: LoadedStage,
         sampler: SamplerConfig,
-        some: Sequence[Picture],
+        some: Sequence[PlannedImage],
         found: dict[str, Embedding],
     ) -> np.ndarray:
         spoken = [picture.spoken(self.passes[number]) for picture in some]
@@ -290,7 +297,7 @@ class _Easel:
         if number:
             below = [self.folder / picture.files[number - 1] for picture in some]
             low = np.stack([image_files.load_png(path) for path in below])
-        return draw_stage(
+        return sample_stage(
             ready.stage,
             ready.part,
             ready.params,
@@ -317,10 +324,12 @@ class _Easel:
             *(rows, stage.resolution, fewer),
         )
 
-    def _write(self, number: int, some: Sequence[Picture], images: np.ndarray) -> None:
+    def _write(
+        self, number: int, some: Sequence[PlannedImage], images: np.ndarray
+    ) -> None:
         """Begins to store a batch; each host packs its share of the rows."""
         each, run = self.passes[number], self.run
-        story = story_of(run.path, run.cascade) | {
+        story = run_metadata(run.path, run.cascade) | {
             "subject": run.noun,
             "identifier": run.identifier,
             "stage": each.stage.name,
@@ -366,7 +375,7 @@ class _Easel:
             self.bar.update(len(some))
 
 
-def _fit_together(run: Finished, mesh: jax.sharding.Mesh) -> bool:
+def _fit_together(run: FinishedRun, mesh: jax.sharding.Mesh) -> bool:
     """Whether all U-Nets may stay: by half the memory, the rest is for the work."""
     room = device_memory.available()
     if room is None:

@@ -11,18 +11,18 @@ from imagen_booth.cascade import Stage
 from imagen_booth.diffusion.sampler import SamplerConfig
 from imagen_booth.errors import InputError
 from imagen_booth.sampling import finished_run
-from imagen_booth.sampling.finished_run import Finished
-from imagen_booth.sampling.text_embeddings import cleaning_of, tokenizer
+from imagen_booth.sampling.finished_run import FinishedRun
+from imagen_booth.sampling.text_embeddings import cleaning_name, load_tokenizer
 from imagen_booth.text import caption_cleaning
 from imagen_booth.text.prompt_files import Row
 from imagen_booth.text.tokenizer import UNKNOWN
-from imagen_booth.weights.load import origin
+from imagen_booth.weights.load import weight_origin
 
 MOST_GUIDANCES = 8  # each is another program to compile
 SHOWN = 20  # bad rows named
 
 
-class Spoken(NamedTuple):
+class PromptPair(NamedTuple):
     """What a stage reads."""
 
     prompt: str
@@ -30,7 +30,7 @@ class Spoken(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Pass:
+class StagePass:
     """One stage of a job.
 
     Attributes:
@@ -51,7 +51,7 @@ class Pass:
 
 
 @dataclasses.dataclass(frozen=True)
-class Picture:
+class PlannedImage:
     """One picture to draw.
 
     Attributes:
@@ -66,23 +66,23 @@ class Picture:
     seed: int
     guidance: float | None
     family: str
-    named: Spoken
-    plain: Spoken
+    named: PromptPair
+    plain: PromptPair
     files: tuple[str, ...] = ()
 
-    def spoken(self, each: Pass) -> Spoken:
+    def spoken(self, each: StagePass) -> PromptPair:
         """What a stage reads of it."""
         return self.named if each.named else self.plain
 
-    def sampler(self, each: Pass) -> SamplerConfig:
+    def sampler(self, each: StagePass) -> SamplerConfig:
         """How a stage draws it."""
         if self.guidance is None or each.stage.low_resolution is not None:
             return each.sampler
         return dataclasses.replace(each.sampler, guidance=self.guidance)
 
 
-def check(
-    run: Finished, source: str, rows: Iterable[Row], first_seed: int, seeds: int
+def check_rows(
+    run: FinishedRun, source: str, rows: Iterable[Row], first_seed: int, seeds: int
 ) -> int:
     """Looks at every row before anything is drawn.
 
@@ -92,8 +92,10 @@ def check(
     Raises:
         InputError: naming the rows that cannot be drawn, and why.
     """
-    pieces = tokenizer(run.cascade, run.job.weights.vocabulary)
-    clean = caption_cleaning.cleaner(cleaning_of(run.cascade, run.job.cleaning)) or str
+    pieces = load_tokenizer(run.cascade, run.job.weights.vocabulary)
+    clean = (
+        caption_cleaning.cleaner(cleaning_name(run.cascade, run.job.cleaning)) or str
+    )
     usual = run.job.pictures.base.guidance
 
     def fault(row: Row) -> str:
@@ -160,18 +162,20 @@ def check(
     return good * seeds
 
 
-def passes_of(run: Finished, dtype: Any) -> tuple[Pass, ...]:
+def stage_passes(run: FinishedRun, dtype: Any) -> tuple[StagePass, ...]:
     """The stages of a run, with what identifies their work; no weights are read.
 
     Raises:
         InputError: missing weights, or a tuning that has not come to an end.
     """
     job, found = run.job, []
-    reading = origin(run.cascade, "text", job.weights.text)["sha256"]
-    learned = finished_run.learned_by(run)
-    cleaning = cleaning_of(run.cascade, job.cleaning)
+    reading = weight_origin(run.cascade, "text", job.weights.text)["sha256"]
+    learned = finished_run.learned_embedding(run)
+    cleaning = cleaning_name(run.cascade, job.cleaning)
     for stage in run.stages:
-        weights = origin(run.cascade, stage.name, getattr(job.weights, stage.name))
+        weights = weight_origin(
+            run.cascade, stage.name, getattr(job.weights, stage.name)
+        )
         steps = finished_run.tuned_steps(run, stage)
         recipe = run.path / stage.name / "recipe.json"
         named = job.names(stage.name, steps)
@@ -182,7 +186,7 @@ def passes_of(run: Finished, dtype: Any) -> tuple[Pass, ...]:
             *((learned.digest(),) if learned is not None and named else ()),
         )
         found.append(
-            Pass(
+            StagePass(
                 stage,
                 getattr(job.pictures, stage.name),
                 *(steps, named),
@@ -193,23 +197,23 @@ def passes_of(run: Finished, dtype: Any) -> tuple[Pass, ...]:
     return tuple(found)
 
 
-def plan(
-    run: Finished,
-    passes: Sequence[Pass],
+def plan_images(
+    run: FinishedRun,
+    passes: Sequence[StagePass],
     rows: Iterable[Row],
     first_seed: int,
     seeds: int,
-) -> Iterator[Picture]:
+) -> Iterator[PlannedImage]:
     """The pictures that rows ask for, in their order, each with its files."""
     for row in rows:
         named, plain = (
-            Spoken(fill(row.prompt), fill(row.negative_prompt))
+            PromptPair(fill(row.prompt), fill(row.negative_prompt))
             for fill in (run.named, run.plain)
         )
         slug = re.sub(r"[^a-z0-9]+", "-", plain.prompt.lower())[:40].strip("-")
         first = first_seed if row.seed is None else row.seed
         for seed in range(first, first + seeds):
-            picture = Picture(seed, row.guidance, row.family, named, plain)
+            picture = PlannedImage(seed, row.guidance, row.family, named, plain)
             files, key = [], ""
             for each in passes:
                 made = (

@@ -14,7 +14,7 @@ from imagen_booth.errors import StorageError
 NETWORKS, LOADING = "networks", "loading"  # of a job's time
 
 
-class Index:
+class ImageIndex:
     """``index.jsonl``: one line per finished picture.
 
     A line that a kill cut short is dropped here, and added again with its picture.
@@ -56,7 +56,7 @@ class Index:
         self._known.update(each["file"] for each in new)
 
 
-class Clock:
+class TimeLog:
     """Where the seconds of a job go."""
 
     def __init__(self) -> None:

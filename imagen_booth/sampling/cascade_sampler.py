@@ -34,7 +34,7 @@ LOW_NOISE = 2**31 - 1  # fold for the noise of the low-res image, beyond all ste
 
 
 @functools.lru_cache(maxsize=32)
-def program(
+def sampler_program(
     stage: Stage,
     apply: Callable[..., Any],
     config: sampler.SamplerConfig,
@@ -70,7 +70,7 @@ def program(
     return draw
 
 
-def draw_stage(
+def sample_stage(
     stage: Stage,
     part: Part,
     params: Params,
@@ -106,15 +106,15 @@ def draw_stage(
         else jax.make_array_from_callback(
             value.shape, sharding.rows(mesh), lambda index, value=value: value[index]
         )
-        for name, value in inputs(
+        for name, value in sampler_inputs(
             embeddings, null, seeds, low, level, rows=rows, devices=mesh.size
         ).items()
     }
-    images = program(stage, part.apply, config)(params, **placed)
+    images = sampler_program(stage, part.apply, config)(params, **placed)
     return to_bytes(sharding.fetch(images)[: len(embeddings)])
 
 
-def inputs(
+def sampler_inputs(
     embeddings: Sequence[Embedding],
     null: Embedding | Sequence[Embedding],
     seeds: Sequence[int],
@@ -150,7 +150,7 @@ def inputs(
 
 
 @dataclasses.dataclass(frozen=True)
-class Ready:
+class LoadedStage:
     """A stage ready to draw with.
 
     Attributes:
@@ -170,7 +170,7 @@ class Ready:
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
+class ImageRequest:
     """One picture to draw.
 
     Attributes:
@@ -191,16 +191,16 @@ def rows_at(stage: Stage, batch: int) -> int:
     return max(2, batch * 64 // stage.resolution)
 
 
-def draw_cascade(
-    ready: Sequence[Ready],
-    requests: Sequence[Request],
+def sample_cascade(
+    ready: Sequence[LoadedStage],
+    requests: Sequence[ImageRequest],
     found: Mapping[str, Embedding],
     samplers: Mapping[str, sampler.SamplerConfig],
     *,
     batch: int,
     mesh: jax.sharding.Mesh,
     check_stop: Callable[[], None],
-) -> Iterator[tuple[Ready, np.ndarray]]:
+) -> Iterator[tuple[LoadedStage, np.ndarray]]:
     """Draws pictures stage by stage, all of them with one stage before the next.
 
     Args:
@@ -222,7 +222,7 @@ def draw_cascade(
             some = requests[start : start + rows]
             spoken = [one.prompt if each.named else one.plain for one in some]
             drawn.append(
-                draw_stage(
+                sample_stage(
                     each.stage,
                     each.part,
                     each.params,
@@ -240,7 +240,7 @@ def draw_cascade(
         yield each, lows
 
 
-def about(ready: Ready, config: sampler.SamplerConfig) -> dict[str, str]:
+def image_metadata(ready: LoadedStage, config: sampler.SamplerConfig) -> dict[str, str]:
     """What the metadata of a stage's pictures says of how they were drawn."""
     return {
         "stage": ready.stage.name,
@@ -251,9 +251,9 @@ def about(ready: Ready, config: sampler.SamplerConfig) -> dict[str, str]:
     }
 
 
-def store(
+def save_images(
     folder: epath.Path,
-    requests: Sequence[Request],
+    requests: Sequence[ImageRequest],
     images: np.ndarray,
     story: Mapping[str, str],
 ) -> None:
@@ -286,7 +286,7 @@ def grid(images: Sequence[np.ndarray], columns: int) -> np.ndarray:
     return sheet
 
 
-def story_of(
+def run_metadata(
     workdir: epath.Path, cascade: Cascade, identifier: str = "", noun: str = ""
 ) -> dict[str, str]:
     """Metadata of every picture that a run draws, as far as it is known."""
@@ -301,7 +301,7 @@ def story_of(
     return {name: value for name, value in told.items() if value}
 
 
-def sampler_warnings(job: Job, cascade: Cascade) -> list[str]:
+def scheduler_warnings(job: Job, cascade: Cascade) -> list[str]:
     """Where a job draws otherwise than the scheduler files of its weights say.
 
     The job's settings count: the warnings name both.

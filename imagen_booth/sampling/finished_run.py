@@ -18,22 +18,22 @@ from imagen_booth.errors import InputError
 from imagen_booth.rundir import checkpoints
 from imagen_booth.rundir.layout import cache_folder
 from imagen_booth.sampling.cascade_sampler import (
-    Ready,
-    Request,
-    about,
-    draw_cascade,
-    store,
-    story_of,
+    ImageRequest,
+    LoadedStage,
+    image_metadata,
+    run_metadata,
+    sample_cascade,
+    save_images,
 )
-from imagen_booth.sampling.text_embeddings import Learned, embed
+from imagen_booth.sampling.text_embeddings import LearnedEmbedding, embed_prompts
 from imagen_booth.text import prompts as words
 from imagen_booth.weights import placement
-from imagen_booth.weights.load import Part, load, network, origin, place, resolve
+from imagen_booth.weights.load import Part, load, network, place, resolve, weight_origin
 from imagen_booth.weights.placement import activation_dtype
 
 
 @dataclasses.dataclass(frozen=True)
-class Finished:
+class FinishedRun:
     """A run as pictures are drawn from it.
 
     Attributes:
@@ -66,7 +66,7 @@ class Finished:
         return words.fill(template, "", self.noun)
 
 
-def read_run(run: epath.Path, resolution: int = 0) -> Finished:
+def read_run(run: epath.Path, resolution: int = 0) -> FinishedRun:
     """What a run's files say of it; no weights are read.
 
     Args:
@@ -95,7 +95,7 @@ def read_run(run: epath.Path, resolution: int = 0) -> Finished:
     )
     subject = manifest["subject"]
     parts = (manifest.get("cascade") or {}).get("parts") or {}
-    return Finished(
+    return FinishedRun(
         *(run, job, cascade, stages, subject["identifier"], subject["class_noun"]),
         alone=subject.get("alone", False),
         licences={name: each["licence"] for name, each in parts.items()},
@@ -107,7 +107,7 @@ def read_run(run: epath.Path, resolution: int = 0) -> Finished:
     )
 
 
-def tuned_steps(run: Finished, stage: Stage) -> int:
+def tuned_steps(run: FinishedRun, stage: Stage) -> int:
     """Steps that a stage's parameters were tuned for; 0 if it is as it came.
 
     Raises:
@@ -130,7 +130,7 @@ def _steps_in(folder: epath.Path) -> int:
     return max(steps)
 
 
-def learned_by(run: Finished) -> Learned | None:
+def learned_embedding(run: FinishedRun) -> LearnedEmbedding | None:
     """What a run's identifier was taught to mean; None where nothing was.
 
     Raises:
@@ -147,12 +147,12 @@ def learned_by(run: Finished) -> Learned | None:
     manifest = json.loads((run.path / "manifest.json").read_text())
     ids = dict.fromkeys(manifest["subject"]["identifier_ids"])
     tree, _ = checkpoints.read_params(folder)
-    return Learned(tuple(ids), np.asarray(tree["rows"]["vectors"], np.float32))
+    return LearnedEmbedding(tuple(ids), np.asarray(tree["rows"]["vectors"], np.float32))
 
 
-def open_stage(
-    run: Finished, stage: Stage, mesh: jax.sharding.Mesh, dtype: Any
-) -> Ready:
+def load_stage(
+    run: FinishedRun, stage: Stage, mesh: jax.sharding.Mesh, dtype: Any
+) -> LoadedStage:
     """A stage with the weights that the run left it, on the mesh.
 
     Raises:
@@ -163,20 +163,20 @@ def open_stage(
     named = run.job.names(stage.name, steps)
     if steps == 0:
         part = load(run.cascade, stage.name, source, mesh, dtype, run.job.mesh.rules)
-        return Ready(stage, part, part.params, stage.normal_level, 0, named)
+        return LoadedStage(stage, part, part.params, stage.normal_level, 0, named)
     # The weights it was tuned from stay on disk.
     tree, _ = checkpoints.read_params(run.path / stage.name)
     _, apply = network(run.cascade, stage.name, dtype)
     params = place(tree["unet"], mesh, run.job.mesh.rules)
-    about = origin(run.cascade, stage.name, source)
+    about = weight_origin(run.cascade, stage.name, source)
     known = about["sha256"], about["licence"], about["pretrained"]
     part = Part(apply, params, stage.name, source, *known)
     tuning = run.job.tuning(stage.name)
     stage = stage.tuned(tuning.hybrid)
-    return Ready(stage, part, params, tuning.level, steps, named)
+    return LoadedStage(stage, part, params, tuning.level, steps, named)
 
 
-def draw(
+def sample_prompts(
     run: epath.Path,
     prompts: Sequence[str],
     name: str,
@@ -202,7 +202,7 @@ def draw(
     finished = read_run(run, resolution)
     job = finished.job
     requests = [
-        Request(
+        ImageRequest(
             finished.named(prompt),
             finished.plain(prompt),
             seed,
@@ -216,7 +216,7 @@ def draw(
     dtype = activation_dtype(job.dtype)
     folder = run / "samples" / name
     with jax.set_mesh(mesh), StopRequest() as stop:
-        found, _ = embed(
+        found, _ = embed_prompts(
             finished.cascade,
             [text for each in requests for text in (each.prompt, each.plain)],
             weights=job.weights.text,
@@ -225,12 +225,12 @@ def draw(
             cache=cache,
             mesh=mesh,
             dtype=dtype,
-            learned=learned_by(finished),
+            learned=learned_embedding(finished),
             rules=job.mesh.rules,
         )
-        story = story_of(run, finished.cascade, finished.identifier, finished.noun)
-        for each, images in draw_cascade(
-            [open_stage(finished, stage, mesh, dtype) for stage in finished.stages],
+        story = run_metadata(run, finished.cascade, finished.identifier, finished.noun)
+        for each, images in sample_cascade(
+            [load_stage(finished, stage, mesh, dtype) for stage in finished.stages],
             requests,
             found,
             {
@@ -243,6 +243,6 @@ def draw(
         ):
             if processes.is_first():
                 target = folder / str(each.stage.resolution)
-                drawn = about(each, getattr(job.pictures, each.stage.name))
-                store(target, requests, images, story | drawn)
+                drawn = image_metadata(each, getattr(job.pictures, each.stage.name))
+                save_images(target, requests, images, story | drawn)
     return folder

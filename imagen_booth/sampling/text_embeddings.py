@@ -20,13 +20,13 @@ from imagen_booth.storage import write_atomic
 from imagen_booth.text import caption_cleaning
 from imagen_booth.text.tokenizer import EMBEDDED, Tokenizer
 from imagen_booth.train_state import Params
-from imagen_booth.weights.load import load, origin
+from imagen_booth.weights.load import load, weight_origin
 
 ROWS = 8  # prompts encoded together
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Learned:
+class LearnedEmbedding:
     """What some tokens were taught to mean, by Textual Inversion.
 
     Attributes:
@@ -43,7 +43,9 @@ class Learned:
         return hashlib.sha256(data).hexdigest()
 
 
-def with_rows(params: Params, ids: Sequence[int], rows: Array | np.ndarray) -> Params:
+def replace_rows(
+    params: Params, ids: Sequence[int], rows: Array | np.ndarray
+) -> Params:
     """A text encoder's parameters with some rows of its input embedding replaced.
 
     The table is copied, and its gradient is as large: [vocabulary, D].
@@ -56,7 +58,7 @@ def with_rows(params: Params, ids: Sequence[int], rows: Array | np.ndarray) -> P
     return params | {"token_embedder": {"embedding": table}}
 
 
-def tokenizer(cascade: Cascade, vocabulary: str) -> Tokenizer:
+def load_tokenizer(cascade: Cascade, vocabulary: str) -> Tokenizer:
     """The cascade's tokenizer.
 
     Args:
@@ -86,12 +88,12 @@ def tokenizer(cascade: Cascade, vocabulary: str) -> Tokenizer:
     return Tokenizer(path, cascade.text.length)
 
 
-def cleaning_of(cascade: Cascade, setting: str) -> str:
+def cleaning_name(cascade: Cascade, setting: str) -> str:
     """Name of the cleaning that a job's ``cleaning`` means."""
     return setting or ("simple" if cascade.text.lower else "none")
 
 
-def embed(
+def embed_prompts(
     cascade: Cascade,
     prompts: Sequence[str],
     *,
@@ -101,7 +103,7 @@ def embed(
     cache: epath.Path,
     mesh: jax.sharding.Mesh,
     dtype: np.dtype,
-    learned: Learned | None = None,
+    learned: LearnedEmbedding | None = None,
     rules: Sequence[sharding.Rule] = (),
 ) -> tuple[dict[str, Embedding], dict[str, Any]]:
     """Embeddings of prompts, and of the null text under the key "".
@@ -125,12 +127,12 @@ def embed(
         InputError: a vocabulary, weights or a cleaning that are not there.
     """
     text = cascade.text
-    pieces = tokenizer(cascade, vocabulary)
+    pieces = load_tokenizer(cascade, vocabulary)
     wanted = list(dict.fromkeys(["", *prompts]))
-    cleaning = cleaning_of(cascade, cleaning)
+    cleaning = cleaning_name(cascade, cleaning)
     clean = caption_cleaning.cleaner(cleaning) or str
     tokens = pieces.encode([clean(one) for one in wanted])
-    about = origin(cascade, "text", weights) | {"cleaning": cleaning}
+    about = weight_origin(cascade, "text", weights) | {"cleaning": cleaning}
     folder = cache / "text" / about["sha256"][:16]
 
     def place(row: np.ndarray) -> epath.Path:
@@ -144,7 +146,7 @@ def embed(
         part = load(cascade, "text", weights, mesh, dtype, rules, train=False)
         params = part.params
         if learned is not None:
-            params = jax.jit(with_rows, static_argnums=1)(
+            params = jax.jit(replace_rows, static_argnums=1)(
                 params, learned.ids, learned.rows
             )
         values = encode(cascade, jax.jit(part.apply), params, tokens[missing], mesh)

@@ -166,7 +166,7 @@ def _is(value: Any, kind: Any) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
-def rows_of(source: str) -> Callable[[], Iterator[Row]]:
+def read_source(source: str) -> Callable[[], Iterator[Row]]:
     """What reads the rows of a suite or of a file, from the start at each call.
 
     Args:

@@ -147,7 +147,7 @@ def dreambench(class_noun: str) -> str:
     return f"{DREAMBENCH}_{kind}"
 
 
-def fitting(source: str, class_noun: str) -> str:
+def fitting_suite(source: str, class_noun: str) -> str:
     """A source of prompts as named; ``DREAMBENCH`` is the suite that fits the class."""
     return dreambench(class_noun) if source == DREAMBENCH else source
 

@@ -24,7 +24,7 @@ def block_length(size: int) -> int:
     return BLOCK if size <= 256 else BLOCK // 8
 
 
-class Rendered:
+class RenderedRecords:
     """Random access to the first ``length`` records of a seed.
 
     Args:

@@ -19,7 +19,7 @@ _CANDIDATES = 4
 
 
 @dataclasses.dataclass(frozen=True)
-class Subject:
+class ToyboxSubject:
     """An individual of a class, fixed by its seed.
 
     Of the few individuals that the seed gives, it is the one with the most marks to
@@ -51,7 +51,7 @@ class Subject:
         return max(candidates, key=_marks)
 
 
-def describe(subject: Subject) -> str:
+def describe(subject: ToyboxSubject) -> str:
     """A subject in the words of the grammar: its colour and its noun.
 
     The grammar has no words for marks and materials, nor has any cascade been taught
@@ -83,7 +83,7 @@ def photo_attributes(count: int = 5) -> list[Attributes]:
     return [Attributes(noun="", context=c, view=v) for c, v in settings[:count]]
 
 
-def photo_scenes(subject: Subject, count: int = 5) -> list[Scene]:
+def photo_scenes(subject: ToyboxSubject, count: int = 5) -> list[Scene]:
     """Scenes of the subject's photos: other poses, views, light and places."""
     scenes = []
     for i, setting in enumerate(photo_attributes(count)):
@@ -93,13 +93,13 @@ def photo_scenes(subject: Subject, count: int = 5) -> list[Scene]:
     return scenes
 
 
-def photos(subject: Subject, count: int = 5, size: int = 1024) -> np.ndarray:
+def photos(subject: ToyboxSubject, count: int = 5, size: int = 1024) -> np.ndarray:
     """The subject's photos, uint8 [count, size, size, 3]."""
     return render(photo_scenes(subject, count), size)
 
 
 def truth_scene(
-    subject: Subject, prompt: str, take: int = 0, identifier: str = "[V]"
+    subject: ToyboxSubject, prompt: str, take: int = 0, identifier: str = "[V]"
 ) -> Scene:
     """The scene that a prompt such as "a [V] dog in the snow" asks for.
 
@@ -116,7 +116,7 @@ def truth_scene(
 
 
 def truth(
-    subject: Subject,
+    subject: ToyboxSubject,
     prompt: str,
     *,
     size: int = 1024,

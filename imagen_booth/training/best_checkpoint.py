@@ -25,7 +25,7 @@ from imagen_booth.errors import InputError
 from imagen_booth.rundir import checkpoints
 from imagen_booth.rundir.checkpoints import Checkpoints
 from imagen_booth.train_state import Params
-from imagen_booth.training.previews import Measured, file_of, measured_in
+from imagen_booth.training.previews import PreviewScores, preview_file, read_scores
 
 RULE = {
     False: "likeness of the subject's previews to the photos, less what that of the "
@@ -34,7 +34,7 @@ RULE = {
 }
 
 
-def score(measured: Measured, first: Measured) -> float:
+def score(measured: PreviewScores, first: PreviewScores) -> float:
     """How good a step's preview is.
 
     Args:
@@ -51,7 +51,7 @@ def _likeness(measures: Mapping[str, float]) -> float:
     return float(np.mean([measures["colour"], measures["layout"]]))
 
 
-class Best:
+class BestCheckpoint:
     """Keeps the parameters of the best preview so far, one set of them.
 
     They lie in ``best/`` beside a stage's checkpoints until the stage is finished;
@@ -77,11 +77,13 @@ class Best:
         steps: int,
     ):
         self._folder, self._best = folder, folder / "best"
-        self._seen = dict(sorted(measured_in(previews).items()))
+        self._seen = dict(sorted(read_scores(previews).items()))
         unfinished = latest is not None and latest < steps
         if latest is not None:
             needed = {0, self._held(latest)} if unfinished else {0, latest}
-            missing = [file_of(previews, n).name for n in needed - self._seen.keys()]
+            missing = [
+                preview_file(previews, n).name for n in needed - self._seen.keys()
+            ]
             if missing:
                 raise InputError(
                     f"keep='best' chooses by the previews in {previews}, which lacks "
@@ -118,7 +120,7 @@ class Best:
             if step > 0
         }
 
-    def look(self, step: int, measured: Measured, params: Params) -> None:
+    def look(self, step: int, measured: PreviewScores, params: Params) -> None:
         """Takes a preview into account, before its file is written.
 
         Raises:
@@ -154,9 +156,9 @@ class Best:
             self._best.rmtree()
 
 
-def forget(previews: epath.Path) -> None:
+def remove_previews(previews: epath.Path) -> None:
     """Removes the previews of an earlier tuning: this one begins anew."""
     if processes.is_first() and previews.exists():
-        for step in measured_in(previews):
-            file_of(previews, step).unlink()
+        for step in read_scores(previews):
+            preview_file(previews, step).unlink()
     processes.wait(f"previews {previews.name}")

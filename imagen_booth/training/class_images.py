@@ -20,11 +20,11 @@ from etils import epath
 from imagen_booth.cascade import Cascade, Stage
 from imagen_booth.config.schema import Job
 from imagen_booth.data import image_files
-from imagen_booth.data.examples import Embedding, Pair
+from imagen_booth.data.examples import Embedding, ImagePair
 from imagen_booth.diffusion.sampler import SamplerConfig
 from imagen_booth.distributed import processes
-from imagen_booth.sampling.cascade_sampler import draw_stage
-from imagen_booth.training.subject_prompts import Words
+from imagen_booth.sampling.cascade_sampler import sample_stage
+from imagen_booth.training.subject_prompts import SubjectPrompts
 from imagen_booth.weights.load import Part, load
 
 
@@ -66,13 +66,13 @@ class Recipe:
         return hashlib.sha256(repr(recipe).encode()).hexdigest()[:24]
 
 
-def folder_of(recipe: Recipe, cache: epath.Path) -> epath.Path:
+def class_image_folder(recipe: Recipe, cache: epath.Path) -> epath.Path:
     """Where the images of a recipe are kept."""
     noun = "".join(c if c.isalnum() else "_" for c in recipe.prompt)[:40]
     return cache / "class_images" / f"{noun}-{recipe.digest()}"
 
 
-def class_images(
+def sample_class_images(
     recipe: Recipe,
     count: int,
     part: Part,
@@ -96,7 +96,7 @@ def class_images(
     Returns:
         ``count`` uint8 images [R, R, 3].
     """
-    folder = folder_of(recipe, cache)
+    folder = class_image_folder(recipe, cache)
     groups = -(-count // recipe.group)
     missing = [group for group in range(groups) if not _complete(folder, group, recipe)]
     if processes.is_first() and missing:
@@ -124,7 +124,7 @@ def class_images(
             for group in missing[first : first + together]
             for index in range(group * recipe.group, (group + 1) * recipe.group)
         ]
-        images = draw_stage(
+        images = sample_stage(
             recipe.stage,
             part,
             part.params,
@@ -148,18 +148,18 @@ def class_images(
     return [image_files.load_png(_path(folder, index)) for index in range(count)]
 
 
-def set_of(
+def class_image_pairs(
     job: Job,
     cascade: Cascade,
     stage: Stage,
     part: Part,
-    words: Words,
+    words: SubjectPrompts,
     *,
     cache: epath.Path,
     mesh: jax.sharding.Mesh,
     dtype: Any,
     check_stop: Callable[[], None],
-) -> tuple[list[Pair], epath.Path]:
+) -> tuple[list[ImagePair], epath.Path]:
     """The prior set of a stage, drawn by its frozen weights from the stages below.
 
     Args:
@@ -194,7 +194,7 @@ def set_of(
             seed=job.seed,
             dtype=str(dtype),
         )
-        images = class_images(
+        images = sample_class_images(
             recipe,
             job.class_images.count,
             network,
@@ -208,10 +208,10 @@ def set_of(
         if each is stage:
             break
         lows, made_from = images, recipe.digest()
-    folder = folder_of(recipe, cache)
+    folder = class_image_folder(recipe, cache)
     if lows is None:
-        return [Pair(image, None) for image in images], folder
-    return [Pair(*both) for both in zip(images, lows, strict=True)], folder
+        return [ImagePair(image, None) for image in images], folder
+    return [ImagePair(*both) for both in zip(images, lows, strict=True)], folder
 
 
 def _path(folder: epath.Path, index: int) -> epath.Path:

@@ -9,24 +9,27 @@ from etils import epath
 
 from imagen_booth import train_state
 from imagen_booth.cascade import Stage
-from imagen_booth.config.schema import BEST, Tuning
+from imagen_booth.config.schema import BEST, FineTuning
 from imagen_booth.data import pipeline
-from imagen_booth.data.examples import Embedding, Pair
+from imagen_booth.data.examples import Embedding, ImagePair
 from imagen_booth.distributed import processes, sharding
 from imagen_booth.distributed.stop import StopRequest
 from imagen_booth.rundir.checkpoints import Checkpoints, read_params
 from imagen_booth.rundir.metrics import MetricWriter
 from imagen_booth.training import loop, optimizers, previews, train_step
-from imagen_booth.training.best_checkpoint import Best, forget
-from imagen_booth.training.previews import Measured, Preview
+from imagen_booth.training.best_checkpoint import BestCheckpoint, remove_previews
+from imagen_booth.training.loop import InitialState
+from imagen_booth.training.previews import Preview, PreviewScores
 from imagen_booth.weights.load import Part, place
 
 Loss = Callable[[train_state.Params, train_step.Batch, Any], tuple[Any, dict[str, Any]]]
-Sheet = tuple[Any, Measured]  # a preview's picture, uint8 [H, W, 3], and its measures
+Sheet = tuple[
+    Any, PreviewScores
+]  # a preview's picture, uint8 [H, W, 3], and its measures
 
 
 @dataclasses.dataclass(frozen=True)
-class Means:
+class FinetuneContext:
     """Where and with what a tuning is carried out.
 
     Attributes:
@@ -52,16 +55,16 @@ class Means:
     profile: epath.Path | None = None
 
 
-def tune(
+def finetune_stage(
     stage: Stage,
     part: Part,
-    tuning: Tuning,
-    subject: Sequence[Pair],
+    tuning: FineTuning,
+    subject: Sequence[ImagePair],
     subject_text: Embedding,
-    class_pairs: Sequence[Pair],
+    class_pairs: Sequence[ImagePair],
     class_text: Embedding,
     preview: Preview,
-    means: Means,
+    means: FinetuneContext,
 ) -> tuple[train_state.Params, dict[str, Any]]:
     """Fine-tunes a stage, from its newest checkpoint if there is one.
 
@@ -74,7 +77,7 @@ def tune(
         The tuned parameters, and entries for the manifest, see ``fit``.
     """
     optimizer = optimizers.build(tuning.optim, tuning.steps)
-    loss_fn = loss_of(stage, part.apply, tuning)
+    loss_fn = make_loss(stage, part.apply, tuning)
     data = batches(
         stage,
         tuning,
@@ -87,14 +90,14 @@ def tune(
     )
 
     def draw(params: train_state.Params) -> Sheet:
-        return previews.draw(
+        return previews.sample_preview(
             stage, part, params["unet"], tuning.level, preview, means.mesh
         )
 
-    params, told = fit(
+    params, told = run_finetuning(
         stage.name,
         tuning,
-        start_state(
+        initial_state(
             {"unet": part.params},
             optimizer,
             tuning.optim.ema > 0,
@@ -113,7 +116,7 @@ def tune(
 
 
 def class_examples(
-    pairs: Sequence[Pair], text: Embedding, null: Embedding, share: float
+    pairs: Sequence[ImagePair], text: Embedding, null: Embedding, share: float
 ) -> list[pipeline.Example]:
     """Class images as rows, a share of them with the null text, evenly spread."""
     return [
@@ -122,7 +125,7 @@ def class_examples(
     ]
 
 
-def loss_config_of(tuning: Tuning) -> train_step.LossConfig:
+def make_loss_config(tuning: FineTuning) -> train_step.LossConfig:
     """The loss that a tuning asks for."""
     return train_step.LossConfig(
         weighting=tuning.weighting,
@@ -131,13 +134,13 @@ def loss_config_of(tuning: Tuning) -> train_step.LossConfig:
     )
 
 
-def loss_of(stage: Stage, apply: Callable[..., Any], tuning: Tuning) -> Loss:
+def make_loss(stage: Stage, apply: Callable[..., Any], tuning: FineTuning) -> Loss:
     """What fine-tuning minimises: ``(params, batch, key) -> (loss, sums)``.
 
     Args:
         apply: the stage's network, parameters first.
     """
-    config = loss_config_of(tuning)
+    config = make_loss_config(tuning)
 
     def loss_fn(params, batch, key):
         return train_step.batch_loss(stage, apply, None, config, params, batch, key)
@@ -145,7 +148,9 @@ def loss_of(stage: Stage, apply: Callable[..., Any], tuning: Tuning) -> Loss:
     return loss_fn
 
 
-def step_of(loss_fn: Loss, optimizer: Any, tuning: Tuning, seed: int) -> Any:
+def make_finetune_step(
+    loss_fn: Loss, optimizer: Any, tuning: FineTuning, seed: int
+) -> Any:
     """The pure step of fine-tuning, see ``steps.make_step``."""
     return train_step.make_step(
         loss_fn,
@@ -158,7 +163,7 @@ def step_of(loss_fn: Loss, optimizer: Any, tuning: Tuning, seed: int) -> Any:
 
 def batches(
     stage: Stage,
-    tuning: Tuning,
+    tuning: FineTuning,
     subject: Sequence[pipeline.Example],
     classes: Sequence[pipeline.Example],
     *,
@@ -191,17 +196,17 @@ def batches(
     )
 
 
-def fit(
+def run_finetuning(
     name: str,
-    tuning: Tuning,
-    start: loop.Start,
+    tuning: FineTuning,
+    start: InitialState,
     loss_fn: Loss,
     optimizer: Any,
     data: Iterator[Any],
     draw: Callable[[train_state.Params], Sheet],
     preview: Preview,
     usable: Callable[[train_state.Params], Any],
-    means: Means,
+    means: FinetuneContext,
     frozen: Callable[[], train_state.Params] | None = None,
 ) -> tuple[Any, dict[str, Any]]:
     """Runs the loop with a tuning's steps, previews, and choice of parameters.
@@ -222,30 +227,30 @@ def fit(
         Stopped, NotFinite, StorageError: as ``loop.fit``.
     """
     folder, shown, mesh, seed = means.folder, means.shown, means.mesh, means.seed
-    step_fn = step_of(loss_fn, optimizer, tuning, seed)
+    step_fn = make_finetune_step(loss_fn, optimizer, tuning, seed)
     with Checkpoints(folder, frozen=frozen) as checkpoints:
         latest = checkpoints.latest()
         if latest is None:
-            forget(shown)
+            remove_previews(shown)
         best = None
         if means.keep == BEST:
-            best = Best(folder, shown, latest, tuning.steps)
+            best = BestCheckpoint(folder, shown, latest, tuning.steps)
 
         def draw_preview(now: train_state.TrainState, step: int) -> None:
-            if previews.file_of(shown, step).exists():
+            if previews.preview_file(shown, step).exists():
                 return  # by a run that was killed after it, and went on from before
             params = train_state.ema_params(now, tuning.optim.ema)
             sheet, measured = draw(params)
             if best is not None:
                 best.look(step, measured, usable(params))
-            previews.store(shown, step, sheet, preview, measured)
+            previews.write_preview(shown, step, sheet, preview, measured)
 
         def inference(now: train_state.TrainState) -> Any:
             if best is not None:
                 return best.params()
             return usable(train_state.ema_params(now, tuning.optim.ema))
 
-        final = loop.fit(
+        final = loop.train(
             name,
             start,
             step_fn,
@@ -276,7 +281,7 @@ def fit(
         kept = place(read_params(folder)[0], mesh, means.rules)
         after_step = told["step"]
     processes.wait(f"previews {name}")
-    measured = previews.measured_in(shown)
+    measured = previews.read_scores(shown)
     similarity = None
     if measured.keys() >= {0, after_step}:  # unless someone took them away
         before, after = measured[0].subject, measured[after_step].subject
@@ -286,14 +291,14 @@ def fit(
     return kept, {"similarity": similarity, "kept": told}
 
 
-def start_state(
+def initial_state(
     params: train_state.Params,
     optimizer: Any,
     ema: bool,
     mesh: jax.sharding.Mesh,
     trainable: tuple[str, ...] = ("unet/.*",),
     rules: Sequence[sharding.Rule] = (),
-) -> loop.Start:
+) -> InitialState:
     """The state at step 0: its shapes on the mesh, and how to make it.
 
     The optimizer's arrays are made where they live; ``params`` are given away to the
@@ -307,4 +312,4 @@ def start_state(
     placement = sharding.tree_shardings(shapes, mesh, rules)
     abstract = sharding.placed(shapes, placement)
     make = jax.jit(create, out_shardings=placement, donate_argnums=0)
-    return loop.Start(abstract, lambda: make(params))
+    return InitialState(abstract, lambda: make(params))

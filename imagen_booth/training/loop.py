@@ -43,7 +43,7 @@ class LoopConfig:
     always_usable: bool = False
 
 
-class Start(NamedTuple):
+class InitialState(NamedTuple):
     """Where training begins if there is no checkpoint.
 
     Attributes:
@@ -66,9 +66,9 @@ def jit_step(step_fn: Callable[..., Any], abstract: TrainState) -> Any:
     return jax.jit(step_fn, donate_argnums=0, out_shardings=(placement, None))
 
 
-def fit(
+def train(
     name: str,
-    start: Start,
+    start: InitialState,
     step_fn: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]],
     data: Iterator[Any],
     config: LoopConfig,

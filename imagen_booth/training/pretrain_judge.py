@@ -16,7 +16,7 @@ import optax
 from etils import epath
 from jaxtyping import Array
 
-from imagen_booth.config.schema import Judging
+from imagen_booth.config.schema import JudgeTraining
 from imagen_booth.data import pipeline
 from imagen_booth.distributed import processes, sharding
 from imagen_booth.distributed.stop import StopRequest
@@ -25,12 +25,12 @@ from imagen_booth.evaluation.toybox_judge import WORDS
 from imagen_booth.models.toybox_judge import Judge as Network
 from imagen_booth.rundir import layout
 from imagen_booth.rundir.checkpoints import Checkpoints
-from imagen_booth.rundir.layout import Workdir, now, recipe_of
+from imagen_booth.rundir.layout import RunDirectory, recipe, utc_now
 from imagen_booth.rundir.metrics import MetricWriter
 from imagen_booth.toybox import examples, grammar
 from imagen_booth.toybox.grammar import TIERS, Attributes, Tier
 from imagen_booth.toybox.pairs import Pairs
-from imagen_booth.toybox.records import BLOCK, Rendered
+from imagen_booth.toybox.records import BLOCK, RenderedRecords
 from imagen_booth.train_state import Params, TrainState, ema_params
 from imagen_booth.training import finetune, loop, optimizers, train_step
 from imagen_booth.training.pretrain_stage import HELD_OUT_SEED
@@ -38,7 +38,7 @@ from imagen_booth.weights.load import place
 
 log = logging.getLogger(__name__)
 
-FREE = ("cache", "mesh") + layout.FREE
+FREE = ("cache", "mesh") + layout.LOOP_SETTINGS
 RECORDS, PAIRS = 0, 1  # values of a batch's "group"
 
 # What a cascade's samples may suffer from, drawn anew for every picture.
@@ -47,10 +47,10 @@ NOISE = 0.08  # largest standard deviation, of pictures in [-1, 1]
 GAIN, SHIFT = 0.1, 0.06  # largest change of a colour channel
 
 
-class Strangers:
+class DistinctIndividuals:
     """Records by twos, as ``Pairs`` has them."""
 
-    def __init__(self, records: Rendered, seed: int, tier: Tier):
+    def __init__(self, records: RenderedRecords, seed: int, tier: Tier):
         self._records, self._seed, self._tier = records, seed, tier
 
     def __len__(self) -> int:
@@ -74,7 +74,7 @@ def record_attributes(seed: int, index: int, tier: Tier) -> Attributes:
 class Labelled:
     """Rows of a batch: two pictures, and the number of each word they show."""
 
-    def __init__(self, records: Strangers | Pairs):
+    def __init__(self, records: DistinctIndividuals | Pairs):
         self._records = records
 
     def __len__(self) -> int:
@@ -102,7 +102,7 @@ def single(batch: pipeline.Example) -> pipeline.Example:
     }
 
 
-def worsened(image: Array, key: Array) -> Array:
+def degraded(image: Array, key: Array) -> Array:
     """Blurs, tints, mirrors and roughens pictures, each as chance has it.
 
     Args:
@@ -166,7 +166,7 @@ def batch_loss(
     Returns:
         Loss [], and sums over the rows for ``steps.make_step``.
     """
-    logits, subjects, _ = apply(params["judge"], worsened(batch["image"], key))
+    logits, subjects, _ = apply(params["judge"], degraded(batch["image"], key))
     weight = batch["weight"]
     real = (weight > 0).astype(jnp.float32)
     pairs = (batch["group"] == PAIRS).astype(jnp.float32)
@@ -189,7 +189,7 @@ def batch_loss(
 
 
 def measure(
-    one: toybox_judge.Judge, records: Strangers, pairs: Pairs
+    one: toybox_judge.Judge, records: DistinctIndividuals, pairs: Pairs
 ) -> dict[str, Any]:
     """What a judge gets right on pictures it never saw.
 
@@ -223,7 +223,7 @@ def measure(
     return {"words": words, "subject": subject}
 
 
-def run(job: Judging, workdir: epath.Path) -> None:
+def run(job: JudgeTraining, workdir: epath.Path) -> None:
     """Trains a judge, or goes on, and writes its weights to ``workdir/weights``.
 
     Raises:
@@ -231,7 +231,7 @@ def run(job: Judging, workdir: epath.Path) -> None:
         Stopped: a signal came; the state is saved.
         NotFinite: training diverged.
     """
-    work = Workdir(workdir)
+    work = RunDirectory(workdir)
     layout.cache_folder(job.cache, work.path)
     mesh = sharding.make_mesh(job.mesh.data, job.mesh.fsdp)
     with (
@@ -240,15 +240,15 @@ def run(job: Judging, workdir: epath.Path) -> None:
         MetricWriter(work.path, active=processes.is_first()) as metrics,
     ):
         work.write_json("config.json", dataclasses.asdict(job))
-        work.record(created=work.manifest.get("created", now()))
-        folder = work.claim(toybox_judge.NAME, recipe_of(job, *FREE))
+        work.record(created=work.manifest.get("created", utc_now()))
+        folder = work.claim(toybox_judge.NAME, recipe(job, *FREE))
         _fit(job, folder, work, mesh, metrics, stop)
 
 
 def _fit(
-    job: Judging,
+    job: JudgeTraining,
     folder: epath.Path,
-    work: Workdir,
+    work: RunDirectory,
     mesh: jax.sharding.Mesh,
     metrics: MetricWriter,
     stop: StopRequest,
@@ -256,9 +256,9 @@ def _fit(
     cache = epath.Path(job.cache) if job.cache else work.path / "records"
     tier, size = TIERS[job.tier], toybox_judge.CONFIG.size
 
-    def strangers(seed: int, length: int) -> Strangers:
-        records = Rendered(cache, seed=seed, length=length, tier=tier, size=size)
-        return Strangers(records, seed, tier)
+    def strangers(seed: int, length: int) -> DistinctIndividuals:
+        records = RenderedRecords(cache, seed=seed, length=length, tier=tier, size=size)
+        return DistinctIndividuals(records, seed, tier)
 
     def pairs(seed: int, length: int) -> Pairs:
         return Pairs(cache, seed=seed, length=length, tier=tier, size=size)
@@ -318,9 +318,9 @@ def _fit(
         metrics.write(toybox_judge.NAME, step, row)
 
     with Checkpoints(folder) as checkpoints:
-        final = loop.fit(
+        final = loop.train(
             toybox_judge.NAME,
-            finetune.start_state(
+            finetune.initial_state(
                 {toybox_judge.NAME: params},
                 optimizer,
                 job.optim.ema > 0,
@@ -345,8 +345,8 @@ def _fit(
         )
     entry = {
         "licence": "Apache-2.0",
-        "made": now(),
-        "recipe": recipe_of(job, *FREE),
+        "made": utc_now(),
+        "recipe": recipe(job, *FREE),
         "images": 2 * rows * job.steps,
         "device": f"{len(jax.devices())} x {jax.devices()[0].device_kind}",
         "held_out": measured(final),

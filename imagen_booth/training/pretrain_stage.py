@@ -19,21 +19,21 @@ from etils import epath
 from imagen_booth.cascade import Cascade, Stage, by_name
 from imagen_booth.config.schema import TOYBOX, Pretraining
 from imagen_booth.data import image_files, pipeline
-from imagen_booth.data.examples import Captioned, Embedding
+from imagen_booth.data.examples import CaptionedImages, Embedding
 from imagen_booth.data.tfds_source import ImageCaptions
 from imagen_booth.distributed import processes, sharding
 from imagen_booth.distributed.stop import StopRequest
 from imagen_booth.errors import InputError
 from imagen_booth.rundir import layout
 from imagen_booth.rundir.checkpoints import Checkpoints
-from imagen_booth.rundir.layout import Workdir, now, recipe_of
+from imagen_booth.rundir.layout import RunDirectory, recipe, utc_now
 from imagen_booth.rundir.metrics import MetricWriter
-from imagen_booth.sampling.cascade_sampler import draw_stage, grid
-from imagen_booth.sampling.text_embeddings import tokenizer
+from imagen_booth.sampling.cascade_sampler import grid, sample_stage
+from imagen_booth.sampling.text_embeddings import load_tokenizer
 from imagen_booth.text.caption_cleaning import simple_clean
 from imagen_booth.text.tokenizer import Tokenizer
 from imagen_booth.toybox.grammar import TIERS
-from imagen_booth.toybox.records import Rendered, block_length
+from imagen_booth.toybox.records import RenderedRecords, block_length
 from imagen_booth.train_state import Params, TrainState, ema_params
 from imagen_booth.training import finetune, loop, mesh_choice, optimizers, train_step
 from imagen_booth.weights import placement
@@ -52,20 +52,20 @@ FREE = (
     "held_out",
     "vocabulary",
     "mesh",
-) + layout.FREE
+) + layout.LOOP_SETTINGS
 # Settings that say something of a TFDS set alone, and of the toybox alone.
 OF_SETS = ("source", "split", "held_out", "image_feature", "caption_feature")
 OF_TOYBOX = ("tier", "records")
 # Settings that are of the run alone, or places on this machine.
 OF_RUN = ("prompts", "sampler", "cache", "data_dir", "text", "init")
-OF_RUN += ("vocabulary", "mesh", *layout.FREE)
+OF_RUN += ("vocabulary", "mesh", *layout.LOOP_SETTINGS)
 
 HELD_OUT_SEED = 1  # records of this seed are for measuring, never for training
 HELD_OUT_RECORDS = 128
 
 
 @dataclasses.dataclass(frozen=True)
-class _Course:
+class _Pretraining:
     """What all of a pretraining needs.
 
     Attributes:
@@ -81,10 +81,10 @@ class _Course:
     unet: Part
     text: Part | None
     pieces: Tokenizer | None
-    train: Captioned
-    held_out: Captioned
+    train: CaptionedImages
+    held_out: CaptionedImages
     null: Embedding
-    work: Workdir
+    work: RunDirectory
     mesh: jax.sharding.Mesh
     metrics: MetricWriter
     profile: bool
@@ -104,7 +104,7 @@ class _Course:
         return loss_fn
 
     def batches(
-        self, records: Captioned, rows: int, seed: int, **shared: np.ndarray
+        self, records: CaptionedImages, rows: int, seed: int, **shared: np.ndarray
     ) -> Any:
         """Batches of this many rows, cropped where the stage is."""
         stage = self.stage
@@ -153,11 +153,11 @@ def run(job: Pretraining, workdir: epath.Path, *, profile: bool = False) -> None
             "config.text is empty; give the folder of weights with the text encoder "
             "that the base stage was trained with, or 'shipped'"
         )
-    work = Workdir(workdir)
-    pieces = tokenizer(cascade, job.vocabulary) if worded else None
+    work = RunDirectory(workdir)
+    pieces = load_tokenizer(cascade, job.vocabulary) if worded else None
     null = _null(cascade)
     train, held_out = (
-        Captioned(
+        CaptionedImages(
             _records(job, stage.resolution, work, held_out=held_out),
             _entries(cascade, pieces, null),
             stage.low_resolution,
@@ -179,7 +179,7 @@ def run(job: Pretraining, workdir: epath.Path, *, profile: bool = False) -> None
             if worded
             else None
         )
-        course = _Course(
+        course = _Pretraining(
             job,
             stage,
             unet,
@@ -195,13 +195,13 @@ def run(job: Pretraining, workdir: epath.Path, *, profile: bool = False) -> None
         )
         work.write_json("config.json", dataclasses.asdict(job))
         work.record(
-            created=work.manifest.get("created", now()),
+            created=work.manifest.get("created", utc_now()),
             cascade={"name": cascade.name, "licence": cascade.licence},
             prior=_story(course),
             versions=_versions(),
         )
-        recipe = recipe_of(job, *FREE, *_silent(job))
-        folder = work.claim(stage.name, recipe)
+        settings = recipe(job, *FREE, *_silent(job))
+        folder = work.claim(stage.name, settings)
         _fit(course, folder, stop)
 
 
@@ -210,10 +210,10 @@ def _silent(job: Pretraining) -> tuple[str, ...]:
     return OF_SETS if job.source == TOYBOX else OF_TOYBOX
 
 
-def _records(job: Pretraining, size: int, work: Workdir, *, held_out: bool) -> Any:
+def _records(job: Pretraining, size: int, work: RunDirectory, *, held_out: bool) -> Any:
     """Records of the source, to train on or to measure on."""
     if job.source == TOYBOX:
-        return Rendered(
+        return RenderedRecords(
             epath.Path(job.cache) if job.cache else work.path / "records",
             seed=HELD_OUT_SEED if held_out else 0,
             length=block_length(size) if held_out else job.records,
@@ -249,12 +249,12 @@ def _entries(
     return entries
 
 
-def _story(course: _Course) -> dict[str, Any]:
+def _story(course: _Pretraining) -> dict[str, Any]:
     """What the manifest tells of the weights to come, wherever they will lie."""
     job = course.job
     parts = [part for part in (course.unet, course.text) if part is not None]
     story: dict[str, Any] = {
-        "config": recipe_of(job, *OF_RUN, *_silent(job)),
+        "config": recipe(job, *OF_RUN, *_silent(job)),
         "made_from": {part.name: part.fingerprint for part in parts if part.pretrained},
     }
     if job.source == TOYBOX:
@@ -287,7 +287,7 @@ def _commit() -> str:
     return said.stdout.strip()
 
 
-def _fit(course: _Course, folder: epath.Path, stop: StopRequest) -> None:
+def _fit(course: _Pretraining, folder: epath.Path, stop: StopRequest) -> None:
     job, stage, work = course.job, course.stage, course.work
     null = {"null": course.null.text, "null_mask": course.null.mask}
     data = course.batches(course.train, job.batch, job.seed, **null)
@@ -298,7 +298,7 @@ def _fit(course: _Course, folder: epath.Path, stop: StopRequest) -> None:
     if course.text is not None:
         params["text"] = course.text.params
         trained += [] if job.text else ["text"]
-    start = finetune.start_state(
+    start = finetune.initial_state(
         params,
         optimizer,
         job.optim.ema > 0,
@@ -324,7 +324,7 @@ def _fit(course: _Course, folder: epath.Path, stop: StopRequest) -> None:
         return {name: params[name] for name in trained}
 
     with Checkpoints(folder) as checkpoints:
-        final = loop.fit(
+        final = loop.train(
             stage.name,
             start,
             train_step.make_step(
@@ -359,7 +359,7 @@ def _fit(course: _Course, folder: epath.Path, stop: StopRequest) -> None:
     log.info("pretrained %s for %d steps", stage.name, job.steps)
 
 
-def _measure(course: _Course) -> Callable[[Params], dict[str, float]]:
+def _measure(course: _Pretraining) -> Callable[[Params], dict[str, float]]:
     """The mean loss on held-out records, and how many they are.
 
     Records, crops, noise and times are the same every time.
@@ -384,7 +384,7 @@ def _measure(course: _Course) -> Callable[[Params], dict[str, float]]:
     return measure
 
 
-def _show(course: _Course, params: Params, step: int) -> None:
+def _show(course: _Pretraining, params: Params, step: int) -> None:
     """Draws the prompts; a super-resolution stage enlarges held-out records."""
     job, stage, pieces = course.job, course.stage, course.pieces
     prompts, low, truths = list(job.prompts), None, []
@@ -394,7 +394,7 @@ def _show(course: _Course, params: Params, step: int) -> None:
         prompts = [pieces.decode(row["tokens"]) if pieces else "" for row in rows]
         low = np.stack([row["low"] for row in rows])
         truths = [row["image"] for row in rows]
-    images = draw_stage(
+    images = sample_stage(
         stage,
         course.unet,
         params["unet"],
@@ -423,7 +423,9 @@ def _show(course: _Course, params: Params, step: int) -> None:
         )
 
 
-def _embedded(course: _Course, params: Params, prompts: list[str]) -> list[Embedding]:
+def _embedded(
+    course: _Pretraining, params: Params, prompts: list[str]
+) -> list[Embedding]:
     if course.text is None or course.pieces is None:
         return [course.null] * len(prompts)
     tokens = course.pieces.encode(prompts)

@@ -13,12 +13,12 @@ from imagen_booth import train_state
 from imagen_booth.cascade import Stage
 from imagen_booth.config.schema import Job
 from imagen_booth.data import image_files, photos, similarity
-from imagen_booth.data.examples import Embedding, Pair
+from imagen_booth.data.examples import Embedding, ImagePair
 from imagen_booth.diffusion.sampler import SamplerConfig
 from imagen_booth.distributed import processes
-from imagen_booth.sampling.cascade_sampler import draw_stage, grid, rows_at
+from imagen_booth.sampling.cascade_sampler import grid, rows_at, sample_stage
 from imagen_booth.training import subject_photos
-from imagen_booth.training.subject_prompts import Words
+from imagen_booth.training.subject_prompts import SubjectPrompts
 from imagen_booth.weights.load import Part
 
 BASE_PICTURES = (4, 2, 2)  # of the subject, of it elsewhere, of its class
@@ -46,26 +46,26 @@ class Preview:
     null: Embedding
     sampler: SamplerConfig
     rows: int
-    photos: Sequence[Pair]
+    photos: Sequence[ImagePair]
     subjects: int
     classes: int = 0
     story: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-def photo_pair(job: Job, stage: Stage, photo: photos.Photo) -> Pair:
+def photo_example(job: Job, stage: Stage, photo: photos.Photo) -> ImagePair:
     """A photo as a stage is trained on it."""
     low = stage.low_resolution
-    return Pair(
-        subject_photos.square(job.subject, photo, stage.resolution),
-        None if low is None else subject_photos.square(job.subject, photo, low),
+    return ImagePair(
+        subject_photos.crop_photo(job.subject, photo, stage.resolution),
+        None if low is None else subject_photos.crop_photo(job.subject, photo, low),
     )
 
 
-def planned(
+def plan_preview(
     job: Job,
     stage: Stage,
-    words: Words,
-    subject: Sequence[Pair],
+    words: SubjectPrompts,
+    subject: Sequence[ImagePair],
     story: Mapping[str, str],
 ) -> Preview:
     """What previews of a stage show.
@@ -96,7 +96,7 @@ def planned(
 
 
 @dataclasses.dataclass(frozen=True)
-class Measured:
+class PreviewScores:
     """How like the photos a preview's pictures are, by measure.
 
     Attributes:
@@ -108,14 +108,14 @@ class Measured:
     klass: dict[str, float]
 
 
-def draw(
+def sample_preview(
     stage: Stage,
     part: Part,
     params: train_state.Params,
     level: float,
     preview: Preview,
     mesh: jax.sharding.Mesh,
-) -> tuple[np.ndarray, Measured]:
+) -> tuple[np.ndarray, PreviewScores]:
     """Draws a preview grid and measures it against the photos.
 
     A super-resolution grid has rows of three: the low-res image, the stage's own
@@ -130,7 +130,7 @@ def draw(
     low = None
     if stage.low_resolution is not None:
         low = np.stack([pair.low for pair in preview.photos if pair.low is not None])
-    images = draw_stage(
+    images = sample_stage(
         stage,
         part,
         params,
@@ -146,25 +146,29 @@ def draw(
     truths = [pair.image for pair in preview.photos]
     if low is None:
         of_class = images[len(images) - preview.classes :]
-        return grid(list(images), 4), Measured(
+        return grid(list(images), 4), PreviewScores(
             similarity.to_photos(images[: preview.subjects], truths),
             similarity.to_photos(of_class, truths) if preview.classes else {},
         )
     enlarged = low.repeat(stage.scale, 1).repeat(stage.scale, 2)
     cells = [cell for row in zip(enlarged, images, truths, strict=True) for cell in row]
     near = [similarity.psnr(*pair) for pair in zip(images, truths, strict=True)]
-    return grid(cells, 3), Measured(
+    return grid(cells, 3), PreviewScores(
         {"PSNR against the photo, dB": float(np.mean(near))}, {}
     )
 
 
-def file_of(folder: epath.Path, step: int) -> epath.Path:
+def preview_file(folder: epath.Path, step: int) -> epath.Path:
     """Where a step's preview is."""
     return folder / f"step_{step:06d}.png"
 
 
-def store(
-    folder: epath.Path, step: int, sheet: np.ndarray, shown: Preview, found: Measured
+def write_preview(
+    folder: epath.Path,
+    step: int,
+    sheet: np.ndarray,
+    shown: Preview,
+    found: PreviewScores,
 ) -> None:
     """Writes a preview with its prompts and measures; the first process does."""
     if processes.is_first():
@@ -175,19 +179,19 @@ def store(
             "measured_class": found.klass,
         }
         image_files.save_png(
-            file_of(folder, step),
+            preview_file(folder, step),
             sheet,
             {name: json.dumps(value) for name, value in story.items()}
             | dict(shown.story),
         )
 
 
-def measured_in(folder: epath.Path) -> dict[int, Measured]:
+def read_scores(folder: epath.Path) -> dict[int, PreviewScores]:
     """What was measured, by step, of the previews in a folder."""
     found = {}
     for path in folder.glob("step_*.png") if folder.exists() else ():
         story = image_files.read_png_metadata(path)
-        found[int(path.stem.removeprefix("step_"))] = Measured(
+        found[int(path.stem.removeprefix("step_"))] = PreviewScores(
             json.loads(story["measured"]), json.loads(story.get("measured_class", "{}"))
         )
     return found

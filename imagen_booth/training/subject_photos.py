@@ -11,23 +11,25 @@ from imagen_booth import storage
 from imagen_booth.cascade import Cascade
 from imagen_booth.config.schema import Job, Subject
 from imagen_booth.data import image_files, photos
+from imagen_booth.data.photos import CheckedPhotos
 from imagen_booth.distributed import processes
 from imagen_booth.errors import InputError
 from imagen_booth.reports import run_report
-from imagen_booth.rundir.layout import Workdir, now
+from imagen_booth.rundir.layout import RunDirectory, utc_now
 from imagen_booth.text import people
 from imagen_booth.toybox import subjects as toys
+from imagen_booth.toybox.subjects import ToyboxSubject
 
-TOY = "toybox:"
-
-
-TOY_PHOTOS = 5
+TOYBOX_PREFIX = "toybox:"
 
 
-TOY_SIZE = 1024  # pixels of a rendered photo
+TOYBOX_PHOTOS = 5
 
 
-SHOWN_SIZE = 512  # pixels of a crop kept for the report
+TOYBOX_PHOTO_SIZE = 1024  # pixels of a rendered photo
+
+
+CROP_SIZE = 512  # pixels of a crop kept for the report
 
 
 def resolutions(job: Job, cascade: Cascade) -> dict[str, int]:
@@ -44,7 +46,7 @@ def resolutions(job: Job, cascade: Cascade) -> dict[str, int]:
     }
 
 
-def check_photos(job: Job, cascade: Cascade, work: Workdir) -> photos.Intake:
+def check_photos(job: Job, cascade: Cascade, work: RunDirectory) -> CheckedPhotos:
     """Looks at every photo, and keeps the crops for the report.
 
     Raises:
@@ -52,15 +54,15 @@ def check_photos(job: Job, cascade: Cascade, work: Workdir) -> photos.Intake:
             last case a report that names each is all that is written.
     """
     subject = job.subject
-    check_noun(subject)
+    check_class_noun(subject)
     folder = photo_folder(subject.photos, work.path)
     try:
-        intake = inspect(job, cascade, folder)
+        intake = inspect_photos(job, cascade, folder)
     except photos.NoGoodPhotos as error:
         _report_refusal(work, error)
         raise
     if processes.is_first():
-        crops = [square(subject, photo, SHOWN_SIZE) for photo in intake.photos]
+        crops = [crop_photo(subject, photo, CROP_SIZE) for photo in intake.photos]
         names = [photo.name for photo in intake.photos]
         for name, image in zip(names, crops, strict=True):
             image_files.save_png(work.path / "photos" / f"{name}.png", image)
@@ -69,7 +71,7 @@ def check_photos(job: Job, cascade: Cascade, work: Workdir) -> photos.Intake:
     return intake
 
 
-def check_noun(subject: Subject) -> None:
+def check_class_noun(subject: Subject) -> None:
     """Looks at what the subject is said to be.
 
     Raises:
@@ -89,14 +91,17 @@ def check_noun(subject: Subject) -> None:
         )
 
 
-def inspect(job: Job, cascade: Cascade, folder: str) -> photos.Intake:
+def inspect_photos(job: Job, cascade: Cascade, folder: str) -> CheckedPhotos:
     """Looks at the photos of a folder for the stages of a job; writes nothing.
 
     Raises:
         InputError: as ``photos.inspect``.
     """
     return photos.inspect(
-        folder, resolutions(job, cascade), crop_of(job.subject), job.subject.background
+        folder,
+        resolutions(job, cascade),
+        crop_settings(job.subject),
+        job.subject.background,
     )
 
 
@@ -107,45 +112,47 @@ def photo_folder(setting: str, work: epath.Path) -> str:
         setting: a folder, or ``toybox:CLASS/SEED``.
         work: rendered photos go to ``source/`` in here.
     """
-    if not setting.startswith(TOY):
+    if not setting.startswith(TOYBOX_PREFIX):
         return setting
     folder = work / "source"
-    last = folder / f"{TOY_PHOTOS - 1:02d}.png"
+    last = folder / f"{TOYBOX_PHOTOS - 1:02d}.png"
     if processes.is_first() and not last.exists():
-        images = toys.photos(toy_subject(setting), TOY_PHOTOS, size=TOY_SIZE)
+        images = toys.photos(
+            toybox_subject(setting), TOYBOX_PHOTOS, size=TOYBOX_PHOTO_SIZE
+        )
         for index, image in enumerate(images):
             image_files.save_png(folder / f"{index:02d}.png", image)
     processes.wait("rendered photos")
     return str(folder)
 
 
-def toy_subject(setting: str) -> toys.Subject:
+def toybox_subject(setting: str) -> ToyboxSubject:
     """The subject that ``toybox:CLASS/SEED`` names.
 
     Raises:
         InputError: it names none.
     """
-    noun, _, seed = setting.removeprefix(TOY).partition("/")
+    noun, _, seed = setting.removeprefix(TOYBOX_PREFIX).partition("/")
     if not seed.isdecimal():
         raise InputError(
-            f"config.subject.photos={setting} should read {TOY}NOUN/NUMBER, "
-            f"such as {TOY}dog/7"
+            f"config.subject.photos={setting} should read {TOYBOX_PREFIX}NOUN/NUMBER, "
+            f"such as {TOYBOX_PREFIX}dog/7"
         )
-    return toys.Subject(noun, int(seed))
+    return ToyboxSubject(noun, int(seed))
 
 
-def crop_of(subject: Subject) -> photos.Crop:
+def crop_settings(subject: Subject) -> photos.Crop:
     """How this subject's photos become square."""
     return photos.Crop(subject.crop, subject.shift)
 
 
-def square(subject: Subject, photo: photos.Photo, size: int) -> np.ndarray:
+def crop_photo(subject: Subject, photo: photos.Photo, size: int) -> np.ndarray:
     """One photo as training sees it, uint8 [size, size, 3]."""
     image = photos.load(photo.path, subject.background)
-    return photos.square(image, size, crop_of(subject), subject.background)
+    return photos.square(image, size, crop_settings(subject), subject.background)
 
 
-def photo_entries(intake: photos.Intake) -> dict[str, Any]:
+def photo_manifest(intake: CheckedPhotos) -> dict[str, Any]:
     """The photos, for the manifest."""
     return {
         "photos": [
@@ -164,14 +171,14 @@ def photo_entries(intake: photos.Intake) -> dict[str, Any]:
     }
 
 
-def _report_refusal(work: Workdir, error: photos.NoGoodPhotos) -> None:
+def _report_refusal(work: RunDirectory, error: photos.NoGoodPhotos) -> None:
     if not processes.is_first():
         return
     with tempfile.TemporaryDirectory() as folder:
-        Workdir(folder).record(
+        RunDirectory(folder).record(
             status=f"InputError: {error}",
-            created=now(),
-            subject=photo_entries(error.intake),
+            created=utc_now(),
+            subject=photo_manifest(error.intake),
         )
         page = run_report.write(epath.Path(folder)).read_bytes()
     storage.write_atomic(work.path / "report.html", page)

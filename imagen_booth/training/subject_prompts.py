@@ -10,15 +10,20 @@ from imagen_booth.cascade import Cascade
 from imagen_booth.config.schema import TOYBOX, Job, Subject
 from imagen_booth.data.examples import Embedding
 from imagen_booth.errors import InputError
-from imagen_booth.sampling.text_embeddings import Learned, cleaning_of, embed, tokenizer
+from imagen_booth.sampling.text_embeddings import (
+    LearnedEmbedding,
+    cleaning_name,
+    embed_prompts,
+    load_tokenizer,
+)
 from imagen_booth.text import caption_cleaning, identifier, prompts
 from imagen_booth.text.tokenizer import Tokenizer
 from imagen_booth.toybox import subjects as toys
-from imagen_booth.training.subject_photos import TOY, toy_subject
+from imagen_booth.training.subject_photos import TOYBOX_PREFIX, toybox_subject
 
 
 @dataclasses.dataclass(frozen=True)
-class Words:
+class SubjectPrompts:
     """The words of a run and their embeddings.
 
     Attributes:
@@ -51,14 +56,14 @@ class Words:
     warnings: tuple[str, ...]
 
 
-def choose_words(
+def prepare_prompts(
     job: Job,
     cascade: Cascade,
     cache: epath.Path,
     mesh: jax.sharding.Mesh,
     dtype: Any,
-    learned: Learned | None = None,
-) -> Words:
+    learned: LearnedEmbedding | None = None,
+) -> SubjectPrompts:
     """Chooses or checks the identifier, and embeds every prompt of the run.
 
     Args:
@@ -68,7 +73,7 @@ def choose_words(
         InputError: the identifier cannot be tokenised, or weights are missing.
     """
     noun = job.subject.class_noun
-    pieces = tokenizer(cascade, job.weights.vocabulary)
+    pieces = load_tokenizer(cascade, job.weights.vocabulary)
     name, ids, warnings = choose_identifier(job, cascade, pieces)
     alone = job.alone
     instance = prompts.instance_prompt(name, noun, alone=alone)
@@ -77,7 +82,7 @@ def choose_words(
         prompts.fill(each, name, noun, alone=alone) for each in job.pictures.prompts
     )
     plain = tuple(prompts.fill(each, "", noun) for each in job.pictures.prompts)
-    found, origin = embed(
+    found, origin = embed_prompts(
         cascade,
         [instance, klass, *filled, *plain],
         weights=job.weights.text,
@@ -90,9 +95,9 @@ def choose_words(
         rules=job.mesh.rules,
     )
     reading = origin["sha256"]
-    if origin["cleaning"] != cleaning_of(cascade, ""):
+    if origin["cleaning"] != cleaning_name(cascade, ""):
         reading += f" {origin['cleaning']}"
-    return Words(
+    return SubjectPrompts(
         *(name, ids, alone, instance, klass, filled, plain, found, origin),
         reading if learned is None else f"{reading} {learned.digest()}",
         reading,
@@ -100,7 +105,7 @@ def choose_words(
     )
 
 
-def description_of(subject: Subject) -> str:
+def subject_description(subject: Subject) -> str:
     """The words that stand for the subject where nothing is tuned.
 
     Raises:
@@ -108,13 +113,13 @@ def description_of(subject: Subject) -> str:
     """
     if subject.description != TOYBOX:
         return subject.description
-    if not subject.photos.startswith(TOY):
+    if not subject.photos.startswith(TOYBOX_PREFIX):
         raise InputError(
             f"config.subject.description={TOYBOX!r}, but the subject of "
             f"config.subject.photos={subject.photos!r} is not of the toybox; say what "
             "it looks like, such as 'small brown dog with a white chest'"
         )
-    return toys.describe(toy_subject(subject.photos))
+    return toys.describe(toybox_subject(subject.photos))
 
 
 def choose_identifier(
@@ -126,10 +131,10 @@ def choose_identifier(
         InputError: none can be drawn, or the job's cleaning is not known.
     """
     text, noun = cascade.text, job.subject.class_noun
-    cleaning = cleaning_of(cascade, job.cleaning)
+    cleaning = cleaning_name(cascade, job.cleaning)
     clean = caption_cleaning.cleaner(cleaning)
     if job.subject.description:
-        name = description_of(job.subject)
+        name = subject_description(job.subject)
         return name, tuple(pieces.pieces(name if clean is None else clean(name))), ()
     if job.subject.identifier:
         name = job.subject.identifier

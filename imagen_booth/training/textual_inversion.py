@@ -19,31 +19,32 @@ import numpy as np
 
 from imagen_booth import train_state
 from imagen_booth.cascade import Cascade
-from imagen_booth.config.schema import Inversion, Job
+from imagen_booth.config.schema import Job, TextualInversion
 from imagen_booth.data import pipeline
-from imagen_booth.data.examples import Embedding, Pair
+from imagen_booth.data.examples import Embedding, ImagePair
 from imagen_booth.distributed import processes, sharding
 from imagen_booth.errors import InputError
 from imagen_booth.sampling.text_embeddings import (
-    Learned,
-    cleaning_of,
+    LearnedEmbedding,
+    cleaning_name,
     encode,
+    load_tokenizer,
     padded,
-    tokenizer,
-    with_rows,
+    replace_rows,
 )
 from imagen_booth.text import caption_cleaning, prompts
 from imagen_booth.text.tokenizer import UNKNOWN
 from imagen_booth.training import finetune, optimizers, previews, train_step
+from imagen_booth.training.finetune import FinetuneContext
 from imagen_booth.training.previews import Preview
-from imagen_booth.training.subject_prompts import Words
+from imagen_booth.training.subject_prompts import SubjectPrompts
 from imagen_booth.weights.load import Part
 
 ROWS = "rows/vectors"  # the path of what is trained
 
 
 @dataclasses.dataclass(frozen=True)
-class Lesson:
+class InversionTokens:
     """The tokens of an inversion.
 
     Attributes:
@@ -59,7 +60,7 @@ class Lesson:
     shown: Mapping[str, np.ndarray]
 
 
-def read(job: Job, cascade: Cascade, words: Words) -> Lesson:
+def read_tokens(job: Job, cascade: Cascade, words: SubjectPrompts) -> InversionTokens:
     """The tokens that a job's words come to.
 
     Raises:
@@ -67,8 +68,8 @@ def read(job: Job, cascade: Cascade, words: Words) -> Lesson:
             a token of the identifier is one of the templates' own, or it does not
             come through in a template.
     """
-    pieces = tokenizer(cascade, job.weights.vocabulary)
-    clean = caption_cleaning.cleaner(cleaning_of(cascade, job.cleaning)) or str
+    pieces = load_tokenizer(cascade, job.weights.vocabulary)
+    clean = caption_cleaning.cleaner(cleaning_name(cascade, job.cleaning)) or str
     name, noun = words.identifier, job.subject.class_noun
     initializer = job.text.initializer or noun
     start = tuple(pieces.pieces(clean(initializer)))
@@ -106,7 +107,7 @@ def read(job: Job, cascade: Cascade, words: Words) -> Lesson:
         prompt: pieces.encode([clean(prompt)])[0]
         for prompt in (words.instance, words.klass, *words.pictures)
     }
-    return Lesson(ids, start, pieces.encode(filled), shown)
+    return InversionTokens(ids, start, pieces.encode(filled), shown)
 
 
 def _holds(whole: Sequence[int], part: Sequence[int]) -> bool:
@@ -117,15 +118,15 @@ def _holds(whole: Sequence[int], part: Sequence[int]) -> bool:
     )
 
 
-def learn(
-    lesson: Lesson,
+def learn_embedding(
+    lesson: InversionTokens,
     cascade: Cascade,
     parts: Mapping[str, Part],
-    tuning: Inversion,
-    subject: Sequence[Pair],
+    tuning: TextualInversion,
+    subject: Sequence[ImagePair],
     preview: Preview,
-    means: finetune.Means,
-) -> tuple[Learned, dict[str, Any]]:
+    means: FinetuneContext,
+) -> tuple[LearnedEmbedding, dict[str, Any]]:
     """Learns the rows, from the newest checkpoint if there is one.
 
     Args:
@@ -138,10 +139,10 @@ def learn(
     """
     stage, text, unet = cascade.stage("base"), parts["text"], parts["base"]
     optimizer = optimizers.build(tuning.optim, tuning.steps)
-    loss_config, mesh = finetune.loss_config_of(tuning), means.mesh
+    loss_config, mesh = finetune.make_loss_config(tuning), means.mesh
 
     def taught(params: train_state.Params) -> train_state.Params:
-        return with_rows(params["text"], lesson.ids, params["rows"]["vectors"])
+        return replace_rows(params["text"], lesson.ids, params["rows"]["vectors"])
 
     def loss_fn(params, batch, key):
         whole = {"unet": params["unet"], "text": taught(params)}
@@ -153,7 +154,7 @@ def learn(
     middle = sharding.fetch(table[np.asarray(lesson.start)]).mean(0)
     first = np.tile(middle.astype(np.float32), (len(lesson.ids), 1))
     frozen = {"text": text.params, "unet": unet.params}
-    start = finetune.start_state(
+    start = finetune.initial_state(
         frozen | {"rows": {"vectors": sharding.put_copies(first, mesh)}},
         optimizer,
         tuning.optim.ema > 0,
@@ -188,9 +189,9 @@ def learn(
             padded(value, cascade.text.length) for value in values
         ]
         now = dataclasses.replace(preview, embeddings=embeddings)
-        return previews.draw(stage, unet, params["unet"], 0.0, now, mesh)
+        return previews.sample_preview(stage, unet, params["unet"], 0.0, now, mesh)
 
-    rows, told = finetune.fit(
+    rows, told = finetune.run_finetuning(
         "text",
         tuning,
         start,
@@ -204,7 +205,7 @@ def learn(
         frozen=lambda: frozen,
     )
     vectors = sharding.fetch(rows["rows"]["vectors"])
-    return Learned(lesson.ids, np.asarray(vectors, np.float32)), told
+    return LearnedEmbedding(lesson.ids, np.asarray(vectors, np.float32)), told
 
 
 def _with_template(templates: np.ndarray) -> Any:

@@ -54,7 +54,7 @@ class LossConfig:
     level: tuple[float, float] = (1e-5, 1e-5)
 
 
-def draw_level(key: Array, level: tuple[float, float], rows: int) -> Array:
+def sample_level(key: Array, level: tuple[float, float], rows: int) -> Array:
     """[rows] augmentation levels, uniform in cosine time within ``level``."""
     low, high = level
     if low == high:
@@ -109,7 +109,7 @@ def batch_loss(
 
     cond = None
     if stage.low_resolution is not None:
-        level = draw_level(level_key, config.level, rows)
+        level = sample_level(level_key, config.level, rows)
         cond = condition(
             stage, batch["low"], level, jax.random.normal(low_key, x0.shape)
         )

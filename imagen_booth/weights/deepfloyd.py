@@ -24,6 +24,7 @@ from imagen_booth.diffusion.schedule import TableSchedule
 from imagen_booth.errors import InputError
 from imagen_booth.models import UNetConfig
 from imagen_booth.weights import tensor_files
+from imagen_booth.weights.tensor_files import WeightFiles
 
 LICENCE = "DeepFloyd IF License Agreement (non-commercial research only)"
 NETWORK = "UNet2DConditionModel"
@@ -368,7 +369,7 @@ def network_folder(folder: epath.Path) -> epath.Path | None:
     return None
 
 
-def find(folder: epath.Path, stage: Stage) -> tensor_files.Found:
+def find(folder: epath.Path, stage: Stage) -> WeightFiles:
     """A stage's weights in a folder in diffusers' layout.
 
     Args:
@@ -414,4 +415,4 @@ def find(folder: epath.Path, stage: Stage) -> tensor_files.Found:
         crop=None,
         **{"schedule": TableSchedule(), "prediction": "eps"} | told,
     )
-    return tensor_files.Found(found, spell, described, where, LICENCE, sampler=sampler)
+    return WeightFiles(found, spell, described, where, LICENCE, sampler=sampler)

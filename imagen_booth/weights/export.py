@@ -19,13 +19,13 @@ from imagen_booth.rundir import checkpoints
 from imagen_booth.storage import write_atomic
 from imagen_booth.train_state import flatten
 from imagen_booth.weights import deepfloyd, load, model_card, native, t5, tensor_files
-from imagen_booth.weights.tensor_files import Found, Tensor
+from imagen_booth.weights.tensor_files import Tensor, WeightFiles
 
 TABLE = "token_embedder/embedding"  # of a text encoder
 
 
 @dataclasses.dataclass(frozen=True)
-class Parcel:
+class ExportedPart:
     """One part on its way out.
 
     Attributes:
@@ -51,7 +51,7 @@ class Parcel:
     sampler: SamplerConfig | None = None
 
 
-def of_run(run: epath.Path, parts: Sequence[str]) -> list[Parcel]:
+def export_run(run: epath.Path, parts: Sequence[str]) -> list[ExportedPart]:
     """The networks of a run that have a finished checkpoint.
 
     Args:
@@ -110,7 +110,7 @@ def of_run(run: epath.Path, parts: Sequence[str]) -> list[Parcel]:
             origin = {k: v for k, v in origins.get(name, {}).items() if k != "network"}
             drawn = config.get("pictures", {}).get(name)
             parcels.append(
-                Parcel(
+                ExportedPart(
                     name,
                     {
                         path: tensor_files.held(np.asarray(leaf))
@@ -139,7 +139,7 @@ def _learnt_words(
     cascade: Cascade,
     story: Mapping[str, Any],
     said: Mapping[str, Any],
-) -> Parcel:
+) -> ExportedPart:
     """The text encoder of a run with the rows that Textual Inversion gave it.
 
     Raises:
@@ -166,7 +166,7 @@ def _learnt_words(
     table[ids] = np.asarray(tree["rows"]["vectors"], np.float32)
     weights[TABLE] = tensor_files.held(table)
     steps = ((story.get("kept") or {}).get("text") or {}).get("step", steps)
-    return Parcel(
+    return ExportedPart(
         "text",
         weights,
         cascade.text.encoder,
@@ -183,7 +183,7 @@ def _learnt_words(
     )
 
 
-def of_folder(folder: epath.Path, parts: Sequence[str]) -> list[Parcel]:
+def export_folder(folder: epath.Path, parts: Sequence[str]) -> list[ExportedPart]:
     """Weights that lie in a folder or a file, in any layout that can be read.
 
     Args:
@@ -223,7 +223,7 @@ def of_folder(folder: epath.Path, parts: Sequence[str]) -> list[Parcel]:
     return parcels
 
 
-def _parcel(name: str, found: Found, cascade: Cascade | None) -> Parcel:
+def _parcel(name: str, found: WeightFiles, cascade: Cascade | None) -> ExportedPart:
     if found.describes is not None:
         cascade = (cascade or CASCADES["if_m"]).having(found.describes)
     if cascade is None:
@@ -232,7 +232,7 @@ def _parcel(name: str, found: Found, cascade: Cascade | None) -> Parcel:
             "neither a cascade nor a network"
         )
     network = cascade.text.encoder if name == "text" else cascade.stage(name)
-    return Parcel(
+    return ExportedPart(
         name,
         found.matched(load.shapes(cascade, name)),
         network,
@@ -244,8 +244,8 @@ def _parcel(name: str, found: Found, cascade: Cascade | None) -> Parcel:
     )
 
 
-def write_own(
-    to: epath.Path, parcels: Iterable[Parcel], dtype: np.dtype | None
+def write_native(
+    to: epath.Path, parcels: Iterable[ExportedPart], dtype: np.dtype | None
 ) -> list[epath.Path]:
     """Writes parts in our layout; what the folder holds of others stays.
 
@@ -283,7 +283,7 @@ def write_own(
 
 
 def write_diffusers(
-    to: epath.Path, parcels: Iterable[Parcel], dtype: np.dtype | None
+    to: epath.Path, parcels: Iterable[ExportedPart], dtype: np.dtype | None
 ) -> list[epath.Path]:
     """Writes each stage as a folder that diffusers reads: ``TO/base``, ``TO/sr256``.
 

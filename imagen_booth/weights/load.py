@@ -20,7 +20,7 @@ from imagen_booth.errors import InputError
 from imagen_booth.models import build
 from imagen_booth.train_state import Params, flatten, unflatten
 from imagen_booth.weights import deepfloyd, native, t5, tensor_files
-from imagen_booth.weights.tensor_files import Found
+from imagen_booth.weights.tensor_files import WeightFiles
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ def shipped_folder(cascade: str) -> epath.Path:
     )
 
 
-def taught(cascade: Cascade) -> dict[str, list[str]]:
+def shipped_vocabulary(cascade: Cascade) -> dict[str, list[str]]:
     """Words of the toybox that the shipped base stage knows, by field of ``Tier``.
 
     Empty where nothing ships, or where its manifest does not say.
@@ -160,7 +160,7 @@ def locate(cascade: Cascade, name: str, source: str) -> epath.Path | None:
     return folder
 
 
-def find(cascade: Cascade, name: str, source: str) -> Found | None:
+def find(cascade: Cascade, name: str, source: str) -> WeightFiles | None:
     """A part's weights where ``source`` says, told by what lies there.
 
     A folder is one of ours (it has ``manifest.json``) or in diffusers' layout; a
@@ -264,7 +264,7 @@ def resolve(cascade: Cascade, sources: Mapping[str, str]) -> Cascade:
     return cascade
 
 
-def origin(cascade: Cascade, name: str, source: str) -> dict[str, Any]:
+def weight_origin(cascade: Cascade, name: str, source: str) -> dict[str, Any]:
     """``Part.origin`` of a part, without its tensors."""
     about = _about(cascade, name, find(cascade, name, source))
     return _origin(name, source, *about)
@@ -282,7 +282,7 @@ def read_as(path: str, dtype: Any) -> Any:
     return dtype if cast else jnp.float32
 
 
-def frozen(params: Params, dtype: Any) -> Params:
+def to_frozen(params: Params, dtype: Any) -> Params:
     """Parameters in the dtypes in which they are read; works on shapes too.
 
     A network that is never trained gives the same numbers with these, in half the
@@ -326,7 +326,7 @@ def load(
         placement = sharding.tree_shardings(abstract, mesh, rules, kind_of(name))
 
         def start(key: jax.Array) -> Params:
-            return init(key) if train else frozen(init(key), dtype)
+            return init(key) if train else to_frozen(init(key), dtype)
 
         params = jax.jit(start, out_shardings=placement)(jax.random.key(_seed(name)))
         return Part(apply, params, name, source, *about)
@@ -359,7 +359,7 @@ def _seed(name: str) -> int:
     return int(hashlib.sha256(name.encode()).hexdigest()[:7], 16)
 
 
-def _about(cascade: Cascade, name: str, found: Found | None) -> tuple:
+def _about(cascade: Cascade, name: str, found: WeightFiles | None) -> tuple:
     """Fingerprint, licence, whether pretrained, and the network if it is described."""
     if found is not None:
         described = found.describes

@@ -27,7 +27,7 @@ from imagen_booth.errors import InputError
 from imagen_booth.models.t5 import T5Config
 from imagen_booth.storage import write_atomic
 from imagen_booth.weights import tensor_files
-from imagen_booth.weights.tensor_files import Found, Tensor
+from imagen_booth.weights.tensor_files import Tensor, WeightFiles
 
 MANIFEST = "manifest.json"
 
@@ -58,7 +58,7 @@ def read_manifest(folder: epath.Path) -> dict[str, Any]:
         raise InputError(f"{path} is not JSON: {error}") from error
 
 
-def find(folder: epath.Path, name: str) -> Found:
+def find(folder: epath.Path, name: str) -> WeightFiles:
     """A part's weights in a folder of ours.
 
     Args:
@@ -75,7 +75,7 @@ def find(folder: epath.Path, name: str) -> Found:
         described = read_network(entry["network"], f"{folder / MANIFEST}: {name}")
     sampler = entry.get("sampler", {})
     build.build(SamplerConfig, sampler, f"{folder / MANIFEST}: {name}.sampler")
-    return Found(
+    return WeightFiles(
         tensor_files.open_file(path),
         lambda path, ndim: (path, tuple(range(ndim))),
         described,

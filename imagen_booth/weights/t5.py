@@ -14,7 +14,7 @@ from etils import epath
 from imagen_booth.errors import InputError
 from imagen_booth.models.t5 import T5Config
 from imagen_booth.weights import deepfloyd, t5x, tensor_files
-from imagen_booth.weights.tensor_files import Found, Tensor
+from imagen_booth.weights.tensor_files import Tensor, WeightFiles
 
 APACHE = "Apache-2.0"
 STEM = "model"
@@ -58,7 +58,7 @@ def spell_t5x(path: str, ndim: int) -> tuple[str, tuple[int, ...]]:
     return f"{above}/{path}", tuple(range(ndim))
 
 
-def find(place: epath.PathLike) -> Found | None:
+def find(place: epath.PathLike) -> WeightFiles | None:
     """An encoder's weights.
 
     Args:
@@ -75,7 +75,7 @@ def find(place: epath.PathLike) -> Found | None:
     place = epath.Path(place)
     arrays = t5x.open_checkpoint(place)
     if arrays is not None:
-        return Found(
+        return WeightFiles(
             arrays,
             spell_t5x,
             _shape(arrays, spell_t5x),
@@ -101,7 +101,7 @@ def find(place: epath.PathLike) -> Found | None:
     shape = _shape(encoder, spell)
     if (folder / "config.json").exists():
         _check(folder / "config.json", shape)
-    return Found(encoder, spell, shape, where, licence)
+    return WeightFiles(encoder, spell, shape, where, licence)
 
 
 def _shape(found: Mapping[str, Tensor], spelling: Any) -> T5Config | None:

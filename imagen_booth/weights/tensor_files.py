@@ -80,7 +80,7 @@ def held(array: np.ndarray) -> Tensor:
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class WeightFiles:
     """Weights of one part where they were found.
 
     Attributes:

@@ -34,7 +34,7 @@ from imagen_booth.models.vit import CLIP, CLIPConfig, TextConfig, ViT, ViTConfig
 from imagen_booth.train_state import Params, flatten
 from imagen_booth.weights import tensor_files
 from imagen_booth.weights.load import Part
-from imagen_booth.weights.tensor_files import Found, Index, Tensor
+from imagen_booth.weights.tensor_files import Index, Tensor, WeightFiles
 
 Config = ViTConfig | CLIPConfig | LPIPSConfig
 
@@ -179,7 +179,7 @@ def text_tower(clip: Part) -> Part:
     return dataclasses.replace(clip, apply=_compiled(config, "text"))
 
 
-def find(name: str, place: str) -> Found:
+def find(name: str, place: str) -> WeightFiles:
     """The weights of a network of ``SIZES`` where ``place`` says; reads headers only.
 
     Raises:
@@ -205,7 +205,7 @@ def find(name: str, place: str) -> Found:
         for key, each in held.items()
         if not re.fullmatch(layout.unread, key)
     }
-    return Found(held, layout.spell, None, where, layout.licence)
+    return WeightFiles(held, layout.spell, None, where, layout.licence)
 
 
 def _module(config: Config) -> ViT | CLIP | LPIPS:

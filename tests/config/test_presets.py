@@ -16,7 +16,7 @@ from imagen_booth import cli, dreambooth
 from imagen_booth.cascade import CASCADES
 from imagen_booth.config import build
 from imagen_booth.config.build import from_config, to_job
-from imagen_booth.config.presets import booth as defaults
+from imagen_booth.config.presets import dreambooth as defaults
 from imagen_booth.config.presets import pretraining
 from imagen_booth.config.schema import Job, Mesh, Pretraining
 from imagen_booth.errors import InputError

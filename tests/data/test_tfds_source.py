@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagen_booth.data.examples import Captioned
+from imagen_booth.data.examples import CaptionedImages
 from imagen_booth.data.tfds_source import ImageCaptions
 from imagen_booth.errors import InputError
 from imagen_booth.toybox import examples, grammar
@@ -137,7 +137,7 @@ def test_the_first_of_several_captions_counts(sets):
 
 def test_rows_have_the_low_resolution_version(sets):
     records = opened("odd", sets, image="grey", caption="captions/text", size=32)
-    rows = Captioned(records, lambda caption: {"said": np.array(len(caption))}, 8)
+    rows = CaptionedImages(records, lambda caption: {"said": np.array(len(caption))}, 8)
     row = rows[0]
     assert row["said"] == len("Picture 0")
     assert (row["image"].shape, row["low"].shape) == ((32, 32, 3), (8, 8, 3))

@@ -75,4 +75,4 @@ def test_it_does_not_outlive_the_one_that_watches():
 
 def test_nobody_watches_and_nothing_is_noted(monkeypatch):
     monkeypatch.setenv(supervisor.MARK, f"{os.getppid() + 1}:0")
-    supervisor.note(3)
+    supervisor.record_exit(3)

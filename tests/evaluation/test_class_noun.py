@@ -13,11 +13,17 @@ from imagen_booth.config import build, presets
 from imagen_booth.data import image_files
 from imagen_booth.distributed import sharding
 from imagen_booth.errors import InputError
-from imagen_booth.evaluation import class_noun as noun
-from imagen_booth.evaluation import clip_tokenizer, preprocess, protocol, toybox_judge
+from imagen_booth.evaluation import (
+    class_noun,
+    clip_tokenizer,
+    preprocess,
+    protocol,
+    toybox_judge,
+)
 from imagen_booth.evaluation.toybox_judge import WORDS, Readings
 from imagen_booth.models.toybox_judge import Judge as Network
-from imagen_booth.preflight import checks, class_noun
+from imagen_booth.preflight import checks
+from imagen_booth.preflight import class_noun as class_nouns
 from imagen_booth.preflight.checks import OK, WARNING
 from imagen_booth.train_state import flatten, unflatten
 from imagen_booth.weights import vision
@@ -66,7 +72,7 @@ class Reader:
 )
 def test_the_judge_votes(answers, given, far, said):
     reader: toybox_judge.Judge = Reader(*answers)  # pyright: ignore[reportAssignmentType]
-    seen = noun.by_judge([noise(0)] * len(answers), given, reader)
+    seen = class_noun.guess_by_judge([noise(0)] * len(answers), given, reader)
     assert seen.far == far
     assert said in seen.sentence(given)
     assert seen.best == max(set(answers), key=answers.count)
@@ -74,12 +80,12 @@ def test_the_judge_votes(answers, given, far, said):
 
 def test_clip_is_asked_about_every_noun(small, tmp_path):  # noqa: F811
     mesh = sharding.make_mesh()
-    part = protocol.open_network("clip", "clip_vit_b32", "random", mesh)
+    part = protocol.load_network("clip", "clip_vit_b32", "random", mesh)
     photos = [noise(number, 50 + number) for number in range(3)]
-    seen = noun.by_clip(
+    seen = class_noun.guess_by_clip(
         photos, "hovercraft", part, cache=epath.Path(tmp_path), mesh=mesh
     )
-    nouns = [*noun.NOUNS, "hovercraft"]
+    nouns = [*class_noun.NOUNS, "hovercraft"]
     assert set(seen.chances) == set(nouns)
     assert len(nouns) == len(set(nouns)) > 130
     recipe = preprocess.RECIPES["clip_vit_b32"]
@@ -101,7 +107,7 @@ def test_clip_is_asked_about_every_noun(small, tmp_path):  # noqa: F811
 
 def test_far_is_a_tenth_of_the_best():
     for share, far in ((0.11, False), (0.09, True)):
-        seen = noun._seen({"dog": 0.8, "cat": 0.8 * share}, "cat")
+        seen = class_noun._seen({"dog": 0.8, "cat": 0.8 * share}, "cat")
         assert seen.far == far
 
 
@@ -118,12 +124,12 @@ class Found(list):
 def examine(clip="", reader="", **subject):
     job = job_of(**subject)
     found = Found()
-    class_noun.look(found, job, by_name(job.cascade), clip, reader)
+    class_nouns.check_class_noun(found, job, by_name(job.cascade), clip, reader)
     return found
 
 
 def job_of(**subject):
-    settings = presets.booth("tiny")
+    settings = presets.dreambooth("tiny")
     for name, value in subject.items():
         settings.subject[name] = value
     return build.to_job(settings)
@@ -164,7 +170,7 @@ def test_the_doctor_asks(tmp_path, sees_cats):
 
 
 def test_nothing_is_said_without_a_classifier(tmp_path, monkeypatch):
-    monkeypatch.setattr(class_noun.judges, "shipped", lambda: None)
+    monkeypatch.setattr(class_nouns.judges, "shipped", lambda: None)
     assert examine(photos="toybox:dog/7", class_noun="dog") == []
     image_files.save_png(tmp_path / "photos" / "0.png", noise(0, 128))
     assert examine(photos=str(tmp_path / "photos"), class_noun="dog") == []

@@ -12,7 +12,7 @@ from reports.test_run_report import Page, workdir  # noqa: F401 a fixture
 from imagen_booth.data import image_files
 from imagen_booth.evaluation import failure_modes
 from imagen_booth.evaluation.failure_modes import SEEN, UNMEASURED, UNSEEN
-from imagen_booth.evaluation.image_sets import Shot, Subject, Work
+from imagen_booth.evaluation.image_sets import GeneratedImage, ImageSet, SubjectPhotos
 from imagen_booth.evaluation.toybox_judge import PLAIN, Readings
 from imagen_booth.reports import run_report
 from imagen_booth.toybox.captions import parse
@@ -21,9 +21,11 @@ OWN = np.eye(8)[0]
 
 
 def work_of(prompts, photos=3):
-    shots = [Shot(epath.Path(f"/{n}.png"), each) for n, each in enumerate(prompts)]
+    shots = [
+        GeneratedImage(epath.Path(f"/{n}.png"), each) for n, each in enumerate(prompts)
+    ]
     files = [epath.Path(f"/photo_{n}.png") for n in range(photos)]
-    return Work(Subject("dog", "dog", tuple(files)), tuple(shots))
+    return ImageSet(SubjectPhotos("dog", "dog", tuple(files)), tuple(shots))
 
 
 def read(contexts, colours=None, likeness=None):
@@ -167,7 +169,7 @@ def drawn(run, images):
     for number, image in enumerate(images):
         file = run / "samples" / "final" / "64" / f"{number:02}_0.png"
         image_files.save_png(file, image, {"prompt": "a zaf dog", "seed": "0"})
-    failure_modes.look_at_run(run, "final")
+    failure_modes.check_run(run, "final")
     return json.loads((run / failure_modes.FILE).read_text())
 
 

@@ -6,6 +6,7 @@ from etils import epath
 
 from imagen_booth.distributed import sharding
 from imagen_booth.evaluation import features, preprocess, scores
+from imagen_booth.evaluation.preprocess import Preprocessing
 from imagen_booth.weights.load import Part
 
 X, Y, Z = np.eye(3)
@@ -98,7 +99,7 @@ def network(calls, fingerprint="a"):
 
 @pytest.fixture
 def recipe(monkeypatch):
-    small = preprocess.Recipe(8, 8, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    small = Preprocessing(8, 8, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     monkeypatch.setitem(preprocess.RECIPES, NAME, small)
     return small
 
@@ -132,7 +133,7 @@ def test_features_are_computed_once(tmp_path, recipe):
 def test_features_know_their_preparation(tmp_path, recipe, monkeypatch):
     mesh, calls = sharding.make_mesh(), []
     for mean in (0.0, 0.5):
-        other = preprocess.Recipe(8, 8, (mean, 0.0, 0.0), (1.0, 1.0, 1.0))
+        other = Preprocessing(8, 8, (mean, 0.0, 0.0), (1.0, 1.0, 1.0))
         monkeypatch.setitem(preprocess.RECIPES, NAME, other)
         found = features.of_images(
             network(calls), [flat(255)], cache=epath.Path(tmp_path), mesh=mesh
@@ -154,7 +155,7 @@ def test_more_pictures_than_a_batch(tmp_path, recipe):
 
 
 def test_distances_are_kept_by_group(tmp_path, monkeypatch):
-    small = preprocess.Recipe(8, 8, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    small = Preprocessing(8, 8, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     monkeypatch.setitem(preprocess.RECIPES, "lpips_alex", small)
     calls = []
 

@@ -14,18 +14,20 @@ from etils import epath
 from imagen_booth import train_state
 from imagen_booth.config.build import from_config
 from imagen_booth.config.presets import pretraining
-from imagen_booth.config.schema import Judging, OptimConfig
+from imagen_booth.config.schema import JudgeTraining, OptimConfig
 from imagen_booth.data import pipeline
 from imagen_booth.errors import InputError
 from imagen_booth.evaluation import toybox_judge
 from imagen_booth.evaluation.toybox_judge import WORDS, Readings
 from imagen_booth.models.toybox_judge import Judge as Network
-from imagen_booth.preflight import memory
+from imagen_booth.preflight import jaxpr_cost
 from imagen_booth.toybox import examples, grammar, pairs
 from imagen_booth.toybox import records as rendered
 from imagen_booth.toybox.grammar import TIER_A, TIER_B, Attributes
+from imagen_booth.toybox.records import RenderedRecords
 from imagen_booth.train_state import flatten
 from imagen_booth.training import optimizers, pretrain_judge, train_step
+from imagen_booth.training.pretrain_judge import DistinctIndividuals
 
 NETWORK = Network(toybox_judge.CONFIG)
 
@@ -47,7 +49,7 @@ def test_the_network_is_small_and_cheap(params):
     count = sum(leaf.size for leaf in flatten(params).values())
     assert 0.5e6 < count < 1e6
     picture = jnp.zeros((1, 64, 64, 3))
-    assert memory.flops(apply, params, picture) < 60e6
+    assert jaxpr_cost.count_flops(apply, params, picture) < 60e6
 
 
 def test_what_the_network_returns(params):
@@ -249,7 +251,7 @@ def test_rows_of_two_become_rows_of_one():
 def test_worsening_keeps_what_a_picture_is(key, monkeypatch):
     monkeypatch.setattr(pretrain_judge, "NOISE", 0.0)
     picture = jnp.broadcast_to(jnp.array([-0.5, 0.0, 0.5]), (8, 16, 16, 3))
-    flat = pretrain_judge.worsened(picture, key)
+    flat = pretrain_judge.degraded(picture, key)
     # blurred to the very edge, a plain picture stays plain; its tint moves a little
     np.testing.assert_allclose(flat, flat[:, :1, :1] + 0 * flat, atol=1e-5)
     off = np.abs(flat - picture).max((0, 1, 2))
@@ -260,7 +262,7 @@ def test_worsening_keeps_what_a_picture_is(key, monkeypatch):
     monkeypatch.setattr(pretrain_judge, "SHIFT", 0.0)
     monkeypatch.setattr(pretrain_judge, "BLUR", 0.0)
     image = jnp.asarray(pipeline.to_unit(noise(16, 16, 16, 3)))
-    same = pretrain_judge.worsened(image, key)
+    same = pretrain_judge.degraded(image, key)
     mirrored = np.asarray(same == image[:, :, ::-1]).all((1, 2, 3))
     kept = np.asarray(same == image).all((1, 2, 3))
     assert (mirrored ^ kept).all()
@@ -349,7 +351,7 @@ def test_a_short_training_lifts_accuracy():
 
 @pytest.mark.usefixtures("small_blocks")
 def test_the_whole_run(tmp_path):
-    job = Judging(
+    job = JudgeTraining(
         records=8,
         pairs=4,
         held_out=32,
@@ -375,13 +377,9 @@ def test_the_whole_run(tmp_path):
     held_out = one.manifest["held_out"]
     assert held_out["words"].keys() == WORDS.keys()
     # the manifest speaks of the weights in the file
-    records = rendered.Rendered(
-        work / "records", seed=1, length=32, tier=TIER_A, size=64
-    )
+    records = RenderedRecords(work / "records", seed=1, length=32, tier=TIER_A, size=64)
     twice = pairs.Pairs(work / "records", seed=1, length=8, tier=TIER_A, size=64)
-    again = pretrain_judge.measure(
-        one, pretrain_judge.Strangers(records, 1, TIER_A), twice
-    )
+    again = pretrain_judge.measure(one, DistinctIndividuals(records, 1, TIER_A), twice)
     assert again["words"] == held_out["words"]
     # finished: the same command changes nothing
     before = (work / "metrics.jsonl").read_bytes()
@@ -394,7 +392,7 @@ def test_the_whole_run(tmp_path):
 def test_the_command_finds_its_settings():
     config = pretraining("toybox_judge")
     config.steps = 7
-    assert from_config(Judging, config) == Judging(steps=7)
+    assert from_config(JudgeTraining, config) == JudgeTraining(steps=7)
 
 
 @pytest.mark.parametrize(
@@ -408,7 +406,7 @@ def test_the_command_finds_its_settings():
 )
 def test_settings_that_cannot_be(change, words):
     with pytest.raises(InputError, match=words):
-        Judging(**change)
+        JudgeTraining(**change)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 from imagen_booth.distributed import sharding
 from imagen_booth.errors import InputError
 from imagen_booth.evaluation import clip_tokenizer, preprocess
+from imagen_booth.evaluation.preprocess import Preprocessing
 from imagen_booth.models import vit
 from imagen_booth.models.lpips import LPIPS, LPIPSConfig
 from imagen_booth.models.vit import CLIP, CLIPConfig, TextConfig, ViT, ViTConfig
@@ -263,7 +264,7 @@ def test_every_network_has_a_recipe(name):
 
 def test_the_centre_is_cut_out():
     """Of a picture that need not be scaled, pixels stay what they are."""
-    recipe = preprocess.Recipe(8, 5, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    recipe = Preprocessing(8, 5, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     picture = np.arange(8 * 10 * 3).reshape(8, 10, 3).astype(np.uint8)
     values = preprocess.prepare(picture, recipe)
     np.testing.assert_allclose(255 * values, picture[1:6, 2:7], atol=1e-4)

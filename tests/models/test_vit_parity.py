@@ -8,6 +8,7 @@ from PIL import Image
 
 from imagen_booth.distributed import sharding
 from imagen_booth.evaluation import clip_tokenizer, features, preprocess
+from imagen_booth.evaluation.preprocess import Preprocessing
 from imagen_booth.models.lpips import LPIPSConfig
 from imagen_booth.models.vit import SIZES, CLIPConfig, TextConfig, ViT, ViTConfig
 from imagen_booth.weights import vision
@@ -68,7 +69,7 @@ def shaken(model, torch):
 
 
 def small_recipe(monkeypatch, name, resize, crop, mean, std):
-    recipe = preprocess.Recipe(resize, crop, mean, std)
+    recipe = Preprocessing(resize, crop, mean, std)
     monkeypatch.setitem(preprocess.RECIPES, name, recipe)
 
 

@@ -13,7 +13,7 @@ from etils import epath
 
 from imagen_booth.cascade import by_name
 from imagen_booth.config.build import to_job
-from imagen_booth.config.presets import booth
+from imagen_booth.config.presets import dreambooth
 from imagen_booth.config.schema import OptimConfig
 from imagen_booth.data.examples import Embedding
 from imagen_booth.distributed import device_memory, sharding
@@ -24,7 +24,7 @@ from imagen_booth.training import finetune, loop, optimizers
 from imagen_booth.weights.load import load, shapes
 
 CASCADE = by_name("tiny")
-JOB = to_job(booth("tiny"))
+JOB = to_job(dreambooth("tiny"))
 F32 = jnp.dtype("float32")
 LIBTPU = importlib.util.find_spec("libtpu") is not None
 
@@ -51,7 +51,7 @@ def test_train_step_is_the_one_that_a_run_compiles(name, data, fsdp, accumulate)
     )
     low = stage.low_resolution
     rows = [
-        finetune.Pair(
+        finetune.ImagePair(
             picture(i, stage.resolution), None if low is None else picture(i, low)
         ).example(embedding(i))
         for i in range(3)
@@ -59,9 +59,9 @@ def test_train_step_is_the_one_that_a_run_compiles(name, data, fsdp, accumulate)
     with jax.set_mesh(mesh):
         part = load(CASCADE, name, "random", mesh, F32)
         optimizer = optimizers.build(tuning.optim, tuning.steps)
-        loss_fn = finetune.loss_of(stage, part.apply, tuning)
-        step_fn = finetune.step_of(loss_fn, optimizer, tuning, 0)
-        start = finetune.start_state({"unet": part.params}, optimizer, False, mesh)
+        loss_fn = finetune.make_loss(stage, part.apply, tuning)
+        step_fn = finetune.make_finetune_step(loss_fn, optimizer, tuning, 0)
+        start = finetune.initial_state({"unet": part.params}, optimizer, False, mesh)
         batches = finetune.batches(
             stage, tuning, rows, rows, seed=3, host=0, hosts=1, devices=mesh.size
         )
@@ -93,10 +93,10 @@ def test_sampler_is_the_one_that_a_run_compiles(name, monkeypatch):
 
         return draw
 
-    real = cascade_sampler.program
-    monkeypatch.setattr(cascade_sampler, "program", program)
+    real = cascade_sampler.sampler_program
+    monkeypatch.setattr(cascade_sampler, "sampler_program", program)
     with jax.set_mesh(mesh), pytest.raises(Stop):
-        cascade_sampler.draw_stage(
+        cascade_sampler.sample_stage(
             stage,
             part,
             part.params,
@@ -141,7 +141,7 @@ def test_figures_of_a_compiled_program(tmp_path):
     stage, tuning = CASCADE.stage("base"), JOB.base
     asked = aot_compile.train_step(CASCADE, stage, tuning, mesh, F32)
     cache = epath.Path(tmp_path)
-    found = aot_compile.compiled(asked, mesh, 2**30, cache, "cpu")
+    found = aot_compile.compile_program(asked, mesh, 2**30, cache, "cpu")
     state, batch = asked.inputs
     share = sum(leaf.size * leaf.dtype.itemsize // mesh.size for leaf in batch.values())
     held = device_memory.size_per_device(state, mesh)
@@ -156,10 +156,14 @@ def test_figures_of_a_compiled_program(tmp_path):
     (file,) = (tmp_path / "aot").iterdir()
     told = json.loads(file.read_text()) | {"temporaries": 123}
     file.write_text(json.dumps(told))
-    assert aot_compile.compiled(asked, mesh, 2**30, cache, "cpu").temporaries == 123
+    assert (
+        aot_compile.compile_program(asked, mesh, 2**30, cache, "cpu").temporaries == 123
+    )
     other = dataclasses.replace(tuning, optim=OptimConfig(lr=2e-3))
     again = aot_compile.train_step(CASCADE, stage, other, mesh, F32)
-    assert aot_compile.compiled(again, mesh, 2**30, cache, "cpu").temporaries != 123
+    assert (
+        aot_compile.compile_program(again, mesh, 2**30, cache, "cpu").temporaries != 123
+    )
 
 
 def test_work_of_a_share_of_the_rows():
@@ -189,16 +193,16 @@ def test_sampler_works_in_proportion_to_its_steps():
 
 def test_refusals_name_their_figures():
     # As libtpu 0.0.42 put it for one v4 chip.
-    found = aot_compile.refusal(
+    found = aot_compile.parse_refusal(
         "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for "
         "HLO temporaries (40.00G) exceeds available HBM (30.75G)."
     )
     assert (found.peak, found.usable) == (40 * 2**30, int(30.75 * 2**30))
     assert found.refused.startswith("Ran out of memory on HBM")
     with pytest.raises(DoesNotFit, match="something new"):
-        aot_compile.refusal("RESOURCE_EXHAUSTED: something new")
+        aot_compile.parse_refusal("RESOURCE_EXHAUSTED: something new")
     with pytest.raises(RuntimeError, match="INTERNAL"):
-        aot_compile.refusal("INTERNAL: a bug")
+        aot_compile.parse_refusal("INTERNAL: a bug")
 
 
 @pytest.mark.slow
@@ -213,7 +217,7 @@ def test_tpu_compiles_and_refuses(tmp_path):
     bf16 = jnp.dtype("bfloat16")
     stage = CASCADE.stage("base")
     small = aot_compile.train_step(CASCADE, stage, JOB.base, mesh, bf16)
-    found = aot_compile.compiled(small, mesh, usable, cache, "v4:1x1x1")
+    found = aot_compile.compile_program(small, mesh, usable, cache, "v4:1x1x1")
     assert 0 < found.peak < usable
     assert found.aliased >= small.parameters + small.optimizer
     # So many rows that the batch alone is more than there is.
@@ -227,6 +231,6 @@ def test_tpu_compiles_and_refuses(tmp_path):
         for name, leaf in batch.items()
     }
     large = dataclasses.replace(large, inputs=(state, batch))
-    found = aot_compile.compiled(large, mesh, usable, cache, "v4:1x1x1")
+    found = aot_compile.compile_program(large, mesh, usable, cache, "v4:1x1x1")
     assert found.refused
     assert found.peak > found.usable == usable

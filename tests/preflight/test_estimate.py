@@ -10,7 +10,7 @@ from etils import epath
 from imagen_booth.cascade import by_name
 from imagen_booth.config import fast as options
 from imagen_booth.config.build import to_job
-from imagen_booth.config.presets import booth
+from imagen_booth.config.presets import dreambooth
 from imagen_booth.config.schema import Mesh
 from imagen_booth.errors import DoesNotFit, InputError
 from imagen_booth.preflight import (
@@ -21,9 +21,9 @@ from imagen_booth.preflight import (
     tpu_report,
     tpu_topology,
 )
-from imagen_booth.preflight.aot_compile import Figures
-from imagen_booth.preflight.estimate import Forecast, Machine
-from imagen_booth.preflight.jaxpr_cost import Work
+from imagen_booth.preflight.aot_compile import MemoryFigures
+from imagen_booth.preflight.estimate import Machine, ProgramEstimate
+from imagen_booth.preflight.jaxpr_cost import Cost
 from imagen_booth.preflight.units import in_bytes
 
 V4 = tpu_topology.CHIPS["v4"]
@@ -35,7 +35,7 @@ def machine(devices=1, usable=2**30):
 
 
 def test_tasks_of_the_paper_s_job():
-    job, cascade = to_job(booth("imagen")), by_name("imagen")
+    job, cascade = to_job(dreambooth("imagen")), by_name("imagen")
     found = {(task.part, task.what): task for task in estimate.tasks(job, cascade)}
     assert found["base.sample", "class images"].calls == 800 // 8
     assert found["base.sample", "class images"].rows == 8
@@ -50,7 +50,7 @@ def test_tasks_of_the_paper_s_job():
 
 
 def test_class_images_are_enlarged_for_stages_that_learn_from_them():
-    job = to_job(booth("tiny"))
+    job = to_job(dreambooth("tiny"))
     job = dataclasses.replace(job, sr1024=dataclasses.replace(job.sr1024, class_rows=1))
     drawn = [
         task.part for task in estimate.tasks(job, TINY) if task.what == "class images"
@@ -59,7 +59,7 @@ def test_class_images_are_enlarged_for_stages_that_learn_from_them():
 
 
 def test_parts_by_name_and_by_stage():
-    job = to_job(booth("tiny"))
+    job = to_job(dreambooth("tiny"))
     every = estimate.parts_of(job, TINY, [])
     assert every[:3] == ["text", "base.train", "base.sample"]
     assert len(every) == 7
@@ -78,15 +78,15 @@ def test_parts_by_name_and_by_stage():
 
 def test_the_longer_of_arithmetic_and_traffic():
     one = machine()
-    assert one.seconds(Work(275e12, 0.0)) == pytest.approx(1.0)
-    assert one.seconds(Work(0.0, 1200e9)) == pytest.approx(1.0)
-    assert one.seconds(Work(275e12, 3 * 1200e9)) == pytest.approx(3.0)
-    assert one.seconds(Work(275e12, 3 * 1200e9), 0.5) == pytest.approx(3.0)
-    assert one.seconds(Work(275e12, 1200e9), 0.5) == pytest.approx(2.0)
+    assert one.seconds(Cost(275e12, 0.0)) == pytest.approx(1.0)
+    assert one.seconds(Cost(0.0, 1200e9)) == pytest.approx(1.0)
+    assert one.seconds(Cost(275e12, 3 * 1200e9)) == pytest.approx(3.0)
+    assert one.seconds(Cost(275e12, 3 * 1200e9), 0.5) == pytest.approx(3.0)
+    assert one.seconds(Cost(275e12, 1200e9), 0.5) == pytest.approx(2.0)
 
 
 def test_minutes_add_up():
-    job = to_job(booth("tiny"))
+    job = to_job(dreambooth("tiny"))
     found = estimate.minutes(job, TINY, machine())
     images = next(each for each in found if each.task.what == "class images")
     pictures = next(
@@ -104,7 +104,7 @@ def test_minutes_add_up():
 
 
 def test_two_chips_take_half_as_long_for_rows_that_divide():
-    job = to_job(booth("tiny"))
+    job = to_job(dreambooth("tiny"))
     job = dataclasses.replace(job, mesh=Mesh(-1, 1))
     one = estimate.minutes(job, TINY, machine(1))
     two = estimate.minutes(job, TINY, machine(2))
@@ -115,8 +115,8 @@ def test_two_chips_take_half_as_long_for_rows_that_divide():
 
 
 def test_the_fast_job_only_differs_in_how_it_draws():
-    job = to_job(booth("imagen"))
-    fast = to_job(booth("imagen:fast"))
+    job = to_job(dreambooth("imagen"))
+    fast = to_job(dreambooth("imagen:fast"))
     assert fast.class_images.count == job.class_images.count == 800
     assert fast.class_images.group == 32
     assert fast.class_images.sampler.method == "dpmpp_2m"
@@ -125,20 +125,22 @@ def test_the_fast_job_only_differs_in_how_it_draws():
         same = dataclasses.replace(fast.tuning(name), preview_every=100)
         assert same == job.tuning(name)
     # 200 class images come in groups that divide them.
-    assert to_job(booth("if_m:fast")).class_images.group == 25
-    assert to_job(booth("if_m:fast")).pictures.base.spacing == "trailing"
+    assert to_job(dreambooth("if_m:fast")).class_images.group == 25
+    assert to_job(dreambooth("if_m:fast")).pictures.base.spacing == "trailing"
     *_, (_, last) = options.ladder(job)
     assert last.class_images.count == 0
     assert last.pictures == fast.pictures
 
 
 def figures(**changes):
-    plain = Figures(100, 100, 100, 40, 140, 1000, "", 12.0)
+    plain = MemoryFigures(100, 100, 100, 40, 140, 1000, "", 12.0)
     return dataclasses.replace(plain, **changes)
 
 
 def one(beside=0, **changes):
-    return Forecast("base.train", 60, 40, beside, figures(**changes), Work(1, 1), 1.0)
+    return ProgramEstimate(
+        "base.train", 60, 40, beside, figures(**changes), Cost(1, 1), 1.0
+    )
 
 
 def test_what_lies_beside_a_program_counts():
@@ -161,14 +163,14 @@ def test_markdown_has_a_cell_for_every_head():
 
 def test_figures_reckoned_for_more_chips():
     """Gradients are divided like parameters, the rest goes with the rows of a chip."""
-    job = to_job(booth("tiny"))
+    job = to_job(dreambooth("tiny"))
     job = dataclasses.replace(job, base=dataclasses.replace(job.base, subject_rows=6))
     alone, four = machine(1), machine(4, usable=2**19)
     stage, mesh = TINY.stage("base"), alone.mesh(TINY, job)
     made = aot_compile.train_step(TINY, stage, job.base, mesh, alone.dtype)
     batch, inner = 8000, 40_000
     held = made.parameters + made.optimizer
-    known = Forecast(
+    known = ProgramEstimate(
         "base.train",
         made.parameters,
         made.optimizer,
@@ -178,7 +180,7 @@ def test_figures_reckoned_for_more_chips():
             temporaries=made.parameters + inner,
             peak=held + batch + made.parameters + inner,
         ),
-        Work(1, 1),
+        Cost(1, 1),
         1.0,
     )
     found = estimate.computed(
@@ -194,7 +196,7 @@ def test_figures_reckoned_for_more_chips():
 
 
 def test_changes_come_mild_ones_first_and_at_most_three():
-    job, four = to_job(booth("imagen")), machine(4)
+    job, four = to_job(dreambooth("imagen")), machine(4)
     job = dataclasses.replace(job, base=dataclasses.replace(job.base, remat=False))
     for heavy, first in ((False, "--config.base.remat=True"), (True, "--config.mesh")):
         found = fixes.changes("base.train", job, four, heavy)
@@ -212,7 +214,7 @@ def test_changes_come_mild_ones_first_and_at_most_three():
 
 def test_a_job_that_cannot_fit_is_told_what_would(tmp_path, capsys):
     """Nothing is compiled where what a program is given is already too much."""
-    job = to_job(booth("tiny"))
+    job = to_job(dreambooth("tiny"))
     request = tpu_report.Request("x.py", "test", ["base.train"], False)
     with pytest.raises(DoesNotFit) as caught:
         tpu_report.consult(
@@ -228,7 +230,7 @@ def test_a_job_that_cannot_fit_is_told_what_would(tmp_path, capsys):
 
 
 def test_a_job_that_fits_says_so(tmp_path, capsys):
-    job = to_job(booth("tiny"))
+    job = to_job(dreambooth("tiny"))
     request = tpu_report.Request("x.py", "test", ["text"], False)
     here = (job, TINY, machine(), ["text"], epath.Path(tmp_path))
     tpu_report.consult(*here, request)

@@ -9,7 +9,7 @@ from imagen_booth.preflight import jaxpr_cost
 
 
 def count(function, *inputs):
-    return jaxpr_cost.of(jax.make_jaxpr(function)(*inputs))
+    return jaxpr_cost.count_cost(jax.make_jaxpr(function)(*inputs))
 
 
 def test_a_product_reads_both_sides_and_writes_one():

@@ -6,13 +6,13 @@ import json
 import pytest
 
 from imagen_booth.errors import InputError
-from imagen_booth.rundir.layout import Workdir, recipe_of
+from imagen_booth.rundir.layout import RunDirectory, recipe
 
 RECIPE = {"base": {"steps": 4, "optim": {"lr": 1e-3}}, "photos": {"a.png": "12"}}
 
 
 def claim(path, recipe=RECIPE, part="base", overwrite=()):
-    return Workdir(path, frozenset(overwrite)).claim(part, recipe)
+    return RunDirectory(path, frozenset(overwrite)).claim(part, recipe)
 
 
 def make(path, part="base"):
@@ -60,7 +60,7 @@ def test_a_changed_setting_is_named_and_refused(tmp_path, changed, words):
 def test_overwriting_redoes_one_part_once(tmp_path):
     make(tmp_path)
     make(tmp_path, "sr256")
-    work = Workdir(tmp_path, frozenset({"base"}))
+    work = RunDirectory(tmp_path, frozenset({"base"}))
     folder = work.claim("base", RECIPE | {"seed": 1})
     assert not (folder / "made").exists()
     assert (work.claim("sr256", RECIPE) / "made").exists()
@@ -73,28 +73,28 @@ def test_overwriting_redoes_one_part_once(tmp_path):
 @pytest.mark.parametrize("part", ["base", "sr256", "sr1024", "all"])
 def test_samples_go_with_the_stages_that_drew_them(tmp_path, part):
     make(tmp_path, "samples")
-    work = Workdir(tmp_path, frozenset({part}))
+    work = RunDirectory(tmp_path, frozenset({part}))
     assert not (work.claim("samples", RECIPE) / "made").exists()
 
 
 def test_samples_alone_can_be_redone(tmp_path):
     make(tmp_path)
     make(tmp_path, "samples")
-    work = Workdir(tmp_path, frozenset({"samples"}))
+    work = RunDirectory(tmp_path, frozenset({"samples"}))
     assert (work.claim("base", RECIPE) / "made").exists()
     assert not (work.claim("samples", RECIPE) / "made").exists()
 
 
 def test_an_unknown_part_is_refused(tmp_path):
     with pytest.raises(InputError, match="overwrite=bsae is not a part.*sr256"):
-        Workdir(tmp_path, frozenset({"bsae", "base"}))
+        RunDirectory(tmp_path, frozenset({"bsae", "base"}))
 
 
 def test_the_manifest_merges_and_is_kept(tmp_path):
-    work = Workdir(tmp_path)
+    work = RunDirectory(tmp_path)
     work.record(seed=1, cascade={"name": "tiny", "parts": {"text": {"sha256": "1"}}})
     work.record(cascade={"parts": {"base": {"sha256": "2"}}}, warnings=["a"])
-    again = Workdir(tmp_path)
+    again = RunDirectory(tmp_path)
     again.record(warnings=["b"], seed={"root": 2})
     expected = {
         "seed": {"root": 2},
@@ -116,4 +116,4 @@ def test_a_recipe_leaves_out_what_is_free():
         steps: int
         log_every: int
 
-    assert recipe_of(Setting(3, 5), "log_every") == {"steps": 3}
+    assert recipe(Setting(3, 5), "log_every") == {"steps": 3}

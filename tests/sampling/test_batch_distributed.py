@@ -44,7 +44,7 @@ def test_two_processes_share_a_batch_job(tmp_path):
     }
     shaken = epath.Path(tmp_path) / "weights"
     native.write(shaken, "base", weights, None, {"licence": "none"})
-    settings = presets.booth("tiny")
+    settings = presets.dreambooth("tiny")
     settings.weights.base = str(shaken)
     job = build.to_job(settings)
     subject = {"identifier": "zaf", "class_noun": "dog"}

@@ -34,7 +34,7 @@ def job(tmp_path_factory) -> Job:
     """The base stage is tuned for a step; the others stay as they came."""
     folder = tmp_path_factory.mktemp("photos")
     blurred(np.random.default_rng(0), 8, (1100, 1100)).save(folder / "0.png")
-    settings = presets.booth("tiny")
+    settings = presets.dreambooth("tiny")
     settings.subject.photos = str(folder)
     settings.subject.class_noun = "dog"
     settings.subject.identifier = NAME
@@ -68,13 +68,13 @@ def painted(monkeypatch):
         shape = (stage.resolution, stage.resolution, 3)
         return np.stack([np.full(shape, seed % 256, np.uint8) for seed in seeds])
 
-    monkeypatch.setattr(batch_job, "draw_stage", paint)
+    monkeypatch.setattr(batch_job, "sample_stage", paint)
     return calls
 
 
 def draw(run: epath.Path, source, seeds: int = 1, **settings) -> epath.Path:
     settings = {"resolution": 256, "batch": 8} | settings
-    return batch_job.draw(run, str(source), "job", seeds=seeds, **settings)
+    return batch_job.run_batch(run, str(source), "job", seeds=seeds, **settings)
 
 
 def write(folder, text: str, name: str = "prompts.txt"):
@@ -219,7 +219,7 @@ def test_neither_file_nor_suite(run):
 
 
 def test_dreambench_is_the_list_that_fits_the_class(run, painted):
-    folder = batch_job.draw(run, "dreambench", "", seeds=1, resolution=64, batch=8)
+    folder = batch_job.run_batch(run, "dreambench", "", seeds=1, resolution=64, batch=8)
     assert folder == run / "samples" / "dreambench_living"
     assert len(index(folder)) == 25
     assert any("wizard outfit" in row["prompt"] for row in index(folder))
@@ -285,13 +285,13 @@ def test_other_settings_are_other_pictures(run, painted, tmp_path):
 
 def test_what_a_row_sets_reaches_the_networks(run, painted, tmp_path, monkeypatch):
     """Its guidance the base stage; its negative prompt replaces the null text."""
-    paint, seen = batch_job.draw_stage, []
+    paint, seen = batch_job.sample_stage, []
 
     def painting(stage, part, params, sampler, texts, null, seeds, **settings):
         seen.append((stage.name, sampler.guidance, texts, null))
         return paint(stage, part, params, sampler, texts, null, seeds, **settings)
 
-    monkeypatch.setattr(batch_job, "draw_stage", painting)
+    monkeypatch.setattr(batch_job, "sample_stage", painting)
     rows = [
         {"prompt": "a cat", "guidance": 3, "negative_prompt": "the rain"},
         {"prompt": "the rain", "guidance": 3},
@@ -326,7 +326,7 @@ def test_a_torn_index_is_mended(run, painted, tmp_path):
 def test_one_network_at_a_time(run, painted, tmp_path, monkeypatch):
     """Where they do not fit together: chunk by chunk, one forward function each."""
     opened, applies = [], collections.defaultdict(set)
-    open_stage, paint = finished_run.open_stage, batch_job.draw_stage
+    open_stage, paint = finished_run.load_stage, batch_job.sample_stage
 
     def opening(finished, stage, *rest):
         opened.append(stage.name)
@@ -337,7 +337,7 @@ def test_one_network_at_a_time(run, painted, tmp_path, monkeypatch):
         return paint(stage, part, *rest, **settings)
 
     monkeypatch.setattr(finished_run, "open_stage", opening)
-    monkeypatch.setattr(batch_job, "draw_stage", painting)
+    monkeypatch.setattr(batch_job, "sample_stage", painting)
     monkeypatch.setattr(batch_job, "CHUNK", 3)
     monkeypatch.setattr(batch_job, "_fit_together", lambda *_: False)
     folder = draw(run, write(tmp_path, "a [V] [N]"), seeds=5)
@@ -355,14 +355,14 @@ def test_one_network_at_a_time(run, painted, tmp_path, monkeypatch):
 
 
 def test_batches_shrink_until_they_fit(run, painted, tmp_path, monkeypatch):
-    paint, most = batch_job.draw_stage, 4
+    paint, most = batch_job.sample_stage, 4
 
     def painting(*arguments, rows, **settings):
         if rows > most:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
         return paint(*arguments, rows=rows, **settings)
 
-    monkeypatch.setattr(batch_job, "draw_stage", painting)
+    monkeypatch.setattr(batch_job, "sample_stage", painting)
     file = write(tmp_path, "a [V] [N]")
     folder = draw(run, file, seeds=6, batch=16, resolution=64)
     assert [seeds for _, seeds in painted] == [(0, 1, 2, 3), (4, 5)]
@@ -474,13 +474,13 @@ def test_a_file_that_may_not_grow_is_storage_too(run, tmp_path, monkeypatch):
 
 def test_a_job_says_where_its_time_went(run, painted, tmp_path, caplog, monkeypatch):
     caplog.set_level("INFO", "imagen_booth")
-    paint = batch_job.draw_stage
+    paint = batch_job.sample_stage
 
     def slowly(*arguments, **settings):
         time.sleep(0.2)
         return paint(*arguments, **settings)
 
-    monkeypatch.setattr(batch_job, "draw_stage", slowly)
+    monkeypatch.setattr(batch_job, "sample_stage", slowly)
     file = write(tmp_path, "a [V] [N]\na cat")
     draw(run, file, seeds=4)
     said = re.search(
@@ -503,7 +503,7 @@ def test_packing_goes_on_while_the_next_batch_is_drawn(
     run, painted, tmp_path, monkeypatch
 ):
     """A batch is not listed before it is stored, nor waited for before the next."""
-    order, save, paint = [], image_files.save_png, batch_job.draw_stage
+    order, save, paint = [], image_files.save_png, batch_job.sample_stage
     drawing = threading.Event()
 
     def saving(path, *rest):
@@ -519,7 +519,7 @@ def test_packing_goes_on_while_the_next_batch_is_drawn(
         return paint(*arguments, **settings)
 
     monkeypatch.setattr(image_files, "save_png", saving)
-    monkeypatch.setattr(batch_job, "draw_stage", painting)
+    monkeypatch.setattr(batch_job, "sample_stage", painting)
     folder = draw(run, write(tmp_path, "a [V] [N]"), seeds=8, batch=4, resolution=64)
     assert order[:2] == ["drew", "drew"]
     assert len(index(folder)) == len(files(folder, 64)) == 8
@@ -548,13 +548,13 @@ def test_hosts_write_their_own_rows(run, painted, tmp_path, monkeypatch):
 def test_ten_thousand_prompts_are_never_held_at_once(run, tmp_path):
     file = write(tmp_path, "".join(f"a [V] [N] {n}\n" for n in range(10_000)))
     finished = finished_run.read_run(run, 64)
-    rows = prompt_files.rows_of(str(file))
-    list(prompt_files.rows_of("view")())
-    passes = batch_plan.passes_of(finished, np.dtype("float32"))
+    rows = prompt_files.read_source(str(file))
+    list(prompt_files.read_source("view")())
+    passes = batch_plan.stage_passes(finished, np.dtype("float32"))
     tracemalloc.start()
     try:
-        count = batch_plan.check(finished, str(file), rows(), 0, 1)
-        planned = sum(1 for _ in batch_plan.plan(finished, passes, rows(), 0, 1))
+        count = batch_plan.check_rows(finished, str(file), rows(), 0, 1)
+        planned = sum(1 for _ in batch_plan.plan_images(finished, passes, rows(), 0, 1))
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -590,7 +590,7 @@ def paint(stage, *rest, **settings):
     shape = (stage.resolution, stage.resolution, 3)
     return np.stack([np.full(shape, seed, np.uint8) for seed in seeds])
 
-pictures.save_png, batch.draw_stage, batch.WRITERS = saving, paint, 1
+pictures.save_png, batch.sample_stage, batch.WRITERS = saving, paint, 1
 batch.draw(epath.Path(run), source, "job", seeds=4, resolution=256, batch=16)
 """
 
@@ -634,11 +634,11 @@ def finished(job, tmp_path_factory) -> epath.Path:
 
 def test_a_batch_draws_what_a_single_prompt_gets(finished, tmp_path):
     """The same pixels, and the identifier only for the stage that knows it."""
-    one = finished_run.draw(
+    one = finished_run.sample_prompts(
         finished, ["a [V] [N]"], "one", seeds=[0, 1], resolution=256
     )
     file = write(tmp_path, "a [V] [N]")
-    many = batch_job.draw(finished, str(file), "many", seeds=2, resolution=256)
+    many = batch_job.run_batch(finished, str(file), "many", seeds=2, resolution=256)
     rows = index(many)
     for row in rows:
         for file in row["files"]:
@@ -648,10 +648,10 @@ def test_a_batch_draws_what_a_single_prompt_gets(finished, tmp_path):
                 image_files.load_png(one / size / f"0000_{row['seed']}.png"),
             )
     run = finished_run.read_run(finished)
-    base, sr256, sr1024 = batch_plan.passes_of(run, np.dtype("float32"))
+    base, sr256, sr1024 = batch_plan.stage_passes(run, np.dtype("float32"))
     assert (base.steps, sr256.steps, sr1024.steps) == (1, 0, 0)
-    source = prompt_files.rows_of(str(tmp_path / "prompts.txt"))
-    picture = next(batch_plan.plan(run, [base, sr256], source(), 0, 1))
+    source = prompt_files.read_source(str(tmp_path / "prompts.txt"))
+    picture = next(batch_plan.plan_images(run, [base, sr256], source(), 0, 1))
     assert picture.spoken(base).prompt == f"a {NAME} dog"
     assert picture.spoken(sr256).prompt == "a dog"
 

@@ -13,7 +13,7 @@ from imagen_booth.config import build, presets
 from imagen_booth.distributed.sharding import make_mesh
 from imagen_booth.errors import InputError
 from imagen_booth.sampling import text_embeddings as embedding
-from imagen_booth.sampling.text_embeddings import embed, tokenizer
+from imagen_booth.sampling.text_embeddings import embed_prompts, load_tokenizer
 from imagen_booth.text.tokenizer import EMBEDDED
 from imagen_booth.train_state import flatten
 from imagen_booth.training import subject_prompts
@@ -27,7 +27,7 @@ def read(tmp_path):
     """Embeddings of prompts by the tiny encoder."""
 
     def run(prompts, cleaning):
-        return embed(
+        return embed_prompts(
             TINY,
             prompts,
             weights="random",
@@ -46,14 +46,14 @@ def test_the_vocabulary_may_be_a_folder(tmp_path, place):
     (tmp_path / "tokenizer").mkdir()
     shutil.copy(EMBEDDED, tmp_path / place)
     given = tmp_path / place if place == "x.model" else tmp_path
-    assert tokenizer(IF_M, str(given)).pieces("a dog")
+    assert load_tokenizer(IF_M, str(given)).pieces("a dog")
 
 
 def test_a_folder_without_a_vocabulary(tmp_path):
     with pytest.raises(InputError, match="config.weights.vocabulary=.* is a folder wi"):
-        tokenizer(IF_M, str(tmp_path))
+        load_tokenizer(IF_M, str(tmp_path))
     with pytest.raises(InputError, match="config.weights.vocabulary is ''"):
-        tokenizer(IF_M, "")
+        load_tokenizer(IF_M, "")
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_an_unknown_cleaning(read):
 
 
 def job_with(identifier, cleaning):
-    job = build.to_job(presets.booth("tiny"))
+    job = build.to_job(presets.dreambooth("tiny"))
     subject = dataclasses.replace(job.subject, class_noun="dog", identifier=identifier)
     return dataclasses.replace(job, subject=subject, cleaning=cleaning)
 
@@ -85,7 +85,7 @@ def job_with(identifier, cleaning):
     [("none", False, False), ("simple", True, False), ("caption", True, True)],
 )
 def test_identifiers_are_checked_as_prompts_are_cleaned(cleaning, lowered, destroyed):
-    pieces = tokenizer(TINY, "shipped")
+    pieces = load_tokenizer(TINY, "shipped")
     job = job_with("Xy12z", cleaning)
     _, ids, warnings = subject_prompts.choose_identifier(job, TINY, pieces)
     told = " ".join(warnings)
@@ -97,7 +97,7 @@ def test_identifiers_are_checked_as_prompts_are_cleaned(cleaning, lowered, destr
 
 @pytest.mark.parametrize("cleaning", ["", "none", "simple", "caption"])
 def test_drawn_identifiers_have_nothing_wrong(cleaning):
-    pieces = tokenizer(TINY, "shipped")
+    pieces = load_tokenizer(TINY, "shipped")
     name, ids, _ = subject_prompts.choose_identifier(
         job_with("", cleaning), TINY, pieces
     )
@@ -112,7 +112,7 @@ def test_drawn_identifiers_have_nothing_wrong(cleaning):
 
 @pytest.mark.parametrize("cleaning", ["", "simple", "caption"])
 def test_recipes_name_a_cleaning_that_is_not_the_cascades(tmp_path, cleaning):
-    words = subject_prompts.choose_words(
+    words = subject_prompts.prepare_prompts(
         job_with("", cleaning),
         TINY,
         epath.Path(tmp_path),
@@ -141,7 +141,7 @@ def test_the_encoder_is_cut_over_the_devices_and_then_gone(tmp_path, monkeypatch
         return part
 
     monkeypatch.setattr(embedding, "load", load)
-    found, _ = embed(
+    found, _ = embed_prompts(
         cascade,
         ["a dog"],
         weights="random",

@@ -10,7 +10,7 @@ from imagen_booth.errors import InputError
 from imagen_booth.text import people, prompts
 from imagen_booth.text.prompt_suites import DREAMBENCH_CLASSES, SUITES, dreambench
 from imagen_booth.text.tokenizer import EMBEDDED, UNKNOWN, Tokenizer
-from imagen_booth.training.subject_photos import check_noun
+from imagen_booth.training.subject_photos import check_class_noun
 
 FAMILIES = (
     "recontextualisation",
@@ -72,8 +72,8 @@ def test_the_applications_are_six_families():
 def test_a_person_asks_for_consent(noun):
     assert people.is_person(noun)
     with pytest.raises(InputError, match=r"--config\.subject\.consent=true"):
-        check_noun(Subject(class_noun=noun))
-    check_noun(Subject(class_noun=noun, consent=True))
+        check_class_noun(Subject(class_noun=noun))
+    check_class_noun(Subject(class_noun=noun, consent=True))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from imagen_booth.errors import InputError
 from imagen_booth.toybox import captions, examples, grammar, packing, subjects
 from imagen_booth.toybox.bodies import Pose
 from imagen_booth.toybox.grammar import TIER_A, TIER_B, Attributes
+from imagen_booth.toybox.subjects import ToyboxSubject
 
 
 @pytest.mark.parametrize(
@@ -164,9 +165,9 @@ def test_traits_are_drawn_before_the_pose_is_looked_at(noun):
 
 @pytest.mark.parametrize("noun", grammar.NOUNS)
 def test_subject_keeps_its_materials_in_every_picture(noun):
-    subject = subjects.Subject(noun, 4)
+    subject = ToyboxSubject(noun, 4)
     individual = subject.individual
-    assert individual == subjects.Subject(noun, 4).individual
+    assert individual == ToyboxSubject(noun, 4).individual
     materials = [
         {
             s.material
@@ -187,7 +188,7 @@ def test_subject_keeps_its_materials_in_every_picture(noun):
 
 
 def test_subjects_and_photos_differ():
-    dogs = [subjects.Subject("dog", seed).individual for seed in range(8)]
+    dogs = [ToyboxSubject("dog", seed).individual for seed in range(8)]
     assert len({d.seed for d in dogs}) == 8
     bodies = {
         frozenset(
@@ -199,18 +200,18 @@ def test_subjects_and_photos_differ():
         for d in dogs
     }
     assert len(bodies) == 8
-    scenes = subjects.photo_scenes(subjects.Subject("dog", 1), 6)
+    scenes = subjects.photo_scenes(ToyboxSubject("dog", 1), 6)
     assert len({s.camera for s in scenes}) == 6
     assert len({s.ground for s in scenes}) == 6
 
 
 def test_subjects_are_strangers_to_pretraining():
-    spaces = {subjects.Subject("cat", seed).individual.seed[0] for seed in range(5)}
+    spaces = {ToyboxSubject("cat", seed).individual.seed[0] for seed in range(5)}
     assert examples.SPACE not in spaces
 
 
 def test_truth_follows_the_prompt():
-    subject = subjects.Subject("duck", 2)
+    subject = ToyboxSubject("duck", 2)
     plain = subjects.truth_scene(subject, "a [V] duck")
     assert plain.style == "photo"
     assert plain.ground.kind == "studio"
@@ -223,7 +224,7 @@ def test_truth_follows_the_prompt():
 
 def test_unknown_noun_and_count_are_refused():
     with pytest.raises(InputError, match=r"'dragon'"):
-        subjects.Subject("dragon", 1)
+        ToyboxSubject("dragon", 1)
     with pytest.raises(InputError, match="count is 9"):
         subjects.photo_attributes(9)
     with pytest.raises(InputError, match="length is 0"):

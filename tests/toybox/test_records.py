@@ -7,6 +7,7 @@ from etils import epath
 from imagen_booth.errors import InputError
 from imagen_booth.toybox import examples, records
 from imagen_booth.toybox.grammar import TIER_A
+from imagen_booth.toybox.records import RenderedRecords
 
 ARGS = {"seed": 0, "length": 16, "tier": TIER_A, "size": 64}
 
@@ -17,7 +18,7 @@ def small_blocks(monkeypatch):
 
 
 def test_a_record_is_what_the_source_draws(tmp_path):
-    record = records.Rendered(epath.Path(tmp_path), **ARGS)[9]
+    record = RenderedRecords(epath.Path(tmp_path), **ARGS)[9]
     pixels, captions, _ = examples.render_examples(0, [9], tier=TIER_A, size=64)
     # Other pictures drawn together move a float's last digits.
     image = np.asarray(record["image"], int)
@@ -27,10 +28,10 @@ def test_a_record_is_what_the_source_draws(tmp_path):
 
 def test_only_what_is_read_is_rendered_and_only_once(tmp_path, monkeypatch):
     folder = epath.Path(tmp_path)
-    first = np.array(records.Rendered(folder, **ARGS)[9]["image"])
+    first = np.array(RenderedRecords(folder, **ARGS)[9]["image"])
     assert [path.name for path in tmp_path.rglob("*.npy")] == ["00001.npy"]
     monkeypatch.setattr(examples, "render_examples", None)
-    again = records.Rendered(folder, **ARGS)[9]["image"]
+    again = RenderedRecords(folder, **ARGS)[9]["image"]
     np.testing.assert_array_equal(again, first)
 
 
@@ -42,8 +43,8 @@ def test_blocks_of_large_pictures_are_short():
 @pytest.mark.parametrize("suffix", ["npy", "json"])
 def test_a_torn_block_is_named(suffix, tmp_path):
     folder = epath.Path(tmp_path)
-    records.Rendered(folder, **ARGS)[0]
+    RenderedRecords(folder, **ARGS)[0]
     (file,) = tmp_path.rglob(f"*.{suffix}")
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with pytest.raises(InputError, match=f"00000.{suffix} is damaged.*delete it"):
-        records.Rendered(folder, **ARGS)[0]
+        RenderedRecords(folder, **ARGS)[0]

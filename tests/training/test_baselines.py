@@ -18,7 +18,7 @@ from imagen_booth.errors import InputError
 from imagen_booth.sampling import batch_plan, finished_run
 from imagen_booth.text.prompts import fill
 from imagen_booth.toybox.captions import parse
-from imagen_booth.toybox.subjects import Subject, describe
+from imagen_booth.toybox.subjects import ToyboxSubject, describe
 from imagen_booth.training import subject_prompts
 
 
@@ -69,7 +69,9 @@ def test_a_description_stands_for_the_noun_too(template, expected):
     assert fill(template, "old brown dog", "dog", alone=True) == expected
 
 
-@pytest.mark.parametrize("subject", [Subject("dog", 7), Subject("teapot", 302)])
+@pytest.mark.parametrize(
+    "subject", [ToyboxSubject("dog", 7), ToyboxSubject("teapot", 302)]
+)
 def test_the_toybox_describes_its_subjects(subject):
     """Truly, and in words that its prompts may have."""
     said = parse(f"a {describe(subject)} in the snow")
@@ -79,14 +81,16 @@ def test_the_toybox_describes_its_subjects(subject):
 def test_only_the_toybox_describes_by_itself():
     told = job_of("prompts_only", "tiny").subject
     toy = dataclasses.replace(told, photos="toybox:teapot/302")
-    assert subject_prompts.description_of(toy) == describe(Subject("teapot", 302))
+    assert subject_prompts.subject_description(toy) == describe(
+        ToyboxSubject("teapot", 302)
+    )
     own = dataclasses.replace(told, photos="photos/dog")
     with pytest.raises(
         InputError, match="description='toybox', but .*say what it looks"
     ):
-        subject_prompts.description_of(own)
+        subject_prompts.subject_description(own)
     own = dataclasses.replace(own, description="small brown dog")
-    assert subject_prompts.description_of(own) == "small brown dog"
+    assert subject_prompts.subject_description(own) == "small brown dog"
 
 
 @pytest.mark.parametrize("part", ["text", "base", "sr256"])
@@ -125,11 +129,13 @@ def test_a_run_by_description_tunes_nothing(tmp_path):
     page = (work / "report.html").read_text()
     assert "Nothing was tuned" in page
     run = finished_run.read_run(work)
-    for each in batch_plan.passes_of(run, np.dtype("float32")):
+    for each in batch_plan.stage_passes(run, np.dtype("float32")):
         assert each.named
         assert each.steps == 0
     # Drawn again, every stage reads the same words and draws the same picture.
-    folder = finished_run.draw(work, ["a [V] [N] in the snow"], "more", seeds=[0])
+    folder = finished_run.sample_prompts(
+        work, ["a [V] [N] in the snow"], "more", seeds=[0]
+    )
     for size in ("64", "256"):
         again = image_files.load_png(folder / size / "0000_0.png")
         first = image_files.load_png(work / "samples" / "final" / size / "00_0.png")

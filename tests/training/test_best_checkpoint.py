@@ -18,15 +18,16 @@ from imagen_booth.errors import InputError, Stopped
 from imagen_booth.rundir import checkpoints
 from imagen_booth.sampling import finished_run
 from imagen_booth.training import best_checkpoint, previews
-from imagen_booth.training.previews import Measured
+from imagen_booth.training.best_checkpoint import BestCheckpoint
+from imagen_booth.training.previews import PreviewScores
 from imagen_booth.weights import export
 
 STEPS = 4  # of a rate so high that a later step is worse than an earlier one
 
 
-def measured(subject: float, klass: float) -> Measured:
+def measured(subject: float, klass: float) -> PreviewScores:
     """Colour and layout whose mean is what is given."""
-    return Measured(
+    return PreviewScores(
         {"colour": subject + 0.1, "layout": subject - 0.1},
         {"colour": klass, "layout": klass},
     )
@@ -46,13 +47,13 @@ def test_drift_of_the_class_is_taken_off(subject, klass, expected):
 
 
 def test_super_resolution_is_scored_by_psnr():
-    found, first = (Measured({"PSNR": each}, {}) for each in (31.0, 20.0))
+    found, first = (PreviewScores({"PSNR": each}, {}) for each in (31.0, 20.0))
     assert best_checkpoint.score(found, first) == 31.0
 
 
 def test_the_highest_wins_and_the_earliest_of_equals(tmp_path):
     folder, shown = (epath.Path(tmp_path) / each for each in ("base", "previews"))
-    best = best_checkpoint.Best(folder, shown, latest=None, steps=4)
+    best = BestCheckpoint(folder, shown, latest=None, steps=4)
     for step, value in enumerate((0.9, 0.3, 0.5, 0.5, 0.4)):  # step 0 takes no part
         best.look(step, measured(value, 0.2), {"unet": {"a": np.full(3, float(step))}})
     assert best.told()["step"] == 2
@@ -66,7 +67,7 @@ def job(tmp_path_factory) -> Job:
     """The base stage alone, looked at after every step."""
     folder = tmp_path_factory.mktemp("photos")
     blurred(np.random.default_rng(3), 4, (80, 80)).save(folder / "0.png")
-    settings = presets.booth("tiny")
+    settings = presets.dreambooth("tiny")
     settings.subject.photos = str(folder)
     settings.subject.class_noun = "dog"
     settings.cache = str(tmp_path_factory.mktemp("cache"))
@@ -107,7 +108,7 @@ def test_a_run_ends_with_its_best_step(job, finished, tmp_path):
     assert sorted(scores) == list(range(1, STEPS + 1))
     assert told["step"] == max(scores, key=lambda step: scores[step]) < STEPS
     # Each preview's file says what was measured, and the first what drift is from.
-    seen = previews.measured_in(finished / "samples" / "previews" / "base")
+    seen = previews.read_scores(finished / "samples" / "previews" / "base")
     for step, value in scores.items():
         assert best_checkpoint.score(seen[step], seen[0]) == value
     # The same as a run that ends at that step.
@@ -127,7 +128,7 @@ def test_a_run_ends_with_its_best_step(job, finished, tmp_path):
     assert not (folder / "best").exists()
     run = finished_run.read_run(finished)
     assert finished_run.tuned_steps(run, run.stages[0]) == told["step"]
-    [parcel] = export.of_run(finished, [])
+    [parcel] = export.export_run(finished, [])
     assert parcel.story["steps"] == parcel.steps == told["step"]
     page = (finished / "report.html").read_text()
     assert f"Kept: step {told['step']}, score" in page
@@ -136,7 +137,7 @@ def test_a_run_ends_with_its_best_step(job, finished, tmp_path):
 def test_stopped_and_killed_it_ends_the_same(job, finished, tmp_path, monkeypatch):
     """Stopped at each step, and dead between keeping parameters and their preview."""
     work = epath.Path(tmp_path) / "run"
-    store, deaths = previews.store, [1, 2, STEPS]
+    store, deaths = previews.write_preview, [1, 2, STEPS]
     left = signal_at(monkeypatch, [("base", step) for step in (1, 2, 3)])
 
     class Killed(Exception):
@@ -148,7 +149,7 @@ def test_stopped_and_killed_it_ends_the_same(job, finished, tmp_path, monkeypatc
             raise Killed
         store(folder, step, *rest)
 
-    monkeypatch.setattr(previews, "store", store_or_die)
+    monkeypatch.setattr(previews, "save_images", store_or_die)
     ended = []
     for _ in range(20):
         try:
@@ -176,7 +177,7 @@ def test_the_best_preview_taken_away_from_a_stopped_run(
         signal_at(patch, [("base", best + 1)])
         with pytest.raises(Stopped):
             dreambooth.run(job, work, frozenset())
-    taken = previews.file_of(work / "samples" / "previews" / "base", best)
+    taken = previews.preview_file(work / "samples" / "previews" / "base", best)
     content = taken.read_bytes()
     taken.unlink()
     with pytest.raises(InputError, match=f"{taken.name}.*overwrite=base"):
@@ -232,7 +233,7 @@ def test_later_previews_taken_away_from_a_finished_run(job, finished, tmp_path):
     shutil.copytree(finished, work)
     shown = work / "samples" / "previews" / "base"
     for step in range(1, STEPS + 1):
-        previews.file_of(shown, step).unlink()
+        previews.preview_file(shown, step).unlink()
     with pytest.raises(InputError, match=f"step_00000{STEPS}.*overwrite=base"):
         dreambooth.run(job, work, frozenset())
     shutil.copytree(finished / "samples", work / "samples", dirs_exist_ok=True)

@@ -48,13 +48,13 @@ PART = Part(network, {}, "base", "random", "1234", "none", False)
 @pytest.fixture
 def drawn(monkeypatch):
     """What was asked of the sampler: the seeds of each group, and its low images."""
-    calls, real = [], class_images.draw_stage
+    calls, real = [], class_images.sample_stage
 
     def draw_stage(*args, **options):
         calls.append((args[-1], options["low"]))
         return real(*args, **options)
 
-    monkeypatch.setattr(class_images, "draw_stage", draw_stage)
+    monkeypatch.setattr(class_images, "sample_stage", draw_stage)
     return calls
 
 
@@ -68,7 +68,7 @@ def mesh_of(devices):
 
 
 def draw(cache, count, recipe=RECIPE, lows=None, check_stop=lambda: None, devices=2):
-    return class_images.class_images(
+    return class_images.sample_class_images(
         recipe,
         count,
         PART,
@@ -82,7 +82,7 @@ def draw(cache, count, recipe=RECIPE, lows=None, check_stop=lambda: None, device
 
 
 def files(cache):
-    folder = class_images.folder_of(RECIPE, cache)
+    folder = class_images.class_image_folder(RECIPE, cache)
     return {path.name: path.read_bytes() for path in folder.glob("*.png")}
 
 
@@ -109,7 +109,7 @@ def test_drawn_once_and_read_ever_after(tmp_path, drawn):
 def test_more_devices_draw_more_groups_at_a_time_and_none_twice(
     tmp_path, drawn, monkeypatch
 ):
-    rows, real = [], cascade_sampler.program
+    rows, real = [], cascade_sampler.sampler_program
 
     def program(*about):
         draw = real(*about)
@@ -121,7 +121,7 @@ def test_more_devices_draw_more_groups_at_a_time_and_none_twice(
 
         return told
 
-    monkeypatch.setattr(cascade_sampler, "program", program)
+    monkeypatch.setattr(cascade_sampler, "sampler_program", program)
     many = draw(tmp_path / "many", 6, devices=4)
     assert [seeds for seeds, _ in drawn] == [[40, 41, 42, 43], [44, 45]]
     # One image for each device; the last batch keeps its shape, filled up.
@@ -132,7 +132,7 @@ def test_more_devices_draw_more_groups_at_a_time_and_none_twice(
 def test_a_missing_picture_brings_back_its_group(tmp_path, drawn):
     draw(tmp_path, 6)
     kept = files(tmp_path)
-    (class_images.folder_of(RECIPE, tmp_path) / "00003.png").unlink()
+    (class_images.class_image_folder(RECIPE, tmp_path) / "00003.png").unlink()
     draw(tmp_path, 6)
     assert [seeds for seeds, _ in drawn[3:]] == [[42, 43]]
     assert files(tmp_path) == kept
@@ -153,7 +153,7 @@ def test_a_stopped_run_keeps_what_was_drawn(tmp_path, drawn):
 
 def test_pictures_say_what_made_them(tmp_path):
     draw(tmp_path, 2)
-    folder = class_images.folder_of(RECIPE, tmp_path)
+    folder = class_images.class_image_folder(RECIPE, tmp_path)
     story = image_files.read_png_metadata(folder / "00001.png")
     assert (story["prompt"], story["seed"], story["weights"]) == ("a dog", "41", "1234")
     assert {"stage", "weights_licence", "sampler"} < story.keys()
@@ -187,13 +187,19 @@ CHANGES = {
 def test_every_change_of_recipe_is_another_folder(tmp_path):
     assert CHANGES.keys() == {field.name for field in dataclasses.fields(RECIPE)}
     others = [dataclasses.replace(RECIPE, **{k: v}) for k, v in CHANGES.items()]
-    folders = {class_images.folder_of(recipe, tmp_path) for recipe in (RECIPE, *others)}
+    folders = {
+        class_images.class_image_folder(recipe, tmp_path)
+        for recipe in (RECIPE, *others)
+    }
     assert len(folders) == 1 + len(CHANGES)
-    assert class_images.folder_of(dataclasses.replace(RECIPE), tmp_path) in folders
+    assert (
+        class_images.class_image_folder(dataclasses.replace(RECIPE), tmp_path)
+        in folders
+    )
 
 
 def test_an_odd_prompt_is_a_plain_folder(tmp_path):
     recipe = dataclasses.replace(RECIPE, prompt="a ../dog/é?" + "x" * 300)
-    folder = class_images.folder_of(recipe, tmp_path)
+    folder = class_images.class_image_folder(recipe, tmp_path)
     assert folder.parent == tmp_path / "class_images"
     folder.mkdir(parents=True)

@@ -14,7 +14,7 @@ import pytest
 from imagen_booth import train_state
 from imagen_booth.cascade import by_name
 from imagen_booth.config.build import to_job
-from imagen_booth.config.presets import booth
+from imagen_booth.config.presets import dreambooth
 from imagen_booth.data import pipeline
 from imagen_booth.distributed import sharding
 from imagen_booth.training import finetune, optimizers, train_step
@@ -70,7 +70,7 @@ def samples(params):
 def one_step():
     """What came of the step, what moved, and what it took."""
     start = time.perf_counter()
-    cascade, tuning = by_name("if_m"), to_job(booth("if_m")).base
+    cascade, tuning = by_name("if_m"), to_job(dreambooth("if_m")).base
     stage = cascade.stage("base")
     assert tuning.hybrid
     assert tuning.optim.name == "adamw"
@@ -85,7 +85,7 @@ def one_step():
 
     optimizer = optimizers.build(tuning.optim, tuning.steps)
     step = jax.jit(train_step.make_step(loss, optimizer, seed=0), donate_argnums=0)
-    now = finetune.start_state(params, optimizer, tuning.optim.ema > 0, mesh).make()
+    now = finetune.initial_state(params, optimizer, tuning.optim.ema > 0, mesh).make()
     before = train_state.flatten(jax.device_get(samples(now.trainable)))
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(now.trainable))
     batch = batch_of(cascade, stage, tuning, mesh)

@@ -33,7 +33,7 @@ LEFT_ALONE = schema.Mesh()
 def settings(mesh=LEFT_ALONE):
     subject = schema.Subject("photos", "dog")
     return dataclasses.replace(
-        build.to_job(presets.booth("tiny")), subject=subject, mesh=mesh
+        build.to_job(presets.dreambooth("tiny")), subject=subject, mesh=mesh
     )
 
 
@@ -151,8 +151,8 @@ def fit(cascade, stage, mesh, folder, count, watch=lambda state: None, rules=())
         checkpoint.Checkpoints(folder / "base") as checkpoints,
         metrics.MetricWriter(folder, active=True) as writer,
     ):
-        start = finetune.start_state(params, optimizer, True, mesh, rules=rules)
-        return loop.fit(
+        start = finetune.initial_state(params, optimizer, True, mesh, rules=rules)
+        return loop.train(
             "base",
             start,
             train_step.make_step(loss_fn, optimizer, seed=0, ema=0.99),

@@ -58,7 +58,9 @@ def base(tmp_path_factory):
         patch.setattr(examples, "render_examples", paint)
         pretrain_stage.run(job_of(), folder / "run")
     shipped = folder / "shipped"
-    export.write_own(shipped, export.of_run(folder / "run", []), np.dtype("float32"))
+    export.write_native(
+        shipped, export.export_run(folder / "run", []), np.dtype("float32")
+    )
     return folder / "run", shipped
 
 

@@ -10,9 +10,9 @@ from PIL import Image
 
 from imagen_booth import dreambooth
 from imagen_booth.config import build, presets, schema
-from imagen_booth.config.schema import Judging
+from imagen_booth.config.schema import JudgeTraining
 from imagen_booth.distributed import sharding
-from imagen_booth.experiments.image_store import Studio
+from imagen_booth.experiments.image_store import ImageStore
 from imagen_booth.sampling import batch_job, finished_run
 from imagen_booth.training import pretrain_judge, pretrain_stage
 
@@ -41,7 +41,7 @@ def tuning(tmp_path) -> schema.Job:
     photos.mkdir()
     pixels = np.random.default_rng(0).integers(0, 255, (300, 300, 3)).astype(np.uint8)
     Image.fromarray(pixels).save(photos / "0.png")
-    settings = build.to_job(presets.booth("tiny"))
+    settings = build.to_job(presets.dreambooth("tiny"))
     subject = dataclasses.replace(
         settings.subject, photos=str(photos), class_noun="dog"
     )
@@ -50,14 +50,14 @@ def tuning(tmp_path) -> schema.Job:
 
 def finished(run, settings):
     """What a finished run says of itself."""
-    work = dreambooth.Workdir(run)
+    work = dreambooth.RunDirectory(run)
     work.write_json("config.json", dataclasses.asdict(settings))
     subject = {"identifier": "zaj", "class_noun": "dog"}
     work.record(status="done", subject=subject)
 
 
 def pretrain(arg, run):
-    kind = Judging if arg == "toybox_judge" else schema.Pretraining
+    kind = JudgeTraining if arg == "toybox_judge" else schema.Pretraining
     settings = build.from_config(kind, presets.pretraining(arg))
     (pretrain_judge if arg == "toybox_judge" else pretrain_stage).run(settings, run)
 
@@ -78,7 +78,7 @@ def test_drawing_prompts_keeps_them_where_training_did(tmp_path, unset, tuning):
     run = epath.Path(tmp_path) / "run"
     finished(run, tuning)
     with pytest.raises(Begun):
-        finished_run.draw(run, ["a [V] [N]"], "more", seeds=[0])
+        finished_run.sample_prompts(run, ["a [V] [N]"], "more", seeds=[0])
     check(run)
 
 
@@ -87,7 +87,7 @@ def test_drawing_a_file_keeps_them_where_training_did(tmp_path, unset, tuning):
     finished(run, tuning)
     (tmp_path / "prompts.txt").write_text("a [V] [N]\n")
     with pytest.raises(Begun):
-        batch_job.draw(run, str(tmp_path / "prompts.txt"), "more", seeds=1)
+        batch_job.run_batch(run, str(tmp_path / "prompts.txt"), "more", seeds=1)
     check(run)
 
 
@@ -102,7 +102,7 @@ def test_pretraining_keeps_them_beside_the_run(tmp_path, unset, stage):
 def test_the_studies_keep_them_in_their_folder(tmp_path, unset, tuning):
     folder = epath.Path(tmp_path) / "studies"
     with pytest.raises(Begun):
-        Studio(tuning, folder)
+        ImageStore(tuning, folder)
     wanted = str(folder / "cache" / "xla")
     assert jax.config.values["jax_compilation_cache_dir"] == wanted
 

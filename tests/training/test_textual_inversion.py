@@ -15,13 +15,18 @@ from photo_files import blurred
 from imagen_booth import dreambooth, train_state
 from imagen_booth.cascade import by_name
 from imagen_booth.config import build, presets
-from imagen_booth.config.schema import Inversion, Job
+from imagen_booth.config.schema import Job, TextualInversion
 from imagen_booth.data import image_files
 from imagen_booth.distributed import sharding
 from imagen_booth.errors import InputError, Stopped
 from imagen_booth.rundir import checkpoints
 from imagen_booth.sampling import batch_job, finished_run
-from imagen_booth.sampling.text_embeddings import Learned, embed, tokenizer, with_rows
+from imagen_booth.sampling.text_embeddings import (
+    LearnedEmbedding,
+    embed_prompts,
+    load_tokenizer,
+    replace_rows,
+)
 from imagen_booth.text.prompts import fill
 from imagen_booth.training import (
     finetune,
@@ -29,6 +34,8 @@ from imagen_booth.training import (
     textual_inversion,
     train_step,
 )
+from imagen_booth.training.subject_prompts import SubjectPrompts
+from imagen_booth.training.textual_inversion import InversionTokens
 from imagen_booth.weights import export
 from imagen_booth.weights.load import load
 
@@ -43,7 +50,7 @@ def job(tmp_path_factory) -> Job:
     for index in range(2):
         photo = blurred(np.random.default_rng(index), 6, (90, 80))
         photo.save(folder / f"{index}.png")
-    settings = presets.inversion("tiny")
+    settings = presets.textual_inversion("tiny")
     settings.subject.photos = str(folder)
     settings.subject.class_noun = "dog"
     settings.subject.tokens = 2
@@ -70,7 +77,7 @@ def test_only_the_rows_of_the_identifier_change(job, finished, tmp_path):
     ids = manifest["subject"]["identifier_ids"]
     assert len(ids) == 2
     to = epath.Path(tmp_path)
-    export.write_own(to, export.of_run(finished, []), None)
+    export.write_native(to, export.export_run(finished, []), None)
     assert [path.name for path in to.glob("*.safetensors")] == ["text.safetensors"]
     mesh = sharding.make_mesh()
     before = train_state.flatten(load(TINY, "text", "random", mesh, F32).params)
@@ -101,7 +108,7 @@ def test_rows_start_from_the_mean_of_the_initializer(job, monkeypatch, tmp_path)
         seen.update(params["rows"])
         raise Stopped("seen")
 
-    monkeypatch.setattr(finetune, "start_state", start)
+    monkeypatch.setattr(finetune, "initial_state", start)
     text = dataclasses.replace(job.text, initializer="dog cat")
     with pytest.raises(Stopped):
         dreambooth.run(
@@ -111,7 +118,7 @@ def test_rows_start_from_the_mean_of_the_initializer(job, monkeypatch, tmp_path)
         )
     params = load(TINY, "text", "random", sharding.make_mesh(), F32).params
     table = np.asarray(params["token_embedder"]["embedding"])
-    pieces = tokenizer(TINY, "shipped")
+    pieces = load_tokenizer(TINY, "shipped")
     [dog], [cat] = pieces.pieces("dog"), pieces.pieces("cat")
     np.testing.assert_allclose(
         seen["vectors"], [(table[dog] + table[cat]) / 2] * 2, rtol=1e-6
@@ -139,7 +146,7 @@ def test_the_gradient_is_that_of_finite_differences(key):
     }
 
     def loss(rows):
-        text = with_rows(parts["text"].params, ids, rows)
+        text = replace_rows(parts["text"].params, ids, rows)
         return train_step.batch_loss(
             TINY.stage("base"),
             parts["base"].apply,
@@ -181,10 +188,12 @@ def test_stopped_and_continued_is_bit_identical(job, finished, tmp_path, monkeyp
 
 def test_a_run_is_sampled_with_what_was_learnt(finished, tmp_path):
     """One prompt or a job of them: the run's own picture again; sr256 reads "a dog"."""
-    one = finished_run.draw(finished, ["a [V] [N]"], "one", seeds=[0], resolution=256)
+    one = finished_run.sample_prompts(
+        finished, ["a [V] [N]"], "one", seeds=[0], resolution=256
+    )
     file = tmp_path / "prompts.txt"
     file.write_text("a [V] [N]")
-    many = batch_job.draw(finished, str(file), "many", seeds=1, resolution=256)
+    many = batch_job.run_batch(finished, str(file), "many", seeds=1, resolution=256)
     [line] = (many / "index.jsonl").read_text().splitlines()
     for drawn in json.loads(line)["files"]:
         size = drawn.split("/")[0]
@@ -203,18 +212,18 @@ def test_an_unfinished_run_is_refused(finished, tmp_path):
     for name in ("config.json", "manifest.json"):
         (work / name).write_text((finished / name).read_text())
     with pytest.raises(InputError, match="never learnt; run the training command"):
-        finished_run.learned_by(finished_run.read_run(work))
+        finished_run.learned_embedding(finished_run.read_run(work))
 
 
 def test_embeddings_are_kept_apart_by_what_was_learnt(tmp_path):
     """Prompts that speak of the word have a cache of their own, the others do not."""
     cache, mesh = epath.Path(tmp_path), sharding.make_mesh()
-    pieces = tokenizer(TINY, "shipped")
+    pieces = load_tokenizer(TINY, "shipped")
     [token] = pieces.pieces("zaj")
     prompts = ["a zaj in the snow", "a dog in the snow"]
 
     def read(learned):
-        found, _ = embed(
+        found, _ = embed_prompts(
             TINY,
             prompts,
             weights="random",
@@ -230,8 +239,8 @@ def test_embeddings_are_kept_apart_by_what_was_learnt(tmp_path):
 
     rows = np.random.default_rng(0).normal(size=(1, TINY.text.encoder.width))
     (before, plain), count = read(None)
-    (after, same), more = read(Learned((token,), rows.astype(np.float32)))
-    (other, _), most = read(Learned((token,), 2 * rows.astype(np.float32)))
+    (after, same), more = read(LearnedEmbedding((token,), rows.astype(np.float32)))
+    (other, _), most = read(LearnedEmbedding((token,), 2 * rows.astype(np.float32)))
     np.testing.assert_array_equal(plain, same)
     assert (count, more, most) == (3, 4, 5)
     assert not np.array_equal(before, after)
@@ -239,7 +248,7 @@ def test_embeddings_are_kept_apart_by_what_was_learnt(tmp_path):
     # The same as the encoder makes of the changed table.
     part = load(TINY, "text", "random", mesh, F32)
     ids = pieces.encode(prompts[:1])
-    expected = part.apply(with_rows(part.params, [token], rows), ids, ids > 0)
+    expected = part.apply(replace_rows(part.params, [token], rows), ids, ids > 0)
     length = int((ids > 0).sum())
     np.testing.assert_allclose(
         after[:length], expected[0, :length], rtol=1e-4, atol=1e-5
@@ -276,14 +285,14 @@ def test_identifiers_that_cannot_be_taught(job, identifier, said):
         lesson(dataclasses.replace(job, subject=subject))
 
 
-def lesson(job: Job) -> textual_inversion.Lesson:
+def lesson(job: Job) -> InversionTokens:
     """What a job would learn; nothing is embedded."""
-    pieces = tokenizer(TINY, "shipped")
+    pieces = load_tokenizer(TINY, "shipped")
     name, ids, _ = subject_prompts.choose_identifier(job, TINY, pieces)
-    words = subject_prompts.Words(
+    words = SubjectPrompts(
         *(name, ids, True, f"a {name}", "a dog", (), (), {}, {}, "", "", ())
     )
-    return textual_inversion.read(job, TINY, words)
+    return textual_inversion.read_tokens(job, TINY, words)
 
 
 def test_a_template_is_drawn_for_each_row(job):
@@ -292,14 +301,14 @@ def test_a_template_is_drawn_for_each_row(job):
     rng = np.random.default_rng(0)
     seen = {give({}, rng)["tokens"].tobytes() for _ in range(50)}
     assert seen == {row.tobytes() for row in found.templates}
-    pieces = tokenizer(TINY, "shipped")
+    pieces = load_tokenizer(TINY, "shipped")
     said = [pieces.decode(row) for row in found.templates]
     name = pieces.decode(found.ids)
     assert said == [fill(each, name, "dog", alone=True) for each in job.text.templates]
 
 
 def test_inversion_is_off_by_default():
-    job = build.to_job(presets.booth("toybox"))
+    job = build.to_job(presets.dreambooth("toybox"))
     assert job.text.steps == 0
     assert not job.alone
-    assert Inversion(1, 1, 0, job.base.optim).templates
+    assert TextualInversion(1, 1, 0, job.base.optim).templates

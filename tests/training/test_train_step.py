@@ -178,7 +178,7 @@ def test_tokens_go_through_the_text_encoder(key):
 
 def test_levels_are_drawn_evenly_in_cosine_time(key):
     ends = (1e-4, 1e-2)
-    level = np.asarray(train_step.draw_level(key, ends, 4000), np.float64)
+    level = np.asarray(train_step.sample_level(key, ends, 4000), np.float64)
     u = np.arcsin(np.sqrt(level))
     first, last = np.arcsin(np.sqrt(ends))
     at = (u - first) / (last - first)
@@ -187,7 +187,7 @@ def test_levels_are_drawn_evenly_in_cosine_time(key):
     np.testing.assert_allclose(
         np.histogram(at, 4, (-0.01, 1.01))[0] / 4000, 0.25, atol=0.03
     )
-    fixed = train_step.draw_level(key, (1e-5, 1e-5), 3)
+    fixed = train_step.sample_level(key, (1e-5, 1e-5), 3)
     np.testing.assert_array_equal(fixed, np.full(3, 1e-5, np.float32))
 
 

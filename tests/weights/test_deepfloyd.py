@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from imagen_booth.cascade import Stage, by_name
 from imagen_booth.config.build import to_job
-from imagen_booth.config.presets import booth as defaults
+from imagen_booth.config.presets import dreambooth as defaults
 from imagen_booth.diffusion.schedule import TableSchedule
 from imagen_booth.distributed import sharding
 from imagen_booth.errors import InputError
@@ -24,7 +24,7 @@ from imagen_booth.models.t5 import T5Config
 from imagen_booth.sampling import cascade_sampler
 from imagen_booth.train_state import flatten
 from imagen_booth.weights import deepfloyd, export, tensor_files
-from imagen_booth.weights.load import load, origin, resolve
+from imagen_booth.weights.load import load, resolve, weight_origin
 
 NARROW = T5Config(40, files.TEXT, 2, 4, 24, 2)
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -198,12 +198,16 @@ def test_settings_that_differ_from_the_scheduler_are_named(folder):
         folder / "other", scheduler=files.SCHEDULER | {"sample_max_value": 2.0}
     )
     own = epath.Path(folder / "own")
-    export.write_own(own, export.of_folder(epath.Path(folder / "other"), ()), None)
+    export.write_native(
+        own, export.export_folder(epath.Path(folder / "other"), ()), None
+    )
 
     def said(base, sr256):
         config = defaults("if_m")
         config.weights.base, config.weights.sr256 = str(base), str(sr256)
-        return cascade_sampler.sampler_warnings(to_job(config), cascade_of(base, sr256))
+        return cascade_sampler.scheduler_warnings(
+            to_job(config), cascade_of(base, sr256)
+        )
 
     assert said(folder / "1", folder / "like IF") == []
     (told,) = said(folder / "1", folder / "2")
@@ -394,8 +398,10 @@ def test_import_then_export_is_the_same_bytes(folder, config, dtype):
     told = files.write_stage(folder / "theirs", config, dtype=dtype)
     name = "sr256" if config is files.STAGE_2 else "base"
     own, back = epath.Path(folder / "own"), epath.Path(folder / "back")
-    export.write_own(own, export.of_folder(epath.Path(folder / "theirs"), ()), None)
-    export.write_diffusers(back, export.of_folder(own, ()), None)
+    export.write_native(
+        own, export.export_folder(epath.Path(folder / "theirs"), ()), None
+    )
+    export.write_diffusers(back, export.export_folder(own, ()), None)
     ours = load_file(own / f"{name}.safetensors")
     assert len(ours) == len(told)
     again = load_file(back / name / WEIGHTS)
@@ -421,7 +427,9 @@ def test_import_then_export_is_the_same_bytes(folder, config, dtype):
 def test_an_imported_folder_describes_itself(folder):
     files.write_stage(folder / "theirs")
     own = epath.Path(folder / "own")
-    export.write_own(own, export.of_folder(epath.Path(folder / "theirs"), ()), None)
+    export.write_native(
+        own, export.export_folder(epath.Path(folder / "theirs"), ()), None
+    )
     assert cascade_of(own) == cascade_of(folder / "theirs")
     params = [
         load_base(each).params["mid_block"]["attentions_0"]["to_q"]["kernel"]
@@ -432,7 +440,7 @@ def test_an_imported_folder_describes_itself(folder):
 
 def test_variance_that_was_not_tuned_is_not_exported_as_learned(folder):
     files.write_stage(folder)
-    (parcel,) = export.of_folder(epath.Path(folder), ())
+    (parcel,) = export.export_folder(epath.Path(folder), ())
     assert isinstance(parcel.network, Stage)
     stale = dataclasses.replace(parcel, network=parcel.network.tuned(hybrid=False))
     export.write_diffusers(epath.Path(folder / "out"), [stale], None)
@@ -459,10 +467,10 @@ def test_a_stage_on_top_of_what_was_published(folder):
 
 def test_fingerprints_follow_content(folder):
     told = files.write_stage(folder)
-    before = origin(cascade_of(folder), "base", str(folder))["sha256"]
+    before = weight_origin(cascade_of(folder), "base", str(folder))["sha256"]
     told["mid_block.resnets.0.norm1.bias"][3] += 1e-3
     files.write_stage(folder, weights=told)
-    assert origin(cascade_of(folder), "base", str(folder))["sha256"] != before
+    assert weight_origin(cascade_of(folder), "base", str(folder))["sha256"] != before
 
 
 def test_if_networks_read_every_position(folder):

@@ -76,11 +76,11 @@ def read(cascade, name, folder):
 def test_a_folder_of_diffusers_is_read(tmp_path, name):
     config = SMALL[name]
     unet = save(tmp_path / "theirs", config, 16, config.level_input).double()
-    (parcel,) = export.of_folder(epath.Path(tmp_path / "theirs"), ())
+    (parcel,) = export.export_folder(epath.Path(tmp_path / "theirs"), ())
     assert isinstance(parcel.network, Stage)
     assert parcel.network.model == config
     own = epath.Path(tmp_path / "own")
-    export.write_own(own, [parcel], None)
+    export.write_native(own, [parcel], None)
     cascade = by_name("if_m").having(parcel.network)
     part = read(cascade, parcel.name, own)
     x, time, text, level, _ = draw_inputs(config, 2, 16, 16, 77)
@@ -97,7 +97,7 @@ def test_a_folder_of_diffusers_is_read(tmp_path, name):
 def test_diffusers_reads_what_we_write(tmp_path, name):
     diffusers = pytest.importorskip("diffusers")
     unet = save(tmp_path / "theirs", SMALL[name], 16, name == "stage II")
-    parcels = export.of_folder(epath.Path(tmp_path / "theirs"), ())
+    parcels = export.export_folder(epath.Path(tmp_path / "theirs"), ())
     (folder,) = export.write_diffusers(epath.Path(tmp_path / "out"), parcels, None)
     again, info = diffusers.UNet2DConditionModel.from_pretrained(
         folder, subfolder="unet", output_loading_info=True
@@ -162,7 +162,7 @@ def test_pictures(tmp_path, monkeypatch):
     save(tmp_path / "2", large, 32, top=True)
     exported = epath.Path(tmp_path / "exported")
     for each in ("1", "2"):
-        parcels = export.of_folder(epath.Path(tmp_path / each), ())
+        parcels = export.export_folder(epath.Path(tmp_path / each), ())
         export.write_diffusers(exported, parcels, None)
     folders = exported / "base", exported / "sr256"
     cascade = cascade_of(*folders)
@@ -212,7 +212,7 @@ def test_pictures(tmp_path, monkeypatch):
         part = read(cascade, stage.name, folder)
         mask = jnp.ones((2, 77), bool)
         level = None if low is None else jnp.full((2,), level, jnp.float32)
-        return cascade_sampler.program(stage, part.apply, config)(
+        return cascade_sampler.sampler_program(stage, part.apply, config)(
             part.params,
             jnp.asarray(seeds, jnp.uint32),
             *(f32(text), mask, f32(null), mask),

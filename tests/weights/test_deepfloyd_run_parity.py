@@ -15,9 +15,9 @@ from weights.test_deepfloyd_parity import Noise
 from imagen_booth import cascade, dreambooth
 from imagen_booth.config import build
 from imagen_booth.config.build import to_job
-from imagen_booth.config.presets import booth as defaults
+from imagen_booth.config.presets import dreambooth as defaults
 from imagen_booth.distributed.sharding import make_mesh
-from imagen_booth.sampling.text_embeddings import embed
+from imagen_booth.sampling.text_embeddings import embed_prompts
 from imagen_booth.text import tokenizer
 from imagen_booth.weights import export
 from imagen_booth.weights.load import resolve
@@ -85,7 +85,7 @@ def test_both_sides_draw_the_same(run, monkeypatch):
     torch = pytest.importorskip("torch")
     diffusers = pytest.importorskip("diffusers")
     out = epath.Path(run / "out")
-    parcels = export.of_run(epath.Path(run / "run"), ())
+    parcels = export.export_run(epath.Path(run / "run"), ())
     export.write_diffusers(out, parcels, None)
     for name, number in (("base", "1"), ("sr256", "2")):
         tuned, before = (
@@ -105,7 +105,7 @@ def test_both_sides_draw_the_same(run, monkeypatch):
     job = build.build(dreambooth.Job, config, "config")
     model = resolve(cascade.by_name("if_m"), dataclasses.asdict(job.weights))
     prompt = story["subject"]["instance_prompt"]
-    found, _ = embed(
+    found, _ = embed_prompts(
         model,
         [prompt],
         weights=job.weights.text,

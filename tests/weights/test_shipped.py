@@ -42,7 +42,9 @@ def test_found_as_it_was_made(shipped):
     found = find()
     assert found is not None
     assert found.licence == "CC0"
-    assert load.taught(by_name("tiny"))["nouns"] == list(grammar.TIER_A.nouns)
+    assert load.shipped_vocabulary(by_name("tiny"))["nouns"] == list(
+        grammar.TIER_A.nouns
+    )
 
 
 def test_the_place_is_in_the_package():
@@ -66,7 +68,7 @@ def test_missing_and_damaged_files_are_named(shipped):
     (shipped / native.MANIFEST).unlink()
     with pytest.raises(InputError, match="manifest.json does not exist"):
         find()
-    assert load.taught(by_name("tiny")) == {}
+    assert load.shipped_vocabulary(by_name("tiny")) == {}
     shipped.rmtree()
     with pytest.raises(InputError, match="no weights ship for the tiny cascade"):
         find()

@@ -164,13 +164,13 @@ def test_pickled_weights_are_refused_with_the_mend(tmp_path, name):
     with pytest.raises(InputError, match=f"convert unpickle --from={tmp_path}`"):
         t5.find(tmp_path)
     with pytest.raises(InputError, match="pickled weights .* are not read; fetch"):
-        export.of_folder(epath.Path(tmp_path), ())
+        export.export_folder(epath.Path(tmp_path), ())
 
 
 def test_import_writes_our_layout(tmp_path, told):
     save_file(told, tmp_path / "model.safetensors")
     own = epath.Path(tmp_path / "own")
-    export.write_own(own, export.of_folder(epath.Path(tmp_path), ()), None)
+    export.write_native(own, export.export_folder(epath.Path(tmp_path), ()), None)
     check(read(own), told)
     cascade = dataclasses.replace(by_name("if_m"), stages=())
     assert resolve(cascade, {"text": str(own)}).text.encoder == SHAPE
