@@ -1,4 +1,4 @@
-"""Metrics: one JSON row per log step, and tensorboard files where asked for."""
+"""Metrics: one JSON row per log step, and tensorboard files on request."""
 
 import json
 import time
@@ -8,19 +8,23 @@ from typing import Any
 from etils import epath
 
 from imagen_booth.errors import InputError
-from imagen_booth.storage import write_atomic
+from imagen_booth.storage import LineLog
 
 
 class MetricWriter:
-    """Appends rows to ``metrics.jsonl``; writes nothing where ``active`` is false.
+    """Appends rows to ``metrics.jsonl``.
 
-    A continued run first drops the rows after its checkpoint, so that each step
-    stands once in the file.
+    A resumed run first drops the rows after its checkpoint, so that each step stands
+    once in the file.
+
+    Args:
+        workdir: The run directory, local or ``gs://``.
+        active: Whether this process writes; one process of a job does.
+        tensorboard: Also write files for TensorBoard.
     """
 
     def __init__(self, workdir: epath.Path, *, active: bool, tensorboard: bool = False):
-        self._path = epath.Path(workdir) / "metrics.jsonl"
-        self._active = active
+        self._log = LineLog(epath.Path(workdir) / "metrics.jsonl") if active else None
         self._tensorboard = None
         if active and tensorboard:
             try:
@@ -30,38 +34,43 @@ class MetricWriter:
                     "config.tensorboard=True needs tensorboardX; "
                     "pip install 'imagen_booth[tensorboard]', or set it to False"
                 ) from error
-            self._tensorboard = SummaryWriter(str(self._path.parent / "tensorboard"))
+            self._tensorboard = SummaryWriter(str(epath.Path(workdir) / "tensorboard"))
 
     def write(self, stage: str, step: int, scalars: Mapping[str, float]) -> None:
         """Writes one row: the stage, the step, and named finite or NaN numbers."""
-        if not self._active:
+        if self._log is None:
             return
         row: dict[str, Any] = {"stage": stage, "step": step, "wall": time.time()}
         row |= {name: float(f"{value:.6g}") for name, value in scalars.items()}
-        with self._path.open("a") as file:
-            file.write(json.dumps(row).replace("NaN", "null") + "\n")
+        self._log.append([json.dumps(row).replace("NaN", "null")])
         if self._tensorboard is not None:
             for name, value in scalars.items():
                 self._tensorboard.add_scalar(f"{stage}/{name}", value, step)
 
     def rewind(self, stage: str, step: int) -> None:
         """Drops rows of ``stage`` after ``step``."""
-        if not self._active or not self._path.exists():
+        if self._log is None:
             return
-        rows = self._path.read_text().splitlines()
-        kept = [row for row in rows if not _after(row, stage, step)]
+        rows = self._log.lines
+        kept = [row for row in rows if not _is_after(row, stage, step)]
         if len(kept) < len(rows):
-            write_atomic(self._path, "".join(row + "\n" for row in kept).encode())
+            self._log.replace(kept)
+
+    def flush(self) -> None:
+        """Writes rows that an object store has not been given yet."""
+        if self._log is not None:
+            self._log.flush()
 
     def __enter__(self) -> "MetricWriter":
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.flush()
         if self._tensorboard is not None:
             self._tensorboard.close()
 
 
-def _after(row: str, stage: str, step: int) -> bool:
+def _is_after(row: str, stage: str, step: int) -> bool:
     """Whether a row is later than ``step``; a row cut short by a kill counts so."""
     try:
         content = json.loads(row)

@@ -1,4 +1,4 @@
-"""What a batch job keeps of itself: the list of what is finished, and its time."""
+"""The progress of a batch job: the list of finished images, and where time went."""
 
 import contextlib
 import json
@@ -8,56 +8,55 @@ from typing import Any
 
 from etils import epath
 
-from imagen_booth import storage
-from imagen_booth.errors import StorageError
+from imagen_booth.storage import LineLog
 
 NETWORKS, LOADING = "networks", "loading"  # of a job's time
 
 
 class ImageIndex:
-    """``index.jsonl``: one line per finished picture.
+    """``index.jsonl``: one line per finished image.
 
-    A line that a kill cut short is dropped here, and added again with its picture.
+    A line that a kill cut short is dropped, and added again with its image.
+
+    Args:
+        path: Local or ``gs://``.
     """
 
     def __init__(self, path: epath.Path):
-        self._path = path
-        self._known: set[str] = set()
-        if not path.exists():
-            return
-        text = path.read_text()
-        good = [line for line in text.splitlines() if self._learn(line)]
-        whole = "".join(f"{line}\n" for line in good)
-        if whole != text:
-            storage.write_atomic(path, whole.encode())
-
-    def _learn(self, line: str) -> bool:
-        try:
-            self._known.add(json.loads(line)["file"])
-        except (ValueError, KeyError, TypeError):
-            return False
-        return True
+        self._log = LineLog(path)
+        files = [_file_of(line) for line in self._log.lines]
+        self._known = {file for file in files if file}
+        if not all(files):
+            whole = zip(self._log.lines, files, strict=True)
+            self._log.replace([line for line, file in whole if file])
 
     def add(self, entries: Iterable[dict[str, Any]]) -> None:
-        """Appends what is not there yet.
+        """Appends the entries that are not there yet.
 
         Raises:
-            StorageError: it cannot be written.
+            StorageError: They cannot be written.
         """
-        new = [each for each in entries if each["file"] not in self._known]
-        if not new:
-            return
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a") as file:
-                file.write("".join(json.dumps(each) + "\n" for each in new))
-        except OSError as error:
-            raise StorageError(f"could not write {self._path}: {error}") from error
-        self._known.update(each["file"] for each in new)
+        new = {each["file"]: each for each in entries}
+        new = {file: each for file, each in new.items() if file not in self._known}
+        if new:
+            self._log.append(json.dumps(each) for each in new.values())
+            self._known.update(new)
+
+    def flush(self) -> None:
+        """Writes entries that an object store has not been given yet."""
+        self._log.flush()
+
+
+def _file_of(line: str) -> str:
+    """The file that a line lists; empty if the line is damaged."""
+    try:
+        return str(json.loads(line)["file"])
+    except (ValueError, KeyError, TypeError):
+        return ""
 
 
 class TimeLog:
-    """Where the seconds of a job go."""
+    """Adds up the seconds that each kind of work takes."""
 
     def __init__(self) -> None:
         self.spent = {NETWORKS: 0.0, LOADING: 0.0}
@@ -65,7 +64,7 @@ class TimeLog:
 
     @contextlib.contextmanager
     def at(self, what: str) -> Iterator[None]:
-        """Adds the seconds spent inside."""
+        """Adds the seconds spent inside the context to one kind of work."""
         start = time.perf_counter()
         try:
             yield
@@ -73,5 +72,5 @@ class TimeLog:
             self.spent[what] += time.perf_counter() - start
 
     def total(self) -> float:
-        """Seconds since it began."""
+        """Seconds since the log was created."""
         return time.perf_counter() - self._begun
