@@ -1,10 +1,8 @@
-"""reproduce.html: every study's pictures, scores beside the paper's, and verdicts.
+"""reproduce.html: the pictures of every study, its scores and the verdicts.
 
-The page is built from ``results.json`` and the pictures it names.
+The page is made from ``results.json`` and the pictures that it names.
 """
 
-import base64
-import io
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,49 +19,67 @@ from imagen_booth.sampling.cascade_sampler import grid
 
 NAME = "reproduce.html"
 LARGE = 560  # pixels of a picture by itself
-SHOWN = 12  # digits of a hash
-CELL, ACROSS = 128, 8  # pixels of a picture among others, and how many at most in a row
+CELL, ACROSS = 128, 8  # pixels of a picture in a group, and most pictures in a row
 
-TITLES = {
-    "vanilla": "The prior",
-    "fidelity": "Subject and prompt",
-    "baselines": "Beside other ways",
-    "prior": "Prior preservation",
-    "sampler": "How class images are drawn",
-    "noun": "The class noun",
-    "identifier": "The identifier",
-    "photos": "How many photos",
-    "sr": "Super-resolution",
+# By study: its heading and what it compares.
+TEXTS = {
+    "vanilla": (
+        "The prior",
+        "Samples of the pretrained cascade for captions whose noun, colour and place "
+        "never occurred together in its training: the share that the judge finds "
+        "correct.",
+    ),
+    "fidelity": (
+        "Subject and prompt",
+        "The subject in each of the paper’s applications, beside the photos compared "
+        "with one another, true renders of the same prompts, and the class as the "
+        "pretrained model samples it.",
+    ),
+    "baselines": (
+        "Beside other ways",
+        "The same subjects by DreamBooth, by naive fine-tuning without class images, "
+        "by Textual Inversion (which trains only the embedding of the identifier), and "
+        "by a description in the prompt with nothing trained. The paper’s figures are "
+        "those on Stable Diffusion.",
+    ),
+    "prior": (
+        "Prior preservation",
+        "Fine-tuned with and without class images. PRES: similarity between the "
+        "subject and samples of the class alone. DIV: difference between samples of "
+        "one prompt.",
+    ),
+    "sampler": (
+        "How class images are drawn",
+        "The class images of a run by the default ancestral sampler, by the same "
+        "sampler with ten times the steps, and by a solver with half of them. Where "
+        "the intervals overlap, this study finds no loss in the cheaper sampler.",
+    ),
+    "noun": (
+        "The class noun",
+        "The noun in the instance prompt and the class prompt: the correct one, none, "
+        "that of another class, and that of another class with longer fine-tuning. "
+        "Without a noun there is no class and therefore no prior loss; the correct "
+        "noun without prior loss is shown for comparison.",
+    ),
+    "identifier": (
+        "The identifier",
+        "The text that replaces [V]: a rare word, a colour that is not the subject’s, "
+        "or random characters.",
+    ),
+    "photos": (
+        "How many photos",
+        "Fine-tuned on the first one to five photos and scored against all five. The "
+        "paper’s figures are those of its dog.",
+    ),
+    "sr": (
+        "Super-resolution",
+        "The upper stages as pretrained, fine-tuned at the augmentation level of their "
+        "pretraining, and fine-tuned at the low level.",
+    ),
 }
-ABOUT = {
-    "vanilla": "What the untuned cascade draws for captions whose noun, colour and "
-    "place never came together in its training: the share that the judge finds right.",
-    "fidelity": "The subject in each of the paper's applications, beside the photos "
-    "among themselves, true renders of the same prompts, and the class as the untuned "
-    "model draws it.",
-    "baselines": "The same subjects by DreamBooth, by naive tuning without class "
-    "images, by Textual Inversion (only what the identifier means is learnt, the "
-    "networks stay as they came), and by a description in the prompt with nothing "
-    "tuned. The paper’s figures are those on Stable Diffusion.",
-    "prior": "Tuned with and without class images. PRES: how much pictures of the "
-    "class alone look like the subject. DIV: how much pictures of one prompt differ.",
-    "sampler": "The class images of a run by the ancestral sampler as by default, by "
-    "the same at ten times the steps, and by a solver at half of them. Where the "
-    "intervals overlap, the cheaper way is as good as far as this can tell.",
-    "noun": "The noun in the instance prompt and the class prompt: the right one, "
-    "none, that of another class, and that of another class with longer fitting. "
-    "Without a noun there is no class, and so no prior loss; beside it the right "
-    "noun without prior loss.",
-    "identifier": "What stands for [V]: a rare word, a colour that is not the "
-    "subject's, or random characters.",
-    "photos": "Tuned on the first one to five photos; scored against all five. The "
-    "paper's figures are those of its dog.",
-    "sr": "The upper stages untuned, tuned with low-resolution noise at the level of "
-    "their pretraining, and tuned at the low level.",
-}
-# Of a metric: its name, what the paper measured it by, and its decimals.
+# By metric: its name, the paper's metric, and the number of decimals.
 METRICS = {
-    "right": ("share right", "", 2),
+    "right": ("share correct", "", 2),
     "subject": ("subject fidelity", "DINO", 3),
     "prompt": ("prompt fidelity", "CLIP-T", 3),
     "true_subject": ("subject fidelity, true renders", "", 3),
@@ -75,7 +91,7 @@ METRICS = {
     "error_1024": ("high-frequency error at 1024 px", "", 2),
     "amount_1024": ("detail at 1024 px", "", 2),
 }
-WORDS = {
+VERDICTS = {
     claims.SHOWN: "Shown",
     claims.PAIRED: "Shown subject by subject",
     claims.OPEN: "Not shown",
@@ -88,148 +104,58 @@ def write(folder: epath.Path, results: Mapping[str, Any]) -> epath.Path:
     """Writes the page and returns its path.
 
     Args:
-        folder: of the studies; files in ``results`` are relative to it.
-        results: as ``conduct`` stores them.
+        folder: Folder of the studies; the files in ``results`` are relative to it.
+        results: The content of ``results.json``.
     """
+    weights, judge = results["weights"], results["judge"]
     studies = {n: results["studies"][n] for n in STUDIES if n in results["studies"]}
-    sections = [("Claims", _summary(studies))]
-    sections += [(TITLES[n], _study(folder, n, each)) for n, each in studies.items()]
-    document = html.page("The claims, measured", _header(results), sections)
+    document = html.render(
+        "experiments.html.j2",
+        title="The claims, measured",
+        hashes={
+            name: each["sha256"]
+            for name, each in {**weights, "judge": judge}.items()
+            if "sha256" in each  # a judge that was not loaded from a file has none
+        },
+        untrained=[n for n, each in weights.items() if not each["pretrained"]],
+        judge_correct=judge.get("held_out", {}).get("words", {}),
+        studies=studies,
+        paper=claims.PAPER,
+        texts=TEXTS,
+        metrics=METRICS,
+        verdicts=VERDICTS,
+        open_verdict=claims.OPEN,
+        enough_subjects=claims.ENOUGH,
+        pictures={name: _pictures(folder, each) for name, each in studies.items()},
+    )
     path = folder / NAME
     storage.write_atomic(path, document.encode())
     return path
 
 
-def _header(results: Mapping[str, Any]) -> str:
-    parts = [
-        '<p class="eyebrow">imagen_booth, DreamBooth on the toybox</p>'
-        "<h1>The claims, measured</h1>",
-        '<p class="lead">A small cascade, a rendered world and a judge stand in for '
-        "Imagen, photographs, DINO, CLIP and LPIPS. The paper’s figures are printed "
-        "beside ours for the order of arms; the numbers live on different scales.</p>",
-    ]
-    of = {**results["weights"], "judge": results["judge"]}
-    said = ", ".join(
-        f"{name} {each['sha256'][:SHOWN]}"
-        for name, each in of.items()
-        if "sha256" in each  # a judge that no file holds has none
-    )
-    parts.append(f'<p class="facts">Weights measured, by sha256: {said}.</p>')
-    raw = [name for name, each in results["weights"].items() if not each["pretrained"]]
-    if raw:
-        said = f"{', '.join(raw)}: these weights are random, and scores mean nothing."
-        parts.append(html.note("Untrained.", [said]))
-    measured = results["judge"].get("held_out", {}).get("words", {})
-    if measured:
-        said = ", ".join(
-            f"{name} {100 * each['right']:.1f} %" for name, each in measured.items()
-        )
-        parts.append(html.note("The judge, right on renders it never saw:", [said]))
-    return "".join(parts)
-
-
-def _summary(studies: Mapping[str, Any]) -> str:
-    rows = [
-        [html.text(claim["text"]), f"<b>{WORDS[claim['verdict']]}</b>", _why(claim)]
-        for study in studies.values()
-        for claim in study["claims"]
-    ]
-    said = (
-        "A claim is shown where the 95 % bootstrap intervals of both arms are apart in "
-        "its order, and does not reproduce where they are apart the other way. Where "
-        "they overlap, the difference decides, taken subject by subject: by an "
-        f"interval on one side of 0, over {claims.ENOUGH} subjects or more. Intervals "
-        "are over subjects, and too narrow where these are few."
-    )
-    return f"<p>{said}</p>" + html.table(["claim", "", "why"], rows)
-
-
-def _why(claim: Mapping[str, Any]) -> str:
-    if "least" in claim:
-        return f"{_score(claim['above_score'], 2)}, wanted {claim['least']:.2f}"
-    places = METRICS[claim["metric"]][2]
-    sides = (
-        f"{html.text(claim[side])} {_score(claim[f'{side}_score'], places)}"
-        for side in ("above", "below")
-    )
-    said = " against ".join(sides)
-    if claim["verdict"] == claims.OPEN:
-        right = claim["above_score"]["mean"] > claim["below_score"]["mean"]
-        order = "in the claim’s order" if right else "in the other order"
-        said += f": the intervals overlap, the means stand {order}"
-    return f"{said}; difference {_score(claim['difference'], places)}"
-
-
-def _study(folder: epath.Path, name: str, study: Mapping[str, Any]) -> str:
-    parts = [f"<p>{html.text(ABOUT[name])}</p>"]
-    for number, arms in enumerate(study["tables"]):
-        paper = claims.PAPER.get(name, {}) if number == 0 else {}
-        parts.append(_table(arms, paper))
-    facts = [f"Subjects: {', '.join(study['subjects'])}."] if study["subjects"] else []
-    for line in [*facts, *study["notes"]]:
-        parts.append(f'<p class="facts">{html.text(line)}</p>')
-    single, rows = [], []
+def _pictures(
+    folder: epath.Path, study: Mapping[str, Any]
+) -> dict[str, list[html.Picture]]:
+    """Pictures that stand alone, and groups of pictures as one sheet each."""
+    pictures = {"single": [], "sheets": []}
     for cell in study["pictures"]:
-        kind = single if len(cell["files"]) == 1 else rows
-        kind.append(_figure(folder, cell))
-    if single:
-        columns = min(len(single), 3)
-        parts.append(html.grid(single, columns, min(columns, 2)))
-    parts += [html.grid([row], 1, 1) for row in rows]
-    return "".join(parts)
+        images = [image_files.load_png(folder / file) for file in cell["files"]]
+        caption = cell["caption"]
+        if len(images) == 1:
+            image = Image.fromarray(_centre(images[0], cell["crop"]))
+            # A contact sheet is not square and must stay legible.
+            side = LARGE if image.width == image.height else 0
+            shown = html.picture(image, caption, lines=(caption,), side=side)
+            pictures["single"].append(shown)
+        else:
+            cells = [np.asarray(_cell(image)) for image in images]
+            rows = -(-len(cells) // ACROSS)
+            sheet = Image.fromarray(grid(cells, -(-len(cells) // rows)))
+            pictures["sheets"].append(html.picture(sheet, caption, lines=(caption,)))
+    return pictures
 
 
-def _table(arms: Mapping[str, Any], paper: Mapping[str, Mapping[str, float]]) -> str:
-    """Arms down, metrics across; the paper's figures after each that it has."""
-    metrics = list(dict.fromkeys(m for scores in arms.values() for m in scores))
-    told = {m for figures in paper.values() for m in figures}
-    head = ["", *(w for m in metrics for w in _headings(m, m in told)), "n"]
-    rows = []
-    for arm, found in arms.items():
-        row = [html.text(arm)]
-        for metric in metrics:
-            places = METRICS[metric][2]
-            row.append(_score(found[metric], places) if metric in found else "")
-            if metric in told:
-                figure = paper.get(arm, {}).get(metric)
-                row.append("" if figure is None else f"{figure:.3f}")
-        first = next(iter(found.values()))
-        rows.append([*row, f"{first['groups']} / {first['values']}"])
-    said = (
-        '<p class="facts">Means with 95 % bootstrap intervals; n: groups and '
-        "values.</p>"
-    )
-    return html.table(head, rows) + said
-
-
-def _headings(metric: str, told: bool) -> list[str]:
-    name, by, _ = METRICS[metric]
-    return [name, f"paper’s {by}"] if told else [name]
-
-
-def _score(score: Mapping[str, Any], places: int) -> str:
-    mean, low, high = (f"{score[k]:.{places}f}" for k in ("mean", "low", "high"))
-    return f"{mean} [{low}, {high}]"
-
-
-def _figure(folder: epath.Path, cell: Mapping[str, Any]) -> str:
-    """The pictures of a cell side by side, as one."""
-    images = [image_files.load_png(folder / file) for file in cell["files"]]
-    if len(images) == 1:
-        sheet = Image.fromarray(_middle(images[0], cell["crop"]))
-        if sheet.width == sheet.height:
-            sheet.thumbnail((LARGE, LARGE), Image.Resampling.LANCZOS)
-    else:
-        cells = [np.asarray(_cell(image)) for image in images]
-        rows = -(-len(cells) // ACROSS)
-        sheet = Image.fromarray(grid(cells, -(-len(cells) // rows)))
-    data = io.BytesIO()
-    sheet.save(data, "WEBP", quality=88)
-    uri = "data:image/webp;base64," + base64.b64encode(data.getvalue()).decode()
-    return html.figure(uri, sheet.size, cell["caption"], html.text(cell["caption"]))
-
-
-def _middle(image: np.ndarray, crop: int) -> np.ndarray:
+def _centre(image: np.ndarray, crop: int) -> np.ndarray:
     if not 0 < crop < len(image):
         return image
     start = (len(image) - crop) // 2
@@ -237,7 +163,7 @@ def _middle(image: np.ndarray, crop: int) -> np.ndarray:
 
 
 def _cell(image: np.ndarray) -> Image.Image:
-    """One of several pictures; the pixels of a small one stay what they are."""
+    """One picture of a group; a small one is enlarged without smoothing."""
     small = len(image) <= CELL
     kind = Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS
     return Image.fromarray(image).resize((CELL, CELL), kind)

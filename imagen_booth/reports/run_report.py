@@ -1,7 +1,7 @@
-"""report.html: one self-contained page that shows a run, from its work directory.
+"""report.html: one self-contained page that shows a run, from its run directory.
 
-The page is built from files only, so it can be made again at any time, and from
-whatever part of them is there, so it can be made while the run is unfinished.
+The page is made from the files of the run alone, so it can be made again at any time,
+and from those that exist, so it can be made before the run is finished.
 """
 
 import io
@@ -17,15 +17,16 @@ from PIL import Image
 
 from imagen_booth.data.image_files import read_png_metadata
 from imagen_booth.errors import InputError
-from imagen_booth.reports import failure_modes, html
+from imagen_booth.reports import html
+from imagen_booth.reports.curves import curve
 from imagen_booth.storage import write_atomic
 
 _MOST_BYTES = 6_000_000
 _MOST_FINAL = 12  # pictures shown per resolution
-_MOST_STEPS = 7  # preview grids shown per stage, the first and the last among them
+_MOST_BETWEEN = 5  # previews shown per stage between the first and the last
 _MOST_CROPS = 12
-_STAGE_NAMES = {
-    "text": "The identifier’s meaning",
+_STAGES = {
+    "text": "Identifier embedding",
     "base": "Base stage",
     "sr256": "First super-resolution stage",
     "sr1024": "Second super-resolution stage",
@@ -35,25 +36,25 @@ _COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight",
 
 
 def write(workdir: epath.Path) -> epath.Path:
-    """Writes `report.html` into a work directory and returns its path.
+    """Writes `report.html` into a run directory and returns its path.
 
     Pictures are made smaller until the page is below 6 MB.
 
     Args:
-        workdir: holds config.json, manifest.json, metrics.jsonl, photos/*.png (<file
+        workdir: Holds config.json, manifest.json, metrics.jsonl, photos/*.png (<file
             name of the photo>.png), photos/contact_sheet.png, samples/class_images.png,
             samples/previews/<stage>/step_<number>.png with 'prompts' (a JSON list) in
             their metadata, samples/final/<resolution>/*.png with 'prompt' and 'seed',
-            failures.json as `evaluation.failures` writes it.
-            Any of them may be missing.
+            and failures.json as `evaluation.failure_modes` writes it. Any of them may
+            be missing.
 
     Raises:
-        InputError: a JSON file of the run cannot be parsed.
-        StorageError: the page cannot be written.
+        InputError: A JSON file of the run cannot be parsed.
+        StorageError: The page cannot be written.
     """
     workdir = epath.Path(workdir)
     for shrink in (1.0, 0.7, 0.5, 0.35, 0.25):
-        document = _Report(workdir, shrink).page().encode()
+        document = _RunPage(workdir, shrink).render().encode()
         if len(document) <= _MOST_BYTES:
             break
     path = workdir / "report.html"
@@ -61,8 +62,8 @@ def write(workdir: epath.Path) -> epath.Path:
     return path
 
 
-class _Report:
-    """What the page says; one method per section, each returning HTML or ''."""
+class _RunPage:
+    """The data that the template shows; one method per section."""
 
     def __init__(self, workdir: epath.Path, shrink: float):
         self.workdir = workdir
@@ -71,188 +72,156 @@ class _Report:
         self.manifest = _read_json(workdir / "manifest.json")
         self.subject = self.manifest.get("subject") or {}
         self.cascade = self.manifest.get("cascade") or {}
-        self.parts = self.cascade.get("parts") or {}
+        self.weights = self.cascade.get("parts") or {}
         self.metrics = _read_metrics(workdir / "metrics.jsonl")
 
-    def page(self) -> str:
-        prompt = self.subject.get("instance_prompt")
-        noun = self.subject.get("class_noun")
-        title = prompt or (f"a {noun}" if noun else self.manifest.get("run", "A run"))
-        return html.page(
-            title,
-            self.header(title),
-            [
-                ("Pictures", self.finals()),
-                ("Before and after", self.previews()),
-                ("Failure modes", self.failures()),
-                ("Photos", self.photos()),
-                ("Class images", self.class_images()),
-                ("Loss", self.losses()),
-                ("Time", self.timings()),
-                ("Settings", self.settings()),
-                ("Provenance", self.provenance()),
-            ],
+    def render(self) -> str:
+        manifest, subject = self.manifest, self.subject
+        noun, status = subject.get("class_noun"), manifest.get("status")
+        title = subject.get("instance_prompt") or (
+            f"a {noun}" if noun else manifest.get("run", "A run")
         )
-
-    def header(self, title: str) -> str:
-        manifest, cascade = self.manifest, self.cascade.get("name")
         facts = [
             manifest.get("run") and f"run {manifest['run']}",
-            "done" if manifest.get("status") == "done" else "",
+            "done" if status == "done" else "",
             _date(manifest.get("finished") or manifest.get("created")),
         ]
-        facts = " · ".join(html.text(fact) for fact in facts if fact)
-        drawn = f", drawn by the {html.text(cascade)} cascade" if cascade else ""
-        parts = [
-            f'<p class="eyebrow">imagen_booth{drawn}</p><h1>{html.text(title)}</h1>',
-            f'<p class="lead">{html.text(self.summary())}</p>',
-            f'<p class="facts">{facts}</p>' if facts else "",
-        ]
-        raw = [name for name, part in self.parts.items() if not part.get("pretrained")]
-        if raw:
-            which = "all weights" if len(raw) == len(self.parts) else ", ".join(raw)
-            parts.append(
-                html.note(
-                    f"Untrained: {which}.",
-                    [
-                        "They began as random numbers and have seen no picture but "
-                        "those on this page, so what is drawn shows texture and colour "
-                        "at most. With pretrained weights the same run draws the "
-                        "subject."
-                    ],
-                )
-            )
-        status = manifest.get("status")
-        if status not in (None, "running", "done"):
-            parts.append(html.note("The run ended early.", status.splitlines()))
-        parts.append(html.note("Worth knowing", manifest.get("warnings") or []))
-        return "".join(parts)
+        random = [n for n, part in self.weights.items() if not part.get("pretrained")]
+        ended_early = status not in (None, "running", "done")
+        return html.render(
+            "run.html.j2",
+            title=title,
+            cascade=self.cascade.get("name"),
+            summary=self.summary(),
+            facts=[fact for fact in facts if fact],
+            untrained="all weights"
+            if len(random) == len(self.weights)
+            else ", ".join(random),
+            stop_reason=status.splitlines() if ended_early else [],
+            warnings=manifest.get("warnings") or [],
+            finals=self.finals(),
+            previews=self.previews(),
+            **self.failures(),
+            **self.photos(),
+            class_images=self.picture(
+                self.workdir / "samples" / "class_images.png", 1100, "class images"
+            ),
+            class_prompt=subject.get("class_prompt"),
+            **self.losses(),
+            **self.timings(),
+            settings=_flat(self.config),
+            provenance=self.provenance(),
+            weights=self.weights,
+        )
 
     def summary(self) -> str:
-        """One or two plain sentences of what happened."""
+        """What happened, in one or two sentences."""
         subject = self.subject
         photos = subject.get("photos") or []
-        kind = subject.get("class_prompt") or subject.get("class_noun") or "a subject"
         if not photos and subject.get("refused"):
-            return "None of the photos could be used; the list below says why."
+            return (
+                "None of the photos could be used; the table below gives the reasons."
+            )
+        kind = subject.get("class_prompt") or subject.get("class_noun") or "a subject"
         shown = f"{_count(len(photos), 'photo')} of {kind}" if photos else kind
         cascade = self.cascade.get("name")
-        learner = f"the {cascade} cascade" if cascade else "the cascade"
+        cascade = f"the {cascade} cascade" if cascade else "the cascade"
         if self.manifest.get("status") != "done":
-            return (
-                f"{_capital(shown)}, to be learnt by {learner}. "
-                "The run is not finished; this page shows what there is so far."
+            return _capital(
+                f"{cascade} is to be fine-tuned on {shown}. The run is not finished; "
+                "this page shows the results so far."
             )
         spent = sum((self.manifest.get("timings") or {}).values())
         took = f" in {_duration(spent)}" if spent else ""
-        learnt = f"{_capital(learner)} was fine-tuned on {shown}{took}."
         prompt, noun = subject.get("instance_prompt"), subject.get("class_noun")
+        done = f"{cascade} was fine-tuned on {shown}{took}."
         if subject.get("learned"):
-            tuned = any((self.config.get(s) or {}).get("steps") for s in _NETWORKS)
-            also = " before that" if tuned else f", and no network was tuned{took}"
-            word = f"What “{subject.get('identifier')}” means was learnt from"
-            learnt = f"{learnt} " * tuned + f"{word} {shown}{also}."
+            embedding = f"the embedding of “{subject.get('identifier')}” was trained on"
+            if any((self.config.get(stage) or {}).get("steps") for stage in _NETWORKS):
+                done = f"{embedding} {shown}, and then {done}"
+            else:
+                done = f"{embedding} {shown}{took}. No network was fine-tuned."
         elif (self.config.get("subject") or {}).get("description"):
             return (
-                f"Nothing was tuned: {learner} was told in words what {shown} show, "
-                f"“{prompt}”."
+                f"Nothing was tuned: the prompts describe the subject of {shown} in "
+                f"words, as “{prompt}”."
             )
-        trained = all(part.get("pretrained") for part in self.parts.values())
-        if not prompt or not trained:  # a prompt means nothing to random weights
-            return learnt
-        return f"{learnt} In a prompt, “{prompt}” now means this {noun or 'subject'}."
+        pretrained = all(part.get("pretrained") for part in self.weights.values())
+        if prompt and pretrained:  # a prompt means nothing to random weights
+            done += f" In a prompt, “{prompt}” now means this {noun or 'subject'}."
+        return _capital(done)
 
-    def finals(self) -> str:
-        parts, named = [], set()
+    def finals(self) -> list[dict[str, Any]]:
+        """The pictures by resolution, the largest first."""
+        groups, captioned = [], set()
         folders = _folders(self.workdir / "samples" / "final")
         for folder in sorted(folders, key=lambda f: -_number(f.name)):
-            paths = _pngs(folder)
-            shown = [f for p in paths[:_MOST_FINAL] if (f := self.final(p, named))]
+            paths, shown = _pngs(folder), []
+            for path in paths[:_MOST_FINAL]:
+                metadata = _metadata(path)
+                prompt = metadata.get("prompt", path.stem)
+                caption = (prompt, metadata.get("seed", ""))
+                # The same picture at a lower resolution needs no second caption.
+                title, seed = ("", "") if caption in captioned else caption
+                captioned.add(caption)
+                lines = (f"seed {seed}",) if seed else ()
+                shown += self.picture(path, 800, prompt, title, lines)
             if not shown:
                 continue
-            if not parts:
-                columns, narrow, kind = _few_columns(len(shown)), 1, ""
+            if not groups:
+                layout = ({1: 1, 2: 2, 4: 2}.get(len(shown), 3), 1, "")
             elif _number(folder.name) > 128:
-                columns, narrow, kind = 4, 2, "small"
+                layout = (4, 2, "small")
             else:
-                columns, narrow, kind = 6, 3, "small"
-            rest = len(paths) - len(shown)
-            more = f"; {rest} more are in samples/final/{folder.name}" if rest else ""
-            parts.append(f"<h3>{html.text(folder.name)} px{html.text(more)}</h3>")
-            parts.append(html.grid(shown, columns, narrow, kind))
-        return "".join(parts)
+                layout = (6, 3, "small")
+            group = {"folder": folder.name, "rest": len(paths) - len(shown)}
+            group |= dict(zip(("columns", "narrow", "kind"), layout, strict=True))
+            groups.append(group | {"pictures": shown})
+        return groups
 
-    def final(self, path: epath.Path, named: set[tuple[str, str]]) -> str:
-        """One picture; its caption is left out where a larger one bears it already."""
-        told = _metadata(path)
-        prompt, seed = told.get("prompt", path.stem), told.get("seed", "")
-        caption = f"<b>{html.text(prompt)}</b>"
-        if seed:
-            caption += f" · seed {html.text(seed)}"
-        if (prompt, seed) in named:
-            caption = ""
-        named.add((prompt, seed))
-        return self.figure(path, 800, prompt, caption)
-
-    def previews(self) -> str:
-        parts = []
-        for folder in sorted(
-            _folders(self.workdir / "samples" / "previews"), key=_rank
-        ):
-            paths = _pngs(folder)
+    def previews(self) -> list[dict[str, Any]]:
+        """What each stage sampled before, during and after fine-tuning."""
+        found = _folders(self.workdir / "samples" / "previews")
+        stages = []
+        for folder in sorted(found, key=lambda folder: _rank(folder.name)):
+            stage, paths = folder.name, _pngs(folder)
             if not paths:
                 continue
-            stage = folder.name
-            parts.append(f"<h3>{html.text(_STAGE_NAMES.get(stage, stage))}</h3>")
-            parts.append(f'<p class="facts">{html.text(_shown(paths[0], stage))}</p>')
-            ends = [paths[0]] if len(paths) == 1 else [paths[0], paths[-1]]
-            figures = []
-            for word, path in zip(("before", "after"), ends, strict=False):
-                caption = f"<b>{word}</b>, step {_step(path)}"
-                figures.append(self.figure(path, 720, f"{stage} {word}", caption))
-            parts.append(html.grid(figures, 2, 1))
-            between = _spread(paths[1:-1], _MOST_STEPS - 2)
-            if between:
-                figures = []
-                for path in between:
-                    caption = f"step {_step(path)}"
-                    figures.append(
-                        self.figure(path, 300, f"{stage} {caption}", caption)
-                    )
-                parts.append(html.grid(figures, _MOST_STEPS - 2, 3, "strip"))
-            parts.append(self.similarity(stage))
-            parts.append(self.progress(stage, paths))
-        if not parts:
-            return ""
-        said = "Each stage drew the same pictures, from the same noise, as it learnt."
-        return f"<p>{html.text(said)}</p>" + "".join(parts)
+            ends, between = [], []
+            for word, path in zip(
+                ("before", "after"), paths[:1] + paths[1:][-1:], strict=False
+            ):
+                step = (f"step {_number(path.stem)}",)
+                ends += self.picture(path, 720, f"{stage} {word}", word, step)
+            for path in _spread(paths[1:-1], _MOST_BETWEEN):
+                step = f"step {_number(path.stem)}"
+                between += self.picture(path, 300, f"{stage} {step}", lines=(step,))
+            similarity = (self.manifest.get("similarity") or {}).get(stage) or {}
+            stages.append(
+                {
+                    "heading": _STAGES.get(stage, stage),
+                    "rows": _rows_of(paths[0], stage),
+                    "ends": ends,
+                    "between": between,
+                    "between_columns": _MOST_BETWEEN,
+                    "similarity": [
+                        (f"{_short(each['before'])} → {_short(each['after'])}", measure)
+                        for measure, each in similarity.items()
+                    ],
+                    **self.similarity_curve(stage, paths),
+                }
+            )
+        return stages
 
-    def similarity(self, stage: str) -> str:
-        scores = (self.manifest.get("similarity") or {}).get(stage) or {}
-        if not scores:
-            return ""
-        values = [
-            (f"{score['before']:.3g} → {score['after']:.3g}", measure)
-            for measure, score in scores.items()
-        ]
-        said = "Likeness to the photos before fine-tuning → after it."
-        return f'{html.pairs(values)}<p class="facts">{html.text(said)}</p>'
-
-    def failures(self) -> str:
-        found = _read_json(self.workdir / "failures.json")
-
-        def shown(name: str, caption: str) -> str:
-            return self.figure(self.workdir / name, 360, caption, html.text(caption))
-
-        return failure_modes.section(found, shown) if found else ""
-
-    def progress(self, stage: str, paths: Sequence[epath.Path]) -> str:
-        """Likeness to the photos by step, and which step was kept by what rule."""
+    def similarity_curve(
+        self, stage: str, paths: Sequence[epath.Path]
+    ) -> dict[str, Any]:
+        """Mean similarity to the photos by step, and which checkpoint was kept."""
         steps, subject, klass = [], [], []
         for path in paths:
-            told = _metadata(path)
+            metadata = _metadata(path)
             of_subject, of_class = (
-                list(json.loads(told.get(name, "{}")).values())
+                list(json.loads(metadata.get(name, "{}")).values())
                 for name in ("measured", "measured_class")
             )
             if of_subject:
@@ -260,185 +229,139 @@ class _Report:
                 subject.append(float(np.mean(of_subject)))
                 klass.append(float(np.mean(of_class)) if of_class else math.nan)
         if len(steps) < 3:
-            return ""
+            return {"curve": None}
         across = np.array(steps, float)
         series = {"subject": (across, np.array(subject))}
         if not np.isnan(klass).any():
             series["class"] = (across, np.array(klass))
+        lines = ["Mean over all measures, by step."]
         kept = (self.manifest.get("kept") or {}).get(stage)
-        said = (
-            "Likeness of the previews to the photos by step, all measures in the mean."
-        )
         if kept:
-            said += (
-                f" Kept: step {kept['step']}, score {kept['score']:.3g}, by this rule: "
+            lines.append(
+                f"Kept: step {kept['step']}, score {kept['score']:.3g}, by this rule: "
                 f"{kept['rule']}."
             )
-        drawn = html.curve(series, f"{stage}: {said}")
-        return f"<p>{html.keys(list(series))}</p>" + html.grid(
-            [
-                f'<figure class="curve">{drawn}'
-                f"<figcaption>{html.text(said)}</figcaption></figure>"
-            ],
-            2,
-            1,
-        )
+        return {"curve": curve(series), "curve_lines": lines}
 
-    def photos(self) -> str:
+    def failures(self) -> dict[str, Any]:
+        """The three failure modes, each with the pictures that show it."""
+        failures = _read_json(self.workdir / "failures.json")
+        evidence = {
+            name: [
+                picture
+                for each in mode["evidence"]
+                for picture in self.picture(
+                    self.workdir / each["file"],
+                    360,
+                    each["said"],
+                    lines=(each["said"],),
+                )
+            ]
+            for name, mode in failures.get("modes", {}).items()
+        }
+        return {"failures": failures, "evidence": evidence}
+
+    def photos(self) -> dict[str, Any]:
+        """The crops, or their contact sheet where they are many; refused files."""
         folder = self.workdir / "photos"
-        photos = {photo["name"]: photo for photo in self.subject.get("photos") or []}
-        crops, sheet = _pngs(folder), folder / "contact_sheet.png"
+        photos = self.subject.get("photos") or []
+        by_name = {photo["name"]: photo for photo in photos}
+        crops, shown = _pngs(folder), []
         if 0 < len(crops) <= _MOST_CROPS:
-            figures = []
             for path in crops:
-                photo = photos.get(path.stem, {})
-                lines = [f"<b>{html.text(path.stem)}</b>"]
+                photo, lines = by_name.get(path.stem, {}), []
                 if "width" in photo and "height" in photo:
-                    lines.append(html.text(f"{photo['width']} × {photo['height']} px"))
+                    lines.append(f"{photo['width']} × {photo['height']} px")
                 if photo.get("stages"):
-                    lines.append(html.text("teaches " + ", ".join(photo["stages"])))
-                caption = "<br>".join(lines)
-                figures.append(self.figure(path, 360, f"photo {path.stem}", caption))
-            pictures = html.grid(figures, min(max(len(figures), 3), 6), 2, "small")
-        elif sheet.exists():
-            pictures = html.grid([self.figure(sheet, 1100, "all photos", "")], 1, 1)
+                    lines.append("used for " + ", ".join(photo["stages"]))
+                alt = f"photo {path.stem}"
+                shown += self.picture(path, 360, alt, path.stem, tuple(lines))
+            columns = min(max(len(shown), 3), 6)
         else:
-            pictures = ""
-        said = "<p>The crops that training sees.</p>" if pictures else ""
-        rejected = [
-            [html.text(entry.get("name")), word, html.text(entry.get("reason"))]
-            for word in ("refused", "skipped")
-            for entry in self.subject.get(word) or []
-        ]
-        listed = ""
-        if rejected:
-            listed = "<h3>Not used</h3>" + html.table(["file", "", "why"], rejected)
-        return said + pictures + listed
+            shown, columns = self.picture(folder / "contact_sheet.png", 1100, "all"), 1
+        return {
+            "photos": shown,
+            "photo_columns": columns,
+            "unused": [
+                (entry.get("name"), word, entry.get("reason"))
+                for word in ("refused", "skipped")
+                for entry in self.subject.get(word) or []
+            ],
+            "photo_hashes": [
+                (photo.get("name"), photo.get("sha256") or "") for photo in photos
+            ],
+        }
 
-    def class_images(self) -> str:
-        path = self.workdir / "samples" / "class_images.png"
-        if not path.exists():
-            return ""
-        prompt = self.subject.get("class_prompt")
-        asked = f" for “{prompt}”" if prompt else ""
-        said = html.text(
-            f"Drawn by the frozen model{asked} before fine-tuning; they keep it from "
-            "forgetting what others of the kind look like."
-        )
-        return f"<p>{said}</p>" + html.grid(
-            [self.figure(path, 1100, f"class images{asked}", "")], 1, 1
-        )
-
-    def losses(self) -> str:
-        figures, seen = [], set()
-        for stage in sorted(self.metrics, key=_rank_name):
+    def losses(self) -> dict[str, Any]:
+        """The loss curves of each stage."""
+        losses, names = [], set()
+        for stage in sorted(self.metrics, key=_rank):
             rows = self.metrics[stage]
             series = {
-                name: points
-                for name in ("subject", "class")
-                if len((points := _series(rows, f"train/loss_{name}"))[0])
-            } or {"loss": _series(rows, "train/loss")}
-            series = {name: points for name, points in series.items() if len(points[0])}
+                "subject": _series(rows, "train/loss_subject"),
+                "class": _series(rows, "train/loss_class"),
+            }
+            series = {name: each for name, each in series.items() if len(each[0])}
             if not series:
+                series = {"loss": _series(rows, "train/loss")}
+            if not all(len(steps) for steps, _ in series.values()):
                 continue
-            seen.update(series)
-            ends = []
+            names.update(series)
+            lines = []
             for name, (_, values) in series.items():
                 tenth = max(1, len(values) // 10)
                 first, last = values[:tenth].mean(), values[-tenth:].mean()
-                ends.append(f"{name} {first:.3g} → {last:.3g}")
+                lines.append(f"{name} {first:.3g} → {last:.3g}")
             rate = _series(rows, "time/images_per_sec")[1]
             if len(rate):
-                ends.append(f"{np.median(rate):.3g} images a second")
-            said = "; ".join(ends)
-            figures.append(
-                f'<figure class="curve">{html.curve(series, f"{stage} loss: {said}")}'
-                f"<figcaption><b>{html.text(stage)}</b> {html.text(said)}</figcaption>"
-                "</figure>"
-            )
-        if not figures:
-            return ""
-        names = [name for name in ("subject", "class", "loss") if name in seen]
-        said = (
-            "Logged values faint, their running mean strong. Captions compare the "
-            "first tenth of them with the last."
-        )
-        return f"<p>{html.text(said)}</p><p>{html.keys(names)}</p>" + html.grid(
-            figures, 3 if len(figures) > 2 else 2, 1
-        )
+                lines.append(f"{np.median(rate):.3g} images per second")
+            losses.append({"stage": stage, "curve": curve(series), "lines": lines})
+        shown = [name for name in ("subject", "class", "loss") if name in names]
+        return {"losses": losses, "loss_names": shown}
 
-    def timings(self) -> str:
-        rows = [
-            (part, seconds, _duration(seconds))
-            for part, seconds in (self.manifest.get("timings") or {}).items()
-        ]
-        if not rows:
-            return ""
-        total = _duration(sum(seconds for _, seconds, _ in rows))
-        return f"<p>{html.text(total)} in all.</p>" + html.bars(rows)
+    def timings(self) -> dict[str, Any]:
+        timings = self.manifest.get("timings") or {}
+        longest = max(timings.values(), default=0) or 1
+        return {
+            "total_time": _duration(sum(timings.values())),
+            "timings": [
+                (part, seconds / longest, _duration(seconds))
+                for part, seconds in timings.items()
+            ],
+        }
 
-    def settings(self) -> str:
-        rows = [
-            [f"<code>{html.text(key)}</code>", f"<code>{html.text(value)}</code>"]
-            for key, value in _flat(self.config)
-        ]
-        if not rows:
-            return ""
-        body = html.table(["setting", "value"], rows)
-        return html.details(f"All {len(rows)} settings", body)
-
-    def provenance(self) -> str:
+    def provenance(self) -> list[tuple[str, Any]]:
         manifest, subject = self.manifest, self.subject
-        facts = [
-            ("seed", manifest.get("seed")),
-            ("identifier", subject.get("identifier")),
-            ("identifier’s tokens", _join(subject.get("identifier_ids"))),
-            ("begun", _date(manifest.get("created"))),
-            ("finished", _date(manifest.get("finished"))),
-            ("licence of the weights", self.cascade.get("licence")),
-            *(manifest.get("versions") or {}).items(),
+        facts = {
+            "seed": manifest.get("seed"),
+            "identifier": subject.get("identifier"),
+            "identifier’s tokens": ", ".join(
+                map(str, subject.get("identifier_ids") or [])
+            ),
+            "started": _date(manifest.get("created")),
+            "finished": _date(manifest.get("finished")),
+            "licence of the weights": self.cascade.get("licence"),
+            **(manifest.get("versions") or {}),
+        }
+        return [
+            (name, value) for name, value in facts.items() if value not in (None, "")
         ]
-        rows = [
-            [html.text(name), html.text(value)]
-            for name, value in facts
-            if value not in (None, "")
-        ]
-        stages = [
-            [html.text(name)]
-            + [html.text(part.get(key) or "") for key in ("source", "licence")]
-            + [f"<code>{html.text(part.get('sha256') or '')}</code>"]
-            for name, part in self.parts.items()
-        ]
-        photos = [
-            [
-                html.text(photo.get("name")),
-                f"<code>{html.text(photo.get('sha256') or '')}</code>",
-            ]
-            for photo in subject.get("photos") or []
-        ]
-        parts = []
-        if rows:
-            body = html.table([], rows)
-            parts.append(html.details("This run", body))
-        if stages:
-            head = ["part", "source", "licence", "SHA-256"]
-            parts.append(html.details("Weights", html.table(head, stages)))
-        if photos:
-            body = html.table(["photo", "SHA-256"], photos)
-            parts.append(html.details("Photos", body))
-        return "".join(parts)
 
-    def figure(self, path: epath.Path, side: int, alt: str, caption: str) -> str:
-        """A picture at most `side` pixels wide and high; '' where it cannot be read."""
+    def picture(
+        self,
+        path: epath.Path,
+        side: int,
+        alt: str,
+        title: str = "",
+        lines: tuple[str, ...] = (),
+    ) -> list[html.Picture]:
+        """The picture of a file as a list of one; empty where it cannot be read."""
         try:
             with Image.open(io.BytesIO(path.read_bytes())) as opened:
                 image = opened.convert("RGB")
         except OSError:
-            return ""
-        side = round(side * self.shrink)
-        if max(image.size) > side:
-            image.thumbnail((side, side), Image.Resampling.LANCZOS)
-        return html.picture(image, alt, caption)
+            return []
+        return [html.picture(image, alt, title, lines, side=round(side * self.shrink))]
 
 
 def _read_json(path: epath.Path) -> dict[str, Any]:
@@ -453,7 +376,7 @@ def _read_json(path: epath.Path) -> dict[str, Any]:
 
 
 def _read_metrics(path: epath.Path) -> dict[str, list[dict[str, Any]]]:
-    """Rows by stage, in order of steps; of a step that was repeated, the last."""
+    """Rows by stage, in order of steps; of a repeated step, the last row."""
     if not path.exists():
         return {}
     rows: dict[str, dict[int, dict[str, Any]]] = {}
@@ -462,7 +385,7 @@ def _read_metrics(path: epath.Path) -> dict[str, list[dict[str, Any]]]:
             row = json.loads(line)
             rows.setdefault(row["stage"], {})[int(row["step"])] = row
         except (ValueError, KeyError, TypeError):
-            continue  # a line that was being written when the process died
+            continue  # the process died while it wrote this line
     return {
         stage: [by_step[step] for step in sorted(by_step)]
         for stage, by_step in rows.items()
@@ -485,14 +408,14 @@ def _folders(path: epath.Path) -> list[epath.Path]:
 
 
 def _pngs(path: epath.Path) -> list[epath.Path]:
-    """The pictures of a folder, which may be missing, in the order of their names."""
+    """The pictures of a folder, by name; contact sheets would show them twice."""
     if not path.exists():
         return []
     files = [
         file
         for file in path.iterdir()
         if file.suffix == ".png"
-        and file.name != "contact_sheet.png"  # it shows the others once more
+        and file.name != "contact_sheet.png"
         and not file.name.startswith(".")
     ]
     return sorted(files, key=lambda file: file.name)
@@ -505,11 +428,11 @@ def _metadata(path: epath.Path) -> dict[str, str]:
         return {}
 
 
-def _shown(grid: epath.Path, stage: str) -> str:
-    """What a preview grid shows, in words."""
+def _rows_of(grid: epath.Path, stage: str) -> str:
+    """What the rows of a preview grid show."""
     if stage not in ("text", "base"):
         return (
-            "Along the rows: the low-res input, what the stage made of it, the photo."
+            "In each row: the low-resolution input, the output of the stage, the photo."
         )
     try:
         prompts = json.loads(_metadata(grid)["prompts"])
@@ -517,25 +440,17 @@ def _shown(grid: epath.Path, stage: str) -> str:
         return ""
     counts = {prompt: prompts.count(prompt) for prompt in prompts}
     named = (f"“{p}”" + (f" ({n} times)" if n > 1 else "") for p, n in counts.items())
-    return f"Along the rows: {', '.join(named)}."
+    return f"Row by row: {', '.join(named)}."
 
 
-def _rank_name(stage: str) -> tuple[int, str]:
-    names = list(_STAGE_NAMES)
+def _rank(stage: str) -> tuple[int, str]:
+    """Sorts stages in the order of the cascade, unknown ones last."""
+    names = list(_STAGES)
     return (names.index(stage) if stage in names else len(names), stage)
 
 
-def _rank(folder: epath.Path) -> tuple[int, str]:
-    return _rank_name(folder.name)
-
-
 def _number(name: str) -> int:
-    digits = "".join(c for c in name if c.isdigit())
-    return int(digits or 0)
-
-
-def _step(path: epath.Path) -> str:
-    return str(_number(path.stem))
+    return int("".join(c for c in name if c.isdigit()) or 0)
 
 
 def _spread(items: Sequence[epath.Path], most: int) -> list[epath.Path]:
@@ -543,10 +458,6 @@ def _spread(items: Sequence[epath.Path], most: int) -> list[epath.Path]:
     if len(items) <= most:
         return list(items)
     return [items[round((i + 0.5) * len(items) / most - 0.5)] for i in range(most)]
-
-
-def _few_columns(count: int) -> int:
-    return {1: 1, 2: 2, 4: 2}.get(count, 3)
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -559,29 +470,23 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return rows
 
 
-def _join(values: Sequence[int] | None) -> str:
-    return ", ".join(map(str, values or []))
-
-
 def _count(number: int, noun: str) -> str:
     word = _COUNTS[number] if number < len(_COUNTS) else str(number)
     return f"{word} {noun}{'' if number == 1 else 's'}"
+
+
+def _short(value: float) -> str:
+    return f"{value:.2f}" if abs(value) >= 10 else f"{value:.3g}"
 
 
 def _capital(sentence: str) -> str:
     return sentence[:1].upper() + sentence[1:]
 
 
-def _moment(value: object) -> datetime | None:
-    try:
-        return datetime.fromisoformat(str(value))
-    except ValueError:
-        return None
-
-
 def _date(value: object) -> str:
-    moment = _moment(value)
-    if moment is None:
+    try:
+        moment = datetime.fromisoformat(str(value))
+    except ValueError:
         return str(value or "")
     return f"{moment.day} {moment:%B %Y, %H:%M %Z}".strip()
 

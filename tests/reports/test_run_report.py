@@ -7,13 +7,14 @@ import re
 from html.parser import HTMLParser
 from typing import Any
 
+import jinja2
 import numpy as np
 import pytest
 from PIL import Image
 
 from imagen_booth.data import image_files
 from imagen_booth.errors import InputError
-from imagen_booth.reports import html, run_report
+from imagen_booth.reports import curves, html, run_report
 
 STAGES = {"base": 64, "sr256": 256, "sr1024": 1024}
 PROMPTS = ["a zix dog", "a zix dog in the snow"]
@@ -159,15 +160,15 @@ def test_a_finished_run_in_the_order_a_person_wants(workdir):
         "1024 px",
         "256 px",
         "64 px",
-        "Along the rows: “a zix dog”, “a zix dog in the snow”.",
-        "before , step 0",
-        "after , step 900",
+        "Row by row: “a zix dog”, “a zix dog in the snow”.",
+        "before step 0",
+        "after step 900",
         "0.25 → 0.5 colour",
         "0.jpg 900 × 800 px",
         "half.jpg refused truncated or damaged",
         "Thumbs.db skipped left by Windows",
-        "Drawn by the frozen model for “a dog”",
-        "subject 0.4 → 0.1; class 0.3 → 0.3; 2 images a second",
+        "Sampled from the frozen model with the prompt “a dog”",
+        "subject 0.4 → 0.1 class 0.3 → 0.3 2 images per second",
         "9 min 18 s",
         "optim.lr 1e-05",
         "5121, 8830",
@@ -229,7 +230,7 @@ def test_an_unfinished_run_says_so(workdir, status):
     facts["status"] = status
     (workdir / "manifest.json").write_text(json.dumps(facts))
     page = Page(run_report.write(workdir))
-    assert "Three photos of a dog, to be learnt by the toybox cascade." in page.text
+    assert "toybox cascade is to be fine-tuned on three photos of a dog." in page.text
     assert "not finished" in page.text
     early = "The run ended early. Stopped: SIGTERM came" in page.text
     assert early == (status == "Stopped: SIGTERM came")
@@ -309,12 +310,10 @@ def test_a_damaged_manifest_is_named(tmp_path):
 
 def test_curve_places_its_points():
     steps, values = np.array([0.0, 50.0, 100.0]), np.array([0.0, 0.5, 1.0])
-    svg = html.curve({"subject": (steps, values)}, "rising")
-    drawn = re.search(r'class="raw" d="M([^"]*)"', svg)
-    assert drawn is not None
-    points = np.array([p.split(",") for p in drawn[1].split()], float)
-    lines = re.findall(r'y1="([\d.]+)".*?>([\d.]+)</text>', svg)
-    height = {float(label): float(y) for y, label in lines}
+    chart = curves.curve({"subject": (steps, values)})
+    (line,) = chart.lines
+    points = np.array([p.split(",") for p in line.values.split()], float)
+    height = {float(label): y for y, label in chart.ticks}
     assert points[0, 1] == height[0.0]
     assert points[2, 1] == height[1.0]
     np.testing.assert_allclose(points[1], points[[0, 2]].mean(0), atol=0.1)
@@ -323,13 +322,12 @@ def test_curve_places_its_points():
 def test_one_wild_step_does_not_flatten_the_curve():
     values = np.full(200, 0.1)
     values[50] = 1000.0
-    svg = html.curve({"loss": (np.arange(200.0), values)}, "wild")
-    labels = [float(x) for x in re.findall(r"end\">([\d.]+)</text>", svg)]
-    assert max(labels) <= 0.2
+    chart = curves.curve({"loss": (np.arange(200.0), values)})
+    assert max(float(label) for _, label in chart.ticks) <= 0.2
 
 
 def test_long_curves_are_thinned_to_means():
-    x, y = html._thin(np.arange(10_000.0), np.arange(10_000.0) % 2)
+    x, y = curves.thin(np.arange(10_000.0), np.arange(10_000.0) % 2)
     assert len(x) == 300
     np.testing.assert_allclose(y, 0.5, atol=0.02)
     np.testing.assert_allclose(np.diff(x), 10_000 / 300, atol=1)
@@ -337,7 +335,12 @@ def test_long_curves_are_thinned_to_means():
 
 @pytest.mark.parametrize("highest", [1e-6, 0.02, 0.11, 1.0, 2.4, 9.99, 35_000])
 def test_ticks_are_few_and_reach_the_top(highest):
-    ticks = html._ticks(highest)
+    ticks = curves.ticks(highest)
     assert 3 <= len(ticks) <= 6
     assert ticks[0] == 0
     assert ticks[-2] < highest <= ticks[-1] * (1 + 1e-9)
+
+
+def test_a_template_value_that_is_missing_is_an_error():
+    with pytest.raises(jinja2.UndefinedError, match="'metadata' is undefined"):
+        html.render("batch.html.j2", title="job", number=1, pages=1, families=[])

@@ -1,0 +1,97 @@
+"""Line charts for the pages: the geometry of an inline SVG."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+WIDTH, HEIGHT = 400, 220  # of the SVG's view box
+LEFT, BOTTOM, TOP = 44, 26, 6  # margins; the tick labels are in the first two
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """One series: the SVG points of its values and of their running mean."""
+
+    name: str
+    values: str
+    mean: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """A chart over steps.
+
+    Attributes:
+        last: Last step, at the right end.
+        ticks: Heights in the view box, each with its label.
+        lines: The series.
+    """
+
+    last: float
+    ticks: tuple[tuple[float, str], ...]
+    lines: tuple[Line, ...]
+    width: int = WIDTH
+    height: int = HEIGHT
+    left: int = LEFT
+    bottom: int = BOTTOM
+
+
+def curve(series: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Curve:
+    """Lays out series of values over steps.
+
+    Args:
+        series: (steps, values) by name; finite, in order of steps, at least one point.
+    """
+    shown = {name: thin(*points) for name, points in series.items()}
+    last = max(float(x[-1]) for x, _ in series.values()) or 1.0
+    # The scale ignores the highest 2 % of the values: one outlier would flatten the
+    # rest. The SVG clips what is above the highest tick.
+    highest = 1.1 * max(float(np.quantile(y, 0.98)) for _, y in shown.values())
+    numbers = ticks(highest if highest > 0 else 1.0)
+
+    def height(value):
+        return TOP + (1 - value / numbers[-1]) * (HEIGHT - BOTTOM - TOP)
+
+    def points(x: np.ndarray, y: np.ndarray) -> str:
+        across = LEFT + x / last * (WIDTH - LEFT)
+        pairs = zip(across, height(y), strict=True)
+        return " ".join(f"{a:.1f},{b:.1f}" for a, b in pairs)
+
+    return Curve(
+        last=last,
+        ticks=tuple((round(height(number), 1), f"{number:g}") for number in numbers),
+        lines=tuple(
+            Line(name=name, values=points(x, y), mean=points(x, running_mean(y)))
+            for name, (x, y) in shown.items()
+        ),
+    )
+
+
+def thin(
+    x: np.ndarray, y: np.ndarray, limit: int = 300
+) -> tuple[np.ndarray, np.ndarray]:
+    """At most `limit` points, each the mean of neighbouring points."""
+    if len(x) <= limit:
+        return x, y
+    edges = np.linspace(0, len(x), limit + 1).astype(int)[:-1]
+    count = np.diff(np.append(edges, len(x)))
+    return np.add.reduceat(x, edges) / count, np.add.reduceat(y, edges) / count
+
+
+def running_mean(y: np.ndarray) -> np.ndarray:
+    """Mean over a window of a tenth of the points, cut off at both ends."""
+    reach = len(y) // 20
+    total = np.concatenate([[0.0], np.cumsum(y)])
+    index = np.arange(len(y))
+    first = np.maximum(index - reach, 0)
+    end = np.minimum(index + reach + 1, len(y))
+    return (total[end] - total[first]) / (end - first)
+
+
+def ticks(highest: float) -> list[float]:
+    """Three to six round numbers, from 0 to just above `highest`."""
+    scale = 10.0 ** math.floor(math.log10(highest))
+    step = next(s for s in (0.2, 0.5, 1, 2) if highest / (s * scale) <= 5) * scale
+    return [i * step for i in range(math.ceil(highest / step) + 1)]
