@@ -7,7 +7,8 @@ and from those that exist, so it can be made before the run is finished.
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -18,12 +19,12 @@ from PIL import Image
 from imagen_booth.data.image_files import read_png_metadata
 from imagen_booth.errors import InputError
 from imagen_booth.reports import html
-from imagen_booth.reports.curves import curve
+from imagen_booth.reports.curves import Curve, curve
 from imagen_booth.storage import write_atomic
 
 _MOST_BYTES = 6_000_000
 _MOST_FINAL = 12  # pictures shown per resolution
-_MOST_BETWEEN = 5  # previews shown per stage between the first and the last
+_BETWEEN = 5  # previews shown per stage between the first and the last
 _MOST_CROPS = 12
 _STAGES = {
     "text": "Identifier embedding",
@@ -32,7 +33,6 @@ _STAGES = {
     "sr1024": "Second super-resolution stage",
 }
 _NETWORKS = ("base", "sr256", "sr1024")
-_COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
 def write(workdir: epath.Path) -> epath.Path:
@@ -54,7 +54,8 @@ def write(workdir: epath.Path) -> epath.Path:
     """
     workdir = epath.Path(workdir)
     for shrink in (1.0, 0.7, 0.5, 0.35, 0.25):
-        document = _RunPage(workdir, shrink).render().encode()
+        run = _Run(workdir, shrink)
+        document = html.render("run.html.j2", run=run, duration=_duration).encode()
         if len(document) <= _MOST_BYTES:
             break
     path = workdir / "report.html"
@@ -62,101 +63,69 @@ def write(workdir: epath.Path) -> epath.Path:
     return path
 
 
-class _RunPage:
-    """The data that the template shows; one method per section."""
+class _Run:
+    """What the template shows of a run, from files that may be missing."""
 
     def __init__(self, workdir: epath.Path, shrink: float):
         self.workdir = workdir
         self.shrink = shrink
-        self.config = _read_json(workdir / "config.json")
         self.manifest = _read_json(workdir / "manifest.json")
         self.subject = self.manifest.get("subject") or {}
         self.cascade = self.manifest.get("cascade") or {}
         self.weights = self.cascade.get("parts") or {}
-        self.metrics = _read_metrics(workdir / "metrics.jsonl")
+        self.config = _flat(_read_json(workdir / "config.json"))
+        self.failures = _read_json(workdir / "failures.json")
 
-    def render(self) -> str:
-        manifest, subject = self.manifest, self.subject
-        noun, status = subject.get("class_noun"), manifest.get("status")
-        title = subject.get("instance_prompt") or (
-            f"a {noun}" if noun else manifest.get("run", "A run")
-        )
-        facts = [
-            manifest.get("run") and f"run {manifest['run']}",
-            "done" if status == "done" else "",
-            _date(manifest.get("finished") or manifest.get("created")),
-        ]
-        random = [n for n, part in self.weights.items() if not part.get("pretrained")]
-        ended_early = status not in (None, "running", "done")
-        return html.render(
-            "run.html.j2",
-            title=title,
-            cascade=self.cascade.get("name"),
-            summary=self.summary(),
-            facts=[fact for fact in facts if fact],
-            untrained="all weights"
-            if len(random) == len(self.weights)
-            else ", ".join(random),
-            stop_reason=status.splitlines() if ended_early else [],
-            warnings=manifest.get("warnings") or [],
-            finals=self.finals(),
-            previews=self.previews(),
-            **self.failures(),
-            **self.photos(),
-            class_images=self.picture(
-                self.workdir / "samples" / "class_images.png", 1100, "class images"
-            ),
-            class_prompt=subject.get("class_prompt"),
-            **self.losses(),
-            **self.timings(),
-            settings=_flat(self.config),
-            provenance=self.provenance(),
-            weights=self.weights,
+    @property
+    def title(self) -> str:
+        noun = self.subject.get("class_noun")
+        return self.subject.get("instance_prompt") or (
+            f"a {noun}" if noun else self.manifest.get("run", "A run")
         )
 
     def summary(self) -> str:
         """What happened, in one or two sentences."""
-        subject = self.subject
-        photos = subject.get("photos") or []
-        if not photos and subject.get("refused"):
+        subject, count = self.subject, len(self.subject.get("photos") or [])
+        if not count and subject.get("refused"):
             return (
                 "None of the photos could be used; the table below gives the reasons."
             )
-        kind = subject.get("class_prompt") or subject.get("class_noun") or "a subject"
-        shown = f"{_count(len(photos), 'photo')} of {kind}" if photos else kind
-        cascade = self.cascade.get("name")
-        cascade = f"the {cascade} cascade" if cascade else "the cascade"
+        photos = subject.get("class_prompt") or subject.get("class_noun") or "a subject"
+        if count:
+            photos = f"{count} photo{'s' * (count > 1)} of {photos}"
+        cascade = " ".join(filter(None, ("The", self.cascade.get("name"), "cascade")))
         if self.manifest.get("status") != "done":
-            return _capital(
-                f"{cascade} is to be fine-tuned on {shown}. The run is not finished; "
+            return (
+                f"{cascade} is to be fine-tuned on {photos}. The run is not finished; "
                 "this page shows the results so far."
             )
-        spent = sum((self.manifest.get("timings") or {}).values())
-        took = f" in {_duration(spent)}" if spent else ""
+        seconds = sum((self.manifest.get("timings") or {}).values())
+        took = f" in {_duration(seconds)}" if seconds else ""
         prompt, noun = subject.get("instance_prompt"), subject.get("class_noun")
-        done = f"{cascade} was fine-tuned on {shown}{took}."
+        done = f"{cascade} was fine-tuned on {photos}{took}."
         if subject.get("learned"):
-            embedding = f"the embedding of “{subject.get('identifier')}” was trained on"
-            if any((self.config.get(stage) or {}).get("steps") for stage in _NETWORKS):
-                done = f"{embedding} {shown}, and then {done}"
+            done = f"The embedding of “{subject.get('identifier')}” was trained on "
+            if any(self.config.get(f"{stage}.steps") for stage in _NETWORKS):
+                done += f"{photos}; then the cascade was fine-tuned on them{took}."
             else:
-                done = f"{embedding} {shown}{took}. No network was fine-tuned."
-        elif (self.config.get("subject") or {}).get("description"):
+                done += f"{photos}{took}. No network was fine-tuned."
+        elif self.config.get("subject.description"):
             return (
-                f"Nothing was tuned: the prompts describe the subject of {shown} in "
+                f"Nothing was tuned: the prompts describe the subject of {photos} in "
                 f"words, as “{prompt}”."
             )
         pretrained = all(part.get("pretrained") for part in self.weights.values())
         if prompt and pretrained:  # a prompt means nothing to random weights
             done += f" In a prompt, “{prompt}” now means this {noun or 'subject'}."
-        return _capital(done)
+        return done
 
-    def finals(self) -> list[dict[str, Any]]:
+    def finals(self) -> Iterator[dict[str, Any]]:
         """The pictures by resolution, the largest first."""
-        groups, captioned = [], set()
+        captioned = set()
         folders = _folders(self.workdir / "samples" / "final")
         for folder in sorted(folders, key=lambda f: -_number(f.name)):
             paths, shown = _pngs(folder), []
+            large = not captioned
             for path in paths[:_MOST_FINAL]:
                 metadata = _metadata(path)
                 prompt = metadata.get("prompt", path.stem)
@@ -165,24 +134,22 @@ class _RunPage:
                 title, seed = ("", "") if caption in captioned else caption
                 captioned.add(caption)
                 lines = (f"seed {seed}",) if seed else ()
-                shown += self.picture(path, 800, prompt, title, lines)
-            if not shown:
-                continue
-            if not groups:
-                layout = ({1: 1, 2: 2, 4: 2}.get(len(shown), 3), 1, "")
-            elif _number(folder.name) > 128:
-                layout = (4, 2, "small")
-            else:
-                layout = (6, 3, "small")
-            group = {"folder": folder.name, "rest": len(paths) - len(shown)}
-            group |= dict(zip(("columns", "narrow", "kind"), layout, strict=True))
-            groups.append(group | {"pictures": shown})
-        return groups
+                shown += self.pictures(path, 800, prompt, title, lines)
+            if shown:
+                columns = 4 if _number(folder.name) > 128 else 6
+                yield {
+                    "folder": folder.name,
+                    "rest": len(paths) - len(shown),
+                    "pictures": shown,
+                    "large": large,
+                    "columns": {1: 1, 2: 2, 4: 2}.get(len(shown), 3)
+                    if large
+                    else columns,
+                }
 
-    def previews(self) -> list[dict[str, Any]]:
+    def previews(self) -> Iterator[dict[str, Any]]:
         """What each stage sampled before, during and after fine-tuning."""
         found = _folders(self.workdir / "samples" / "previews")
-        stages = []
         for folder in sorted(found, key=lambda folder: _rank(folder.name)):
             stage, paths = folder.name, _pngs(folder)
             if not paths:
@@ -192,122 +159,66 @@ class _RunPage:
                 ("before", "after"), paths[:1] + paths[1:][-1:], strict=False
             ):
                 step = (f"step {_number(path.stem)}",)
-                ends += self.picture(path, 720, f"{stage} {word}", word, step)
-            for path in _spread(paths[1:-1], _MOST_BETWEEN):
+                ends += self.pictures(path, 720, f"{stage} {word}", word, step)
+            inner = paths[1:-1]
+            some = np.linspace(0, len(inner), min(len(inner), _BETWEEN), endpoint=False)
+            for path in (inner[int(i)] for i in some):
                 step = f"step {_number(path.stem)}"
-                between += self.picture(path, 300, f"{stage} {step}", lines=(step,))
-            similarity = (self.manifest.get("similarity") or {}).get(stage) or {}
-            stages.append(
-                {
-                    "heading": _STAGES.get(stage, stage),
-                    "rows": _rows_of(paths[0], stage),
-                    "ends": ends,
-                    "between": between,
-                    "between_columns": _MOST_BETWEEN,
-                    "similarity": [
-                        (f"{_short(each['before'])} → {_short(each['after'])}", measure)
-                        for measure, each in similarity.items()
-                    ],
-                    **self.similarity_curve(stage, paths),
-                }
-            )
-        return stages
+                between += self.pictures(path, 300, f"{stage} {step}", lines=(step,))
+            yield {
+                "heading": _STAGES.get(stage, stage),
+                "is_super_resolution": stage not in ("text", "base"),
+                "prompts": Counter(_metadata_list(paths[0], "prompts")),
+                "ends": ends,
+                "between": between,
+                "similarity": (self.manifest.get("similarity") or {}).get(stage) or {},
+                "curve": _similarity_curve(paths),
+                "kept": (self.manifest.get("kept") or {}).get(stage),
+            }
 
-    def similarity_curve(
-        self, stage: str, paths: Sequence[epath.Path]
-    ) -> dict[str, Any]:
-        """Mean similarity to the photos by step, and which checkpoint was kept."""
-        steps, subject, klass = [], [], []
-        for path in paths:
-            metadata = _metadata(path)
-            of_subject, of_class = (
-                list(json.loads(metadata.get(name, "{}")).values())
-                for name in ("measured", "measured_class")
+    def evidence(self, mode: Mapping[str, Any]) -> list[html.Picture]:
+        """The pictures that show a failure mode."""
+        return [
+            picture
+            for each in mode["evidence"]
+            for picture in self.pictures(
+                self.workdir / each["file"], 360, each["said"], lines=(each["said"],)
             )
-            if of_subject:
-                steps.append(_number(path.stem))
-                subject.append(float(np.mean(of_subject)))
-                klass.append(float(np.mean(of_class)) if of_class else math.nan)
-        if len(steps) < 3:
-            return {"curve": None}
-        across = np.array(steps, float)
-        series = {"subject": (across, np.array(subject))}
-        if not np.isnan(klass).any():
-            series["class"] = (across, np.array(klass))
-        lines = ["Mean over all measures, by step."]
-        kept = (self.manifest.get("kept") or {}).get(stage)
-        if kept:
-            lines.append(
-                f"Kept: step {kept['step']}, score {kept['score']:.3g}, by this rule: "
-                f"{kept['rule']}."
-            )
-        return {"curve": curve(series), "curve_lines": lines}
+        ]
 
-    def failures(self) -> dict[str, Any]:
-        """The three failure modes, each with the pictures that show it."""
-        failures = _read_json(self.workdir / "failures.json")
-        evidence = {
-            name: [
-                picture
-                for each in mode["evidence"]
-                for picture in self.picture(
-                    self.workdir / each["file"],
-                    360,
-                    each["said"],
-                    lines=(each["said"],),
-                )
-            ]
-            for name, mode in failures.get("modes", {}).items()
-        }
-        return {"failures": failures, "evidence": evidence}
-
-    def photos(self) -> dict[str, Any]:
-        """The crops, or their contact sheet where they are many; refused files."""
+    def crops(self) -> list[html.Picture]:
+        """The crops of the photos, or their contact sheet where they are many."""
         folder = self.workdir / "photos"
-        photos = self.subject.get("photos") or []
-        by_name = {photo["name"]: photo for photo in photos}
-        crops, shown = _pngs(folder), []
-        if 0 < len(crops) <= _MOST_CROPS:
-            for path in crops:
-                photo, lines = by_name.get(path.stem, {}), []
-                if "width" in photo and "height" in photo:
-                    lines.append(f"{photo['width']} × {photo['height']} px")
-                if photo.get("stages"):
-                    lines.append("used for " + ", ".join(photo["stages"]))
-                alt = f"photo {path.stem}"
-                shown += self.picture(path, 360, alt, path.stem, tuple(lines))
-            columns = min(max(len(shown), 3), 6)
-        else:
-            shown, columns = self.picture(folder / "contact_sheet.png", 1100, "all"), 1
-        return {
-            "photos": shown,
-            "photo_columns": columns,
-            "unused": [
-                (entry.get("name"), word, entry.get("reason"))
-                for word in ("refused", "skipped")
-                for entry in self.subject.get(word) or []
-            ],
-            "photo_hashes": [
-                (photo.get("name"), photo.get("sha256") or "") for photo in photos
-            ],
-        }
+        photos = {photo["name"]: photo for photo in self.subject.get("photos") or []}
+        paths, shown = _pngs(folder), []
+        if not 0 < len(paths) <= _MOST_CROPS:
+            return self.pictures(folder / "contact_sheet.png", 1100, "all photos")
+        for path in paths:
+            photo, lines = photos.get(path.stem, {}), ()
+            if "width" in photo and "height" in photo:
+                lines = (f"{photo['width']} × {photo['height']} px",)
+            if photo.get("stages"):
+                lines += ("used for " + ", ".join(photo["stages"]),)
+            alt = f"photo {path.stem}"
+            shown += self.pictures(path, 360, alt, path.stem, lines)
+        return shown
 
-    def losses(self) -> dict[str, Any]:
-        """The loss curves of each stage."""
-        losses, names = [], set()
-        for stage in sorted(self.metrics, key=_rank):
-            rows = self.metrics[stage]
+    def class_images(self) -> list[html.Picture]:
+        path = self.workdir / "samples" / "class_images.png"
+        return self.pictures(path, 1100, "class images")
+
+    def losses(self) -> Iterator[tuple[str, Curve, list[str]]]:
+        """Each stage's name, loss curve, and the curve's caption."""
+        metrics = _read_metrics(self.workdir / "metrics.jsonl")
+        for stage in sorted(metrics, key=_rank):
+            rows, lines = metrics[stage], []
             series = {
                 "subject": _series(rows, "train/loss_subject"),
                 "class": _series(rows, "train/loss_class"),
             }
-            series = {name: each for name, each in series.items() if len(each[0])}
-            if not series:
+            if not any(len(steps) for steps, _ in series.values()):
                 series = {"loss": _series(rows, "train/loss")}
-            if not all(len(steps) for steps, _ in series.values()):
-                continue
-            names.update(series)
-            lines = []
+            series = {name: each for name, each in series.items() if len(each[0])}
             for name, (_, values) in series.items():
                 tenth = max(1, len(values) // 10)
                 first, last = values[:tenth].mean(), values[-tenth:].mean()
@@ -315,39 +226,10 @@ class _RunPage:
             rate = _series(rows, "time/images_per_sec")[1]
             if len(rate):
                 lines.append(f"{np.median(rate):.3g} images per second")
-            losses.append({"stage": stage, "curve": curve(series), "lines": lines})
-        shown = [name for name in ("subject", "class", "loss") if name in names]
-        return {"losses": losses, "loss_names": shown}
+            if series:
+                yield stage, curve(series), lines
 
-    def timings(self) -> dict[str, Any]:
-        timings = self.manifest.get("timings") or {}
-        longest = max(timings.values(), default=0) or 1
-        return {
-            "total_time": _duration(sum(timings.values())),
-            "timings": [
-                (part, seconds / longest, _duration(seconds))
-                for part, seconds in timings.items()
-            ],
-        }
-
-    def provenance(self) -> list[tuple[str, Any]]:
-        manifest, subject = self.manifest, self.subject
-        facts = {
-            "seed": manifest.get("seed"),
-            "identifier": subject.get("identifier"),
-            "identifier’s tokens": ", ".join(
-                map(str, subject.get("identifier_ids") or [])
-            ),
-            "started": _date(manifest.get("created")),
-            "finished": _date(manifest.get("finished")),
-            "licence of the weights": self.cascade.get("licence"),
-            **(manifest.get("versions") or {}),
-        }
-        return [
-            (name, value) for name, value in facts.items() if value not in (None, "")
-        ]
-
-    def picture(
+    def pictures(
         self,
         path: epath.Path,
         side: int,
@@ -362,6 +244,33 @@ class _RunPage:
         except OSError:
             return []
         return [html.picture(image, alt, title, lines, side=round(side * self.shrink))]
+
+    def date(self, key: str) -> str:
+        """A time of the manifest, or "" where it has none."""
+        value = str(self.manifest.get(key) or "")
+        try:
+            moment = datetime.fromisoformat(value)
+        except ValueError:
+            return value
+        return f"{moment.day} {moment:%B %Y, %H:%M %Z}".strip()
+
+
+def _similarity_curve(paths: Sequence[epath.Path]) -> Curve | None:
+    """Mean similarity of previews to the photos by step, from three previews on."""
+    points: dict[str, list[tuple[int, float]]] = {"subject": [], "class": []}
+    for path in paths:
+        metadata = _metadata(path)
+        for name, key in (("subject", "measured"), ("class", "measured_class")):
+            values = list(json.loads(metadata.get(key, "{}")).values())
+            if values:
+                points[name].append((_number(path.stem), float(np.mean(values))))
+    if len(points["subject"]) < 3:
+        return None
+    if len(points["class"]) < len(points["subject"]):
+        del points["class"]
+    return curve(
+        {name: tuple(np.array(each, float).T) for name, each in points.items()}
+    )
 
 
 def _read_json(path: epath.Path) -> dict[str, Any]:
@@ -428,19 +337,11 @@ def _metadata(path: epath.Path) -> dict[str, str]:
         return {}
 
 
-def _rows_of(grid: epath.Path, stage: str) -> str:
-    """What the rows of a preview grid show."""
-    if stage not in ("text", "base"):
-        return (
-            "In each row: the low-resolution input, the output of the stage, the photo."
-        )
+def _metadata_list(path: epath.Path, key: str) -> list[str]:
     try:
-        prompts = json.loads(_metadata(grid)["prompts"])
+        return json.loads(_metadata(path)[key])
     except (KeyError, ValueError):
-        return ""
-    counts = {prompt: prompts.count(prompt) for prompt in prompts}
-    named = (f"“{p}”" + (f" ({n} times)" if n > 1 else "") for p, n in counts.items())
-    return f"Row by row: {', '.join(named)}."
+        return []
 
 
 def _rank(stage: str) -> tuple[int, str]:
@@ -453,42 +354,12 @@ def _number(name: str) -> int:
     return int("".join(c for c in name if c.isdigit()) or 0)
 
 
-def _spread(items: Sequence[epath.Path], most: int) -> list[epath.Path]:
-    """At most `most` of the items, evenly spaced."""
-    if len(items) <= most:
-        return list(items)
-    return [items[round((i + 0.5) * len(items) / most - 0.5)] for i in range(most)]
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    rows = []
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
     for key, value in config.items():
-        if isinstance(value, Mapping):
-            rows += _flat(value, f"{prefix}{key}.")
-        else:
-            rows.append((prefix + key, value))
-    return rows
-
-
-def _count(number: int, noun: str) -> str:
-    word = _COUNTS[number] if number < len(_COUNTS) else str(number)
-    return f"{word} {noun}{'' if number == 1 else 's'}"
-
-
-def _short(value: float) -> str:
-    return f"{value:.2f}" if abs(value) >= 10 else f"{value:.3g}"
-
-
-def _capital(sentence: str) -> str:
-    return sentence[:1].upper() + sentence[1:]
-
-
-def _date(value: object) -> str:
-    try:
-        moment = datetime.fromisoformat(str(value))
-    except ValueError:
-        return str(value or "")
-    return f"{moment.day} {moment:%B %Y, %H:%M %Z}".strip()
+        nested = isinstance(value, Mapping)
+        flat |= _flat(value, f"{prefix}{key}.") if nested else {prefix + key: value}
+    return flat
 
 
 def _duration(seconds: float) -> str:

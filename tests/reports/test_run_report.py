@@ -154,7 +154,7 @@ def test_a_finished_run_in_the_order_a_person_wants(workdir):
     page = Page(run_report.write(workdir))
     told = [
         "a zix dog",
-        "fine-tuned on three photos of a dog in 9 min 30 s",
+        "fine-tuned on 3 photos of a dog in 9 min 30 s",
         "Untrained: all weights.",
         "a 700 px photo cannot teach the 1024 stage",
         "1024 px",
@@ -221,7 +221,7 @@ def test_any_part_may_be_missing(tmp_path, key):
     page = Page(run_report.write(tmp_path))
     if key in (None, "photos", "subject"):
         return
-    assert "three photos" in page.text.lower()
+    assert "3 photos" in page.text.lower()
 
 
 @pytest.mark.parametrize("status", ["running", "Stopped: SIGTERM came", None])
@@ -230,7 +230,7 @@ def test_an_unfinished_run_says_so(workdir, status):
     facts["status"] = status
     (workdir / "manifest.json").write_text(json.dumps(facts))
     page = Page(run_report.write(workdir))
-    assert "toybox cascade is to be fine-tuned on three photos of a dog." in page.text
+    assert "The toybox cascade is to be fine-tuned on 3 photos of a dog." in page.text
     assert "not finished" in page.text
     early = "The run ended early. Stopped: SIGTERM came" in page.text
     assert early == (status == "Stopped: SIGTERM came")
