@@ -32,10 +32,6 @@ class Curve:
     last: float
     ticks: tuple[tuple[float, str], ...]
     lines: tuple[Line, ...]
-    width: int = WIDTH
-    height: int = HEIGHT
-    left: int = LEFT
-    bottom: int = BOTTOM
 
 
 def curve(series: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Curve:
@@ -73,21 +69,17 @@ def thin(
     x: np.ndarray, y: np.ndarray, limit: int = 300
 ) -> tuple[np.ndarray, np.ndarray]:
     """At most `limit` points, each the mean of neighbouring points."""
-    if len(x) <= limit:
-        return x, y
-    edges = np.linspace(0, len(x), limit + 1).astype(int)[:-1]
-    count = np.diff(np.append(edges, len(x)))
-    return np.add.reduceat(x, edges) / count, np.add.reduceat(y, edges) / count
+    groups = min(limit, len(x))
+    parts = zip(np.array_split(x, groups), np.array_split(y, groups), strict=True)
+    means = np.array([(of_x.mean(), of_y.mean()) for of_x, of_y in parts])
+    return means[:, 0], means[:, 1]
 
 
 def running_mean(y: np.ndarray) -> np.ndarray:
     """Mean over a window of a tenth of the points, cut off at both ends."""
-    reach = len(y) // 20
-    total = np.concatenate([[0.0], np.cumsum(y)])
-    index = np.arange(len(y))
-    first = np.maximum(index - reach, 0)
-    end = np.minimum(index + reach + 1, len(y))
-    return (total[end] - total[first]) / (end - first)
+    window = np.ones(2 * (len(y) // 20) + 1)
+    count = np.convolve(np.ones(len(y)), window, "same")
+    return np.convolve(y, window, "same") / count
 
 
 def ticks(highest: float) -> list[float]:

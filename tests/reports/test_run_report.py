@@ -7,14 +7,13 @@ import re
 from html.parser import HTMLParser
 from typing import Any
 
-import jinja2
 import numpy as np
 import pytest
 from PIL import Image
 
 from imagen_booth.data import image_files
 from imagen_booth.errors import InputError
-from imagen_booth.reports import curves, html, run_report
+from imagen_booth.reports import curves, run_report
 
 STAGES = {"base": 64, "sr256": 256, "sr1024": 1024}
 PROMPTS = ["a zix dog", "a zix dog in the snow"]
@@ -258,6 +257,8 @@ def test_text_is_escaped(workdir):
     facts["versions"] = {nasty: nasty}
     (workdir / "manifest.json").write_text(json.dumps(facts))
     (workdir / "config.json").write_text(json.dumps({nasty: {nasty: nasty}}))
+    name = nasty.replace("/", "")  # of a file
+    image_files.save_png(workdir / "photos" / f"{name}.png", picture(64))
     for path in workdir.glob("samples/*/*/*.png"):
         story = {"prompt": nasty, "seed": nasty, "prompts": json.dumps([nasty])}
         image_files.save_png(path, picture(64), story)
@@ -269,6 +270,7 @@ def test_text_is_escaped(workdir):
     assert all(i["src"].startswith("data:") for i in page.all("img"))
     assert not any("onerror" in attrs for _, attrs in page.tags)
     assert nasty in page.text
+    assert f"photo {name}" in {i["alt"] for i in page.all("img")}
 
 
 def test_pictures_shrink_until_the_page_is_small(tmp_path, monkeypatch):
@@ -339,8 +341,3 @@ def test_ticks_are_few_and_reach_the_top(highest):
     assert 3 <= len(ticks) <= 6
     assert ticks[0] == 0
     assert ticks[-2] < highest <= ticks[-1] * (1 + 1e-9)
-
-
-def test_a_template_value_that_is_missing_is_an_error():
-    with pytest.raises(jinja2.UndefinedError, match="'metadata' is undefined"):
-        html.render("batch.html.j2", title="job", number=1, pages=1, families=[])
