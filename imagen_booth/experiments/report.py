@@ -21,62 +21,6 @@ NAME = "reproduce.html"
 LARGE = 560  # pixels of a picture by itself
 CELL, ACROSS = 128, 8  # pixels of a picture in a group, and most pictures in a row
 
-# By study: its heading and what it compares.
-TEXTS = {
-    "vanilla": (
-        "The prior",
-        "Samples of the pretrained cascade for captions whose noun, colour and place "
-        "never occurred together in its training: the share that the judge finds "
-        "correct.",
-    ),
-    "fidelity": (
-        "Subject and prompt",
-        "The subject in each of the paper’s applications, beside the photos compared "
-        "with one another, true renders of the same prompts, and the class as the "
-        "pretrained model samples it.",
-    ),
-    "baselines": (
-        "Beside other ways",
-        "The same subjects by DreamBooth, by naive fine-tuning without class images, "
-        "by Textual Inversion (which trains only the embedding of the identifier), and "
-        "by a description in the prompt with nothing trained. The paper’s figures are "
-        "those on Stable Diffusion.",
-    ),
-    "prior": (
-        "Prior preservation",
-        "Fine-tuned with and without class images. PRES: similarity between the "
-        "subject and samples of the class alone. DIV: difference between samples of "
-        "one prompt.",
-    ),
-    "sampler": (
-        "How class images are drawn",
-        "The class images of a run by the default ancestral sampler, by the same "
-        "sampler with ten times the steps, and by a solver with half of them. Where "
-        "the intervals overlap, this study finds no loss in the cheaper sampler.",
-    ),
-    "noun": (
-        "The class noun",
-        "The noun in the instance prompt and the class prompt: the correct one, none, "
-        "that of another class, and that of another class with longer fine-tuning. "
-        "Without a noun there is no class and therefore no prior loss; the correct "
-        "noun without prior loss is shown for comparison.",
-    ),
-    "identifier": (
-        "The identifier",
-        "The text that replaces [V]: a rare word, a colour that is not the subject’s, "
-        "or random characters.",
-    ),
-    "photos": (
-        "How many photos",
-        "Fine-tuned on the first one to five photos and scored against all five. The "
-        "paper’s figures are those of its dog.",
-    ),
-    "sr": (
-        "Super-resolution",
-        "The upper stages as pretrained, fine-tuned at the augmentation level of their "
-        "pretraining, and fine-tuned at the low level.",
-    ),
-}
 # By metric: its name, the paper's metric, and the number of decimals.
 METRICS = {
     "right": ("share correct", "", 2),
@@ -121,7 +65,6 @@ def write(folder: epath.Path, results: Mapping[str, Any]) -> epath.Path:
         judge_correct=judge.get("held_out", {}).get("words", {}),
         studies=studies,
         paper=claims.PAPER,
-        texts=TEXTS,
         metrics=METRICS,
         verdicts=VERDICTS,
         open_verdict=claims.OPEN,

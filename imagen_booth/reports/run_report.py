@@ -135,17 +135,18 @@ class _Run:
                 captioned.add(caption)
                 lines = (f"seed {seed}",) if seed else ()
                 shown += self.pictures(path, 800, prompt, title, lines)
-            if shown:
-                columns = 4 if _number(folder.name) > 128 else 6
-                yield {
-                    "folder": folder.name,
-                    "rest": len(paths) - len(shown),
-                    "pictures": shown,
-                    "large": large,
-                    "columns": {1: 1, 2: 2, 4: 2}.get(len(shown), 3)
-                    if large
-                    else columns,
-                }
+            if not shown:
+                continue
+            columns = 4 if _number(folder.name) > 128 else 6
+            if large:
+                columns = {1: 1, 2: 2, 4: 2}.get(len(shown), 3)
+            yield {
+                "folder": folder.name,
+                "rest": len(paths) - len(shown),
+                "pictures": shown,
+                "large": large,
+                "columns": columns,
+            }
 
     def previews(self) -> Iterator[dict[str, Any]]:
         """What each stage sampled before, during and after fine-tuning."""
@@ -156,13 +157,14 @@ class _Run:
                 continue
             ends, between = [], []
             for word, path in zip(
-                ("before", "after"), paths[:1] + paths[1:][-1:], strict=False
+                ("before", "after"), paths[:: len(paths) - 1 or 1], strict=False
             ):
                 step = (f"step {_number(path.stem)}",)
                 ends += self.pictures(path, 720, f"{stage} {word}", word, step)
             inner = paths[1:-1]
-            some = np.linspace(0, len(inner), min(len(inner), _BETWEEN), endpoint=False)
-            for path in (inner[int(i)] for i in some):
+            count = min(len(inner), _BETWEEN)
+            for i in range(count):
+                path = inner[(2 * i + 1) * len(inner) // (2 * count)]
                 step = f"step {_number(path.stem)}"
                 between += self.pictures(path, 300, f"{stage} {step}", lines=(step,))
             yield {
@@ -202,10 +204,6 @@ class _Run:
             alt = f"photo {path.stem}"
             shown += self.pictures(path, 360, alt, path.stem, lines)
         return shown
-
-    def class_images(self) -> list[html.Picture]:
-        path = self.workdir / "samples" / "class_images.png"
-        return self.pictures(path, 1100, "class images")
 
     def losses(self) -> Iterator[tuple[str, Curve, list[str]]]:
         """Each stage's name, loss curve, and the curve's caption."""
@@ -318,16 +316,12 @@ def _folders(path: epath.Path) -> list[epath.Path]:
 
 def _pngs(path: epath.Path) -> list[epath.Path]:
     """The pictures of a folder, by name; contact sheets would show them twice."""
-    if not path.exists():
-        return []
-    files = [
-        file
-        for file in path.iterdir()
-        if file.suffix == ".png"
-        and file.name != "contact_sheet.png"
-        and not file.name.startswith(".")
-    ]
-    return sorted(files, key=lambda file: file.name)
+    files = [f for f in path.iterdir() if f.suffix == ".png"] if path.exists() else []
+    hidden = (".", "contact_sheet.png")
+    return sorted(
+        (file for file in files if not file.name.startswith(hidden)),
+        key=lambda file: file.name,
+    )
 
 
 def _metadata(path: epath.Path) -> dict[str, str]:

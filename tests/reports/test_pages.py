@@ -52,7 +52,7 @@ def test_a_batch_page(folder):
         "seed": 3,
         "family": HOSTILE,
     }
-    metadata = dict.fromkeys(("job", "run", "cascade", "licence"), HOSTILE)
+    metadata = {key: HOSTILE for key in ("job", "run", "cascade", "licence")}
     batch_report.write(folder, [entry], metadata, (2, 3))
     page = check(
         folder / "index_2.html",
