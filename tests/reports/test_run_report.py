@@ -166,7 +166,7 @@ def test_a_finished_run_in_the_order_a_person_wants(workdir):
         "0.jpg 900 × 800 px",
         "half.jpg refused truncated or damaged",
         "Thumbs.db skipped left by Windows",
-        "Sampled from the frozen model with the prompt “a dog”",
+        "Sampled from the frozen model with the prompt “a dog” before",
         "subject 0.4 → 0.1 class 0.3 → 0.3 2 images per second",
         "9 min 18 s",
         "optim.lr 1e-05",
