@@ -21,7 +21,7 @@ from imagen_booth.storage import write_atomic
 from imagen_booth.text import caption_cleaning
 from imagen_booth.text.tokenizer import EMBEDDED, Tokenizer
 from imagen_booth.train_state import Params
-from imagen_booth.weights.load import load, weight_origin
+from imagen_booth.weights.load import Part, load, weight_origin
 
 ROWS = 8  # prompts per batch of the encoder
 MAX_LISTED = 5  # long prompts in an error
@@ -142,13 +142,9 @@ def embed_prompts(
     values: dict[int, np.ndarray] = {}
     if missing.size:
         part = load(cascade, "text", weights, mesh, dtype, rules, train=False)
-        params = part.params
-        if learned is not None:
-            params = jax.jit(replace_rows, static_argnums=1)(
-                params, learned.ids, learned.rows
-            )
-        encoded = encode(cascade, jax.jit(part.apply), params, tokens[missing], mesh)
+        encoded = _encode_with(cascade, part, learned, tokens[missing], mesh)
         values = dict(zip(missing.tolist(), encoded, strict=True))
+        del part  # the encoder leaves memory
     if processes.is_first():
         for row, value in values.items():
             _write(paths[row], value)
@@ -163,6 +159,21 @@ def embed_prompts(
         mask[0] = True  # a softmax needs one position; it reads a zero there
         found[""] = Embedding(text=np.zeros_like(found[""].text), mask=mask)
     return found, origin
+
+
+def _encode_with(
+    cascade: Cascade,
+    part: Part,
+    learned: LearnedEmbedding | None,
+    tokens: np.ndarray,
+    mesh: jax.sharding.Mesh,
+) -> list[np.ndarray]:
+    """The encoder's output for tokens, with learned rows in place of its own."""
+    params = part.params
+    if learned is not None:
+        replace = jax.jit(replace_rows, static_argnums=1)
+        params = replace(params, learned.ids, learned.rows)
+    return encode(cascade, jax.jit(part.apply), params, tokens, mesh)
 
 
 def _tokenize(
