@@ -1,18 +1,20 @@
-"""Draws pictures with a fine-tuned run.
+"""Samples images with a fine-tuned run.
 
     python -m imagen_booth.sample --run=runs/dog --prompt="a [V] dog in the snow"
     python -m imagen_booth.sample --run=runs/dog --prompts=FILE --seeds=4
     python -m imagen_booth.sample --run=runs/dog --prompts=dreambench_living --seeds=4
 
-[V] stands for the run's identifier and [N] for its class noun.  Pictures go to
-RUN/samples/NAME/RESOLUTION/, each with its prompt, seed and run in its metadata.
+[V] stands for the run's identifier and [N] for its class noun. Images go to
+RUN/samples/NAME/RESOLUTION/WORDS_SEED_KEY.png with prompt, seed and run in their
+metadata; KEY is a digest of prompt, seed and settings. An image that exists is not
+sampled again, so an interrupted command resumes when it is run again.
 
-A file has one prompt a line; a .csv file names its columns, and a .jsonl file the
-entries of its lines: prompt, and where wanted seed, negative_prompt, guidance.  Suites
-come with the package: applications, or one of its families recontextualisation, art,
-expression, view, accessories, properties; dreambench_objects; dreambench_living;
-and dreambench for the one of these two that fits the class.  Stopped anywhere, the
-same command goes on; index.html shows the pictures.
+--prompts takes a file or a suite. A .txt file has one prompt per line; lines that start
+with # are comments. The columns of a .csv file, and the entries of a .jsonl or .json
+file, are prompt and optionally seed, negative_prompt and guidance. Suites of the
+package: applications, or one of its families recontextualisation, art, expression,
+view, accessories, properties; dreambench_objects; dreambench_living; and dreambench for
+the one of these two that fits the class. RUN/samples/NAME/index.html shows the images.
 """
 
 from absl import flags
@@ -20,20 +22,24 @@ from absl import flags
 from imagen_booth import cli
 from imagen_booth.errors import InputError
 
-_RUN = flags.DEFINE_string("run", None, "work directory of a run")
-_PROMPT = flags.DEFINE_multi_string("prompt", [], "a prompt; may be given repeatedly")
-_PROMPTS = flags.DEFINE_string("prompts", None, "a file of prompts, or a suite")
-_SEEDS = flags.DEFINE_integer("seeds", 1, "pictures per prompt", lower_bound=1)
-_FIRST_SEED = flags.DEFINE_integer("first_seed", 0, "their first seed", lower_bound=0)
-_RESOLUTION = flags.DEFINE_integer("resolution", 0, "stop at this size; 0 for the last")
+_RUN = flags.DEFINE_string("run", None, "work directory of a finished run")
+_PROMPT = flags.DEFINE_multi_string("prompt", [], "a prompt; repeat the flag for more")
+_PROMPTS = flags.DEFINE_string("prompts", None, "file of prompts, or a suite")
+_SEEDS = flags.DEFINE_integer("seeds", 1, "images per prompt", lower_bound=1)
+_FIRST_SEED = flags.DEFINE_integer(
+    "first_seed", 0, "first seed of each prompt", lower_bound=0, upper_bound=2**32 - 1
+)
+_RESOLUTION = flags.DEFINE_integer(
+    "resolution", 0, "stop at this resolution in pixels; 0 for the last stage"
+)
 _BATCH = flags.DEFINE_integer(
     "batch",
     0,
-    "with --prompts: pictures drawn together at 64 px; 0 for what fits",
+    "with --prompts: images per batch at 64 px; 0 for the largest batch that fits",
     lower_bound=0,
 )
 _NAME = flags.DEFINE_string(
-    "name", None, "folder name; default from the file or suite, or 'prompts'"
+    "name", None, "name of the folder in RUN/samples; default: the file's or 'prompts'"
 )
 cli.define_hosts()
 
@@ -44,37 +50,41 @@ def main() -> None:
     prompts = [prompt for prompt in _PROMPT.value if prompt]
     source = _PROMPTS.value or ""
     if not prompts and not source:
-        raise InputError("no prompts; give --prompt=TEXT or --prompts=FILE")
+        raise InputError("no prompts are given; use --prompt=TEXT or --prompts=FILE")
     if prompts and source:
-        raise InputError("--prompt and --prompts are given; put all into the file")
+        raise InputError(
+            "give --prompt or --prompts, not both; put all prompts into the file"
+        )
     cli.start_hosts()
     # Slow imports come after the flags, so that --help and bad flags answer at once.
     from etils import epath
 
     from imagen_booth.distributed import processes
-    from imagen_booth.sampling import batch_job, finished_run
+    from imagen_booth.sampling import batch_job
 
     processes.check_shared("--run", _RUN.value)
     run = epath.Path(_RUN.value)
+    name = ("prompts" if prompts else "") if _NAME.value is None else _NAME.value
     if prompts:
-        folder = finished_run.sample_prompts(
+        folder = batch_job.sample_prompts(
             run,
             prompts,
-            _NAME.value or "prompts",
-            seeds=range(_FIRST_SEED.value, _FIRST_SEED.value + _SEEDS.value),
+            name,
+            seeds=_SEEDS.value,
+            first_seed=_FIRST_SEED.value,
             resolution=_RESOLUTION.value,
         )
     else:
         folder = batch_job.run_batch(
             run,
             source,
-            _NAME.value or "",
+            name,
             seeds=_SEEDS.value,
             first_seed=_FIRST_SEED.value,
             resolution=_RESOLUTION.value,
             batch=_BATCH.value,
         )
-    print(f"pictures are in {folder}")
+    print(f"images are in {folder}")
 
 
 if __name__ == "__main__":

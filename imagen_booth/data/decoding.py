@@ -1,8 +1,7 @@
-"""From the bytes of a picture file to the pixels a person would see.
+"""Decodes the bytes of an image file to the pixels that a viewer shows.
 
-Cameras, phones and editors leave much for a reader to do: turn the picture upright,
-apply its colour profile, fill what is transparent, bring every depth to 8 bits. What
-is damaged or dangerous is refused with a reason.
+Turns the image upright, applies its colour profile, fills transparent pixels and
+converts every depth to 8 bits. Damaged and dangerous files are refused with a reason.
 """
 
 import functools
@@ -14,7 +13,7 @@ from PIL import Image, ImageCms
 
 from imagen_booth.errors import InputError
 
-# Read by content, never by name, and never by the formats that run other programs.
+# Detected by content, never by name; without the formats that run other programs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "HEIF", "AVIF", "GIF", "TIFF", "BMP")
 MIN_SIDE = 16  # pixels: below this a photo is an icon or a tracking pixel
 MAX_PIXELS = 150_000_000  # above a 108 megapixel phone, about 0.5 GB decoded
@@ -34,29 +33,29 @@ _ORIENTATION = 0x0112  # the EXIF tag
 def decode(
     data: bytes, background: tuple[int, int, int]
 ) -> tuple[np.ndarray, str, tuple[str, ...]]:
-    """Decodes a picture; of an animation, its first frame.
+    """Decodes an image, or the first frame of an animation.
 
     Args:
-        data: the whole file; its content decides the format, its name does not.
-        background: RGB 0..255 that lies under transparency.
+        data: The whole file; its content decides the format.
+        background: RGB 0..255 under transparent pixels.
 
     Returns:
-        Pixels uint8 [H,W,3] in sRGB, the format ('JPEG', ...), and notes on what was
-        done on the way.
+        Pixels uint8 [H,W,3] in sRGB, the format ('JPEG', ...), and notes on the
+        conversions.
 
     Raises:
-        InputError: why there are no pixels, without the file's name.
+        InputError: The reason why there are no pixels, without the file's name.
     """
     if not data:
-        raise InputError("zero bytes long; copy it again")
+        raise InputError("zero bytes long; copy the file again")
     formats = _readable_formats()
     if data[4:8] == b"ftyp" and b"avif" not in data[8:32] and "HEIF" not in formats:
         raise InputError(
             "HEIC needs pillow-heif (pip install pillow-heif), "
             "or export the photo as JPEG"
         )
-    # Pillow warns of oddities that do not keep it from reading: they become notes.
-    with warnings.catch_warnings(record=True) as odd:
+    # Pillow warns of irregularities that it can read past: they become notes.
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             image = Image.open(io.BytesIO(data), formats=formats)
@@ -64,7 +63,7 @@ def decode(
             raise InputError(f"a decompression bomb: {error}") from error
         except Exception as error:  # a damaged header can break a reader in any way
             raise InputError(
-                "cannot be decoded: cut short, damaged, or no picture at all"
+                "cannot be decoded: truncated, damaged, or not an image"
             ) from error
         width, height = image.size
         if width * height > MAX_PIXELS:
@@ -75,7 +74,7 @@ def decode(
         if min(width, height) < MIN_SIDE:
             raise InputError(
                 f"too small: {width} x {height} px; "
-                f"the shorter side needs {MIN_SIDE} px at least"
+                f"the shorter side needs at least {MIN_SIDE} px"
             )
         format_ = image.format or "unknown"
         try:
@@ -84,9 +83,9 @@ def decode(
                 pixels, notes = _flatten(image, background)
         except InputError:
             raise
-        except Exception as error:  # and so can damaged content
+        except Exception as error:  # as for the header
             raise InputError(f"truncated or damaged: {error}") from error
-    notes += [str(w.message) for w in odd if w.category is UserWarning]
+    notes += [str(w.message) for w in caught if w.category is UserWarning]
     return pixels, format_, tuple(notes)
 
 
@@ -105,37 +104,37 @@ def _readable_formats() -> list[str]:
 def _flatten(
     image: Image.Image, background: tuple[int, int, int]
 ) -> tuple[np.ndarray, list[str]]:
-    """A decoded image as uint8 [H,W,3], upright, sRGB, opaque; and what was done."""
+    """A decoded image as uint8 [H,W,3], upright, sRGB, opaque; and notes."""
     notes = []
     if getattr(image, "is_animated", False) and image.format != "MPO":
         notes.append(f"first of {getattr(image, 'n_frames', 'many')} frames")
     profile = image.info.get("icc_profile")
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # damaged EXIF: the picture itself is whole
+    except Exception:  # damaged EXIF does not damage the pixels
         orientation = 1
-        notes.append("EXIF data damaged, taken as upright")
+        notes.append("EXIF data damaged, orientation ignored")
     if orientation in _UPRIGHT:
         image = image.transpose(_UPRIGHT[orientation])
         notes.append(f"EXIF orientation {orientation} applied")
     if image.mode == "F":
-        raise InputError("floating-point pixels have no stated range; save as 8-bit")
+        raise InputError("floating-point pixels have no defined range; save as 8-bit")
     if image.mode.startswith("I"):
         image = _eight_bits(image)
         notes.append("16-bit values scaled to 8")
-    # The three kinds of colour that profiles describe.
+    # The three colour models that profiles describe.
     kind = {"1": "L", "L": "L", "LA": "L", "CMYK": "CMYK"}.get(image.mode, "RGB")
     alpha = None
     if image.has_transparency_data:
         image = image.convert("RGBA")
         alpha = np.asarray(image.getchannel("A"), np.float32)[..., None] / 255
-        notes.append(f"transparency laid over RGB {tuple(background)}")
+        notes.append(f"transparent pixels put over RGB {tuple(background)}")
     image = image.convert(kind)
     if profile:
         image, note = _to_srgb(image, profile)
         notes += [note] if note else []
     elif kind == "CMYK":
-        notes.append("CMYK turned into RGB without a colour profile")
+        notes.append("CMYK converted to RGB without a colour profile")
     pixels = np.array(image.convert("RGB"))
     if alpha is not None:
         below = np.asarray(background, np.float32)
@@ -144,7 +143,7 @@ def _flatten(
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Integer grey levels (I;16 in any byte order, or I) over their whole range."""
+    """Integer grey levels (I;16 in any byte order, or I), scaled to 8 bits."""
     values = np.asarray(image).astype(np.float64)
     full = 65535 if values.max() <= 65535 else 2**32 - 1
     grey = Image.fromarray(np.rint(values.clip(0) * (255 / full)).astype(np.uint8))
@@ -157,16 +156,16 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _to_srgb(image: Image.Image, profile: bytes) -> tuple[Image.Image, str]:
-    """The image in sRGB, and a note where that changed it or failed, else ''."""
+    """The image in sRGB, and a note if that changed it or failed, else ''."""
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         converted = ImageCms.profileToProfile(
             image, source, ImageCms.createProfile("sRGB"), outputMode="RGB"
         )
     except (ImageCms.PyCMSError, OSError, ImportError) as error:
-        return image, f"colour profile not applied ({error}), taken as sRGB"
+        return image, f"colour profile not applied ({error}), assumed sRGB"
     assert converted is not None  # None is for conversions in place
     name = ImageCms.getProfileDescription(source).strip()
     if name.startswith("sRGB"):
-        return converted, ""  # what nearly every photo says; nothing changed
-    return converted, f"colour profile {name} turned into sRGB"
+        return converted, ""  # the usual profile; nothing changed
+    return converted, f"colour profile {name} converted to sRGB"

@@ -1,4 +1,4 @@
-"""Captioned pictures of any set as rows of a batch."""
+"""Training examples: images with their text as rows of a batch."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,12 +11,12 @@ from imagen_booth.data import pipeline
 
 
 class CaptionedImages:
-    """Records as rows: the image, its low-res version, and its text.
+    """Random access to captioned images as rows of a batch.
 
     Args:
-        records: ``image`` uint8 [S, S, 3] and ``caption``.
-        text: caption to the entries of a row that say it.
-        low: side in pixels of the low-res version, None for none.
+        records: Records with ``image`` uint8 [S, S, 3] and ``caption``.
+        text: Turns a caption into the text entries of a row.
+        low: Side of the low-res version in pixels; None for none.
     """
 
     def __init__(
@@ -39,11 +39,11 @@ class CaptionedImages:
 
 
 class Embedding(NamedTuple):
-    """One prompt as a U-Net reads it.
+    """The embedding of one prompt.
 
     Attributes:
-        text: [L, D] f32.
-        mask: [L] bool, True where the U-Net reads.
+        text: Encoder output, f32 [L, D].
+        mask: Tokens that the U-Net reads, bool [L].
     """
 
     text: np.ndarray
@@ -52,13 +52,13 @@ class Embedding(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ImagePair:
-    """One training image, uint8, with its low-res version where the stage has one."""
+    """One training image, uint8, and its low-res version if the stage has one."""
 
     image: np.ndarray
     low: np.ndarray | None
 
     def example(self, embedding: Embedding) -> pipeline.Example:
-        """As a row of a batch."""
+        """The pair with an embedding as a row of a batch."""
         row = {
             "image": self.image,
             "text": embedding.text,

@@ -1,4 +1,4 @@
-"""Pictures that a run writes: PNG files with their story inside, contact sheets."""
+"""Image files of a run: PNG files with metadata, contact sheets."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from imagen_booth.storage import write_atomic
 
-# A sheet is dark like a strip of film, so that it sits on a light page and a dark one.
+# A dark sheet suits light and dark pages.
 _SHEET = (24, 24, 27)
 _INK = (214, 214, 219)
 
@@ -19,12 +19,15 @@ def save_png(
     picture: np.ndarray | Image.Image,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Saves a picture without loss, with text chunks, by `write_atomic`.
+    """Writes a PNG file with metadata in text chunks.
 
     Args:
-        path: local or gs:// file.
+        path: Local or gs:// file.
         picture: uint8 [H,W,3] or [H,W], or a PIL image.
-        metadata: names (1 to 79 Latin-1 characters) and values (any text).
+        metadata: Names (1 to 79 Latin-1 characters) and values (any text).
+
+    Raises:
+        StorageError: The file cannot be written.
     """
     if not isinstance(picture, Image.Image):
         assert picture.dtype == np.uint8, picture.dtype
@@ -38,7 +41,7 @@ def save_png(
 
 
 def read_png_metadata(path: epath.PathLike) -> dict[str, str]:
-    """Text chunks of a PNG file, as `save_png` was given them."""
+    """The metadata that `save_png` wrote into a PNG file."""
     with Image.open(io.BytesIO(epath.Path(path).read_bytes())) as image:
         assert isinstance(image, PngImagePlugin.PngImageFile), f"{path} is no PNG"
         return {name: str(value) for name, value in image.text.items()}
@@ -50,18 +53,18 @@ def contact_sheet(
     columns: int = 4,
     cell: int = 256,
 ) -> Image.Image:
-    """Lays pictures out in rows, each whole and in its own aspect.
+    """Arranges images in rows, each whole and in its own aspect.
 
-    A picture larger than the cell is scaled down (Lanczos); a smaller one is enlarged
-    by a whole factor without smoothing, so that its pixels stay what they are.
+    An image larger than the cell is scaled down (Lanczos); a smaller one is enlarged by
+    a whole factor without smoothing, so that its pixels stay visible.
 
     Args:
         images: uint8 [H,W,3] each, of any sizes; at least one.
-        captions: one line per picture, shortened where it does not fit its cell.
-        columns: pictures in a row, at most.
-        cell: side of the square that holds a picture, pixels.
+        captions: One line per image, shortened to the width of its cell.
+        columns: Images per row, at most.
+        cell: Side in pixels of the square that holds an image.
     """
-    assert images, "a contact sheet needs a picture"
+    assert images, "a contact sheet needs an image"
     assert captions is None or len(captions) == len(images)
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
@@ -104,6 +107,6 @@ def _shorten(line: str, length, limit: int) -> str:
 
 
 def load_png(path: epath.PathLike) -> np.ndarray:
-    """A picture that `save_png` wrote, uint8 [H,W,3]."""
+    """Reads an image that `save_png` wrote, uint8 [H,W,3]."""
     with Image.open(io.BytesIO(epath.Path(path).read_bytes())) as image:
         return np.asarray(image.convert("RGB"))

@@ -1,14 +1,15 @@
-"""The subject's photos: which can be used, for which stage, and as which pixels.
+"""The subject's photos: checks, loading and cropping.
 
-`inspect` looks at a folder before anything else of a run starts and says by name what
-it uses, refuses and skips. `load` turns one file into upright sRGB pixels, `square`
-into the square that training sees.
+`inspect` checks a folder before the rest of a run starts and reports by name what it
+uses, refuses and skips. `load` turns one file into upright sRGB pixels, `square` makes
+the square that training reads.
 """
 
 import hashlib
-import itertools
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from etils import epath
@@ -24,13 +25,15 @@ SUFFIXES = frozenset({
 _SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini"})
 
 _FEW, _MANY = 3, 30
-_MOST_CUT = 0.4  # warn where a crop drops more than this share of the picture
+_MOST_CUT = 0.4  # warn where a crop drops more than this share of the photo
+_MOST_NAMED = 5  # photos with a warning of their own; beyond this, one for all
 
 # On 52 photos of ten DreamBooth subjects: two different photos differ in 13 or more of
 # the 128 bits, a copy at a third of the size in 3 at most, a JPEG of quality 40 in 5.
 _ALIKE_BITS = 10
-# Deviation of grey levels (the same photos: 18.9 or more) and of their Laplacian at
-# 256 px (12.0 or more; blurred by a Gaussian of 1 % of the width, 2.5 at most).
+# Standard deviation of grey levels (18.9 or more in the same photos) and of their
+# Laplacian at 256 px (12.0 or more; 2.5 at most after a Gaussian blur of 1 % of the
+# width).
 _LEAST_CONTRAST = 8.0
 _LEAST_SHARPNESS = 3.0
 
@@ -41,8 +44,9 @@ class Crop:
 
     Attributes:
         mode: 'centre' cuts the longer side, 'pad' adds background to the shorter one.
-        shift: (x, y) in [-1, 1]: where in the spare room the square, or the padded
-            photo, lies. 0 is the middle, -1 the left or top end, 1 the right or bottom.
+        shift: Position (x, y) in [-1, 1] of the cut square, or of the padded photo,
+            within the spare space: 0 is the middle, -1 the left or top end, 1 the right
+            or bottom end.
     """
 
     mode: str = "centre"
@@ -64,13 +68,13 @@ class Photo:
     """A photo that can be used.
 
     Attributes:
-        name: file name in the folder.
-        path: full path, for `load`.
-        sha256: of the file's bytes, hexadecimal.
-        width, height: pixels, after orientation.
-        format: as the content says, whatever the suffix: 'JPEG', 'PNG', ...
-        stages: names of the stages it can teach, in the cascade's order.
-        notes: what was done to read it ('EXIF orientation 6 applied', ...).
+        name: File name, with bytes that are not UTF-8 escaped.
+        path: Full path, for `load`.
+        sha256: Hash of the file's bytes, hexadecimal.
+        width, height: Size in pixels, after orientation.
+        format: Format of the content, whatever the suffix: 'JPEG', 'PNG', ...
+        stages: Names of the stages it is large enough for, in the cascade's order.
+        notes: Changes made while reading ('EXIF orientation 6 applied', ...).
     """
 
     name: str
@@ -85,7 +89,7 @@ class Photo:
 
 @dataclass(frozen=True)
 class Rejected:
-    """An entry of the folder that is not used, and why."""
+    """An entry of the folder that is not used, and the reason."""
 
     name: str
     reason: str
@@ -93,13 +97,14 @@ class Rejected:
 
 @dataclass(frozen=True)
 class CheckedPhotos:
-    """What a folder of photos holds.
+    """The contents of a folder of photos.
 
     Attributes:
-        photos: the good ones, sorted by name.
-        refused: pictures by name that cannot be used; the user meant them.
-        skipped: stray files that nobody meant as photos.
-        warnings: sentences for the user; none stops the run.
+        folder: The folder, with bytes that are not UTF-8 escaped.
+        photos: The photos that can be used, sorted by name.
+        refused: Images that cannot be used, though their name is that of a photo.
+        skipped: Other files.
+        warnings: Sentences for the user; none stops the run.
     """
 
     folder: str
@@ -114,15 +119,21 @@ class CheckedPhotos:
 
 
 class NoGoodPhotos(InputError):
-    """Every picture of the folder was refused; `intake` lists them for the report."""
+    """Every image of the folder was refused; `intake` lists them for the report."""
 
     def __init__(self, intake: CheckedPhotos):
         lines = [
             f"config.subject.photos={intake.folder} holds no photo that can be used; "
             "3 to 5 sharp JPEG or PNG photos of the subject are enough"
         ]
-        lines += [f"  refused {r.name}: {r.reason}" for r in intake.refused]
-        lines += [f"  skipped {s.name}: {s.reason}" for s in intake.skipped]
+        for verb, entries in (("refused", intake.refused), ("skipped", intake.skipped)):
+            by_reason: dict[str, list[str]] = {}
+            for entry in entries:
+                by_reason.setdefault(entry.reason, []).append(entry.name)
+            lines += [
+                f"  {verb} {_listed(names)}: {reason}"
+                for reason, names in by_reason.items()
+            ]
         super().__init__("\n".join(lines))
         self.intake = intake
 
@@ -133,21 +144,21 @@ def inspect(
     crop: Crop,
     background: tuple[int, int, int],
 ) -> CheckedPhotos:
-    """Reads every entry of a folder and says what it is good for.
+    """Reads every entry of a folder and checks which stages it can train.
 
-    A photo can teach a stage if the side of its square (the shorter side under
+    A photo can train a stage if the side of its square (the shorter side under
     'centre', the longer one under 'pad') is at least the stage's resolution: an
-    enlarged photo would teach blur. The stage named 'base' learns from every photo.
+    enlarged photo would train blur. The stage named 'base' uses every photo.
 
     Args:
-        folder: local or gs:// folder; sub-folders are not entered.
-        stage_resolutions: pixels by stage name, {'base': 64, 'sr256': 256, ...}.
-        crop: how photos will be made square.
-        background: RGB 0..255 that lies under transparency.
+        folder: Local or gs:// folder; sub-folders are not entered.
+        stage_resolutions: Pixels by stage name, {'base': 64, 'sr256': 256, ...}.
+        crop: How photos become square.
+        background: RGB 0..255 under transparent pixels.
 
     Raises:
-        InputError: the folder is missing, a file, empty, or cannot be listed.
-        NoGoodPhotos: none of its pictures can be used.
+        InputError: The folder is missing, a file, empty, or cannot be listed.
+        NoGoodPhotos: None of its images can be used.
     """
     if len(background) != 3 or any(not 0 <= value <= 255 for value in background):
         raise InputError(
@@ -155,80 +166,105 @@ def inspect(
         )
     photos, refused, skipped, remarks, hashes = [], [], [], [], []
     for path in _entries(folder):
-        reason = _stray(path)
+        name, reason = _printable(path.name), _stray(path)
         if reason:
-            skipped.append(Rejected(path.name, reason))
+            skipped.append(Rejected(name, reason))
             continue
         try:
-            data = path.read_bytes()
-            pixels, format_, notes = decode(data, background)
+            photo, pixels = _read_photo(path, stage_resolutions, crop, background)
         except (InputError, OSError) as error:
-            refused.append(Rejected(path.name, str(error)))
+            refused.append(Rejected(name, _printable(str(error))))
             continue
-        height, width, _ = pixels.shape
-        side = min(width, height) if crop.mode == "centre" else max(width, height)
-        photo = Photo(
-            name=path.name,
-            path=str(path),
-            sha256=hashlib.sha256(data).hexdigest(),
-            width=width,
-            height=height,
-            format=format_,
-            stages=tuple(
-                stage
-                for stage, resolution in stage_resolutions.items()
-                if stage == "base" or side >= resolution
-            ),
-            notes=notes,
-        )
         photos.append(photo)
         hashes.append(_fingerprint(pixels))
         remarks += _remarks(photo, pixels, stage_resolutions, crop)
-    remarks += _alike(photos, hashes)
-    remarks += _counts(photos, stage_resolutions)
     intake = CheckedPhotos(
-        folder=str(folder),
+        folder=_printable(str(folder)),
         photos=tuple(photos),
         refused=tuple(refused),
         skipped=tuple(skipped),
-        warnings=tuple(remarks),
+        warnings=(
+            *_summarised(remarks),
+            *_alike(photos, hashes),
+            *_counts(photos, stage_resolutions),
+        ),
     )
     if not photos:
         raise NoGoodPhotos(intake)
     return intake
 
 
-def load(path: epath.PathLike, background: tuple[int, int, int]) -> np.ndarray:
-    """Reads one photo as a person would see it.
+def _printable(text: str) -> str:
+    """A file name or path with the bytes that are not UTF-8 escaped."""
+    return os.fsencode(text).decode("utf-8", "backslashreplace")
 
-    EXIF orientation is applied, a colour profile is turned into sRGB, transparency is
-    laid over `background`, 16-bit values are scaled to 8, other colour modes become
-    RGB, and of an animated file the first frame is taken. HEIC needs pillow-heif.
+
+def _listed(names: Sequence[str]) -> str:
+    """Names in a sentence, shortened beyond ``_MOST_NAMED``."""
+    *most, last = names
+    if len(names) > _MOST_NAMED:
+        most, last = names[:3], f"{len(names) - 3} more"
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def _read_photo(
+    path: epath.Path,
+    stage_resolutions: Mapping[str, int],
+    crop: Crop,
+    background: tuple[int, int, int],
+) -> tuple[Photo, np.ndarray]:
+    data = path.read_bytes()
+    pixels, format_, notes = decode(data, background)
+    height, width, _ = pixels.shape
+    side = min(width, height) if crop.mode == "centre" else max(width, height)
+    photo = Photo(
+        name=_printable(path.name),
+        path=str(path),
+        sha256=hashlib.sha256(data).hexdigest(),
+        width=width,
+        height=height,
+        format=format_,
+        stages=tuple(
+            stage
+            for stage, resolution in stage_resolutions.items()
+            if stage == "base" or side >= resolution
+        ),
+        notes=notes,
+    )
+    return photo, pixels
+
+
+def load(path: epath.PathLike, background: tuple[int, int, int]) -> np.ndarray:
+    """Reads one photo as a viewer shows it.
+
+    Applies EXIF orientation, converts colour profiles to sRGB and other colour modes to
+    RGB, puts transparent pixels over `background`, scales 16-bit values to 8, and reads
+    the first frame of an animation. HEIC needs pillow-heif.
 
     Returns:
         uint8 [H,W,3], sRGB.
 
     Raises:
-        InputError: naming the file and why it cannot be used.
+        InputError: The file cannot be used; names the file and the reason.
     """
     try:
         return decode(epath.Path(path).read_bytes(), background)[0]
     except (InputError, OSError) as error:
-        raise InputError(f"photo {path}: {error}") from error
+        raise InputError(_printable(f"photo {path}: {error}")) from error
 
 
 def square(
     image: np.ndarray, size: int, crop: Crop, background: tuple[int, int, int]
 ) -> np.ndarray:
-    """Makes a photo square without squashing it.
+    """Makes a photo square without changing its aspect.
 
-    Scaling is Lanczos, widened on the way down so that nothing aliases. A photo that is
-    too small is enlarged: callers leave it out by `Photo.stages` for every stage but
-    the base.
+    Scaling is Lanczos with antialiasing. A photo that is too small is enlarged; callers
+    exclude such photos by `Photo.stages` from all stages but the base.
 
     Args:
         image: uint8 [H,W,3].
-        size: pixels of the result's side.
+        size: Side of the result in pixels.
+        crop: How the photo becomes square.
         background: RGB 0..255 beside a padded photo.
 
     Returns:
@@ -242,7 +278,7 @@ def square(
         box = (left, top, left + side, top + side)
         return np.array(whole.resize((size, size), Image.Resampling.LANCZOS, box))
     side = max(width, height)
-    # Scaled first and laid on the background after, so that no edge rings into it.
+    # Scaled before it is padded, so that its edges do not ring into the background.
     inner = (max(1, round(size * width / side)), max(1, round(size * height / side)))
     canvas = Image.new("RGB", (size, size), tuple(background))
     canvas.paste(
@@ -263,7 +299,7 @@ def _entries(folder: str) -> list[epath.Path]:
             "config.subject.photos is not set; name the folder that holds the photos: "
             "--config.subject.photos=DIR"
         )
-    named = f"config.subject.photos={folder}"
+    named = _printable(f"config.subject.photos={folder}")
     try:
         path = epath.Path(folder).expanduser()
         if not path.exists():
@@ -282,50 +318,79 @@ def _entries(folder: str) -> list[epath.Path]:
 
 
 def _stray(path: epath.Path) -> str | None:
-    """Why an entry was never meant as a photo, or None where it was."""
+    """Why an entry is not a photo by its name, or None if it is."""
     if path.is_dir():
         return "a sub-folder; photos are read from the folder itself only"
     if path.name.startswith("."):
         return "a hidden file"
     if path.name.lower() in _SYSTEM_FILES:
-        return "a file that Windows leaves in folders"
+        return "a Windows system file"
     if path.suffix.lower() not in SUFFIXES:
-        return f"its suffix {path.suffix!r} is not one of a photo; save it as JPEG"
+        suffix = _printable(path.suffix)
+        return f"the suffix {suffix!r} is not that of a photo; save it as JPEG"
     return None
+
+
+class _Remark(NamedTuple):
+    """A warning about one photo.
+
+    Attributes:
+        name: Name of the photo.
+        detail: What is special to this photo, after its name; may be empty.
+        text: The warning without the photo's name, the same for all such photos.
+    """
+
+    name: str
+    detail: str
+    text: str
 
 
 def _remarks(
     photo: Photo, pixels: np.ndarray, stage_resolutions: Mapping[str, int], crop: Crop
-) -> list[str]:
+) -> list[_Remark]:
     remarks = []
+    size = f" ({photo.width} x {photo.height})"
     for stage, resolution in stage_resolutions.items():
         if stage not in photo.stages:
-            side = (min if crop.mode == "centre" else max)(photo.width, photo.height)
-            remarks.append(
-                f"{photo.name} ({photo.width} x {photo.height}): a {side} px photo "
-                f"cannot teach the {resolution} stage; {stage} trains without it"
-            )
+            text = f"too small for the {resolution} px stage; {stage} trains without it"
+            remarks.append(_Remark(photo.name, size, text))
     cut = 1 - min(photo.width, photo.height) / max(photo.width, photo.height)
     if crop.mode == "centre" and cut > _MOST_CUT:
-        remarks.append(
-            f"{photo.name} ({photo.width} x {photo.height}): the crop drops {cut:.0%} "
-            "of it; if the subject is cut, use crop 'pad' or a shift"
-        )
+        detail = f" ({photo.width} x {photo.height}, {cut:.0%} outside the crop)"
+        text = "the crop drops much; if the subject is cut, use crop 'pad' or a shift"
+        remarks.append(_Remark(photo.name, detail, text))
     image = Image.fromarray(pixels).convert("L")
-    # Aspect does not matter to these two measures, so the photo may be squashed here.
-    size = (min(256, image.width), min(256, image.height))
-    grey = np.asarray(image.resize(size, Image.Resampling.LANCZOS), np.float32)
+    # These two measures do not depend on the aspect, so the photo may be squashed here.
+    small = (min(256, image.width), min(256, image.height))
+    grey = np.asarray(image.resize(small, Image.Resampling.LANCZOS), np.float32)
     edges = 4 * grey[1:-1, 1:-1]
     edges -= grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:]
     if grey.std() < _LEAST_CONTRAST:
-        remarks.append(f"{photo.name}: almost no contrast; is the subject to be seen?")
+        text = "almost no contrast: the subject may not be visible"
+        remarks.append(_Remark(photo.name, "", text))
     elif edges.std() < _LEAST_SHARPNESS:
-        remarks.append(f"{photo.name}: looks blurred; the cascade will learn the blur")
+        text = "looks blurred; the cascade will learn the blur"
+        remarks.append(_Remark(photo.name, "", text))
     return remarks
 
 
+def _summarised(remarks: Iterable[_Remark]) -> list[str]:
+    """A sentence per remark, or per text that many photos share."""
+    by_text: dict[str, list[_Remark]] = {}
+    for remark in remarks:
+        by_text.setdefault(remark.text, []).append(remark)
+    sentences = []
+    for text, same in by_text.items():
+        if len(same) > _MOST_NAMED:
+            names = _listed([remark.name for remark in same])
+            sentences.append(f"{len(same)} photos ({names}): {text}")
+        else:
+            sentences += [f"{each.name}{each.detail}: {text}" for each in same]
+    return sentences
+
+
 def _fingerprint(pixels: np.ndarray) -> np.ndarray:
-    """Difference hash, bool [128]: is each of 9 x 9 cells brighter than the last?"""
+    """Difference hash, bool [128]: which of 9 x 9 cells is brighter than the last."""
     image = Image.fromarray(pixels).convert("L")
     cells = np.asarray(image.resize((9, 9), Image.Resampling.LANCZOS))
     across = cells[:8, 1:] > cells[:8, :-1]
@@ -333,21 +398,37 @@ def _fingerprint(pixels: np.ndarray) -> np.ndarray:
     return np.concatenate([across.ravel(), down.ravel()])
 
 
-def _alike(photos: list[Photo], hashes: list[np.ndarray]) -> list[str]:
-    remarks = []
-    for i, j in itertools.combinations(range(len(photos)), 2):
-        first, second = photos[i], photos[j]
-        if first.sha256 == second.sha256:
-            remarks.append(
-                f"{first.name} and {second.name} are the same file; "
-                "remove one, or that photo counts twice"
-            )
-        elif np.count_nonzero(hashes[i] != hashes[j]) <= _ALIKE_BITS:
-            remarks.append(
-                f"{first.name} and {second.name} look almost the same; "
-                "different views of the subject teach more"
-            )
-    return remarks
+def _alike(photos: Sequence[Photo], hashes: Sequence[np.ndarray]) -> list[str]:
+    """One sentence per group of photos that are the same or look almost the same."""
+    copies: dict[str, list[int]] = {}
+    for row, photo in enumerate(photos):
+        copies.setdefault(photo.sha256, []).append(row)
+    remarks = [
+        f"{_listed([photos[row].name for row in rows])} are the same file; remove all "
+        f"but one, or that photo counts {len(rows)} times"
+        for rows in copies.values()
+        if len(rows) > 1
+    ]
+    groups: list[list[int]] = []  # of different files, linked by their likeness
+    for first, *_ in copies.values():
+        linked = [
+            group
+            for group in groups
+            if (_distances(hashes, group, first) <= _ALIKE_BITS).any()
+        ]
+        groups = [group for group in groups if group not in linked]
+        groups.append([*(row for group in linked for row in group), first])
+    return remarks + [
+        f"{_listed([photos[row].name for row in sorted(rows)])} look almost the same; "
+        "different views of the subject give better results"
+        for rows in groups
+        if len(rows) > 1
+    ]
+
+
+def _distances(hashes: Sequence[np.ndarray], rows: list[int], row: int) -> np.ndarray:
+    others = np.stack([hashes[each] for each in rows])
+    return np.count_nonzero(others != hashes[row], axis=1)
 
 
 def _counts(photos: list[Photo], stage_resolutions: Mapping[str, int]) -> list[str]:
@@ -355,17 +436,17 @@ def _counts(photos: list[Photo], stage_resolutions: Mapping[str, int]) -> list[s
     if 0 < len(photos) < _FEW:
         remarks.append(
             f"only {len(photos)} usable photo{'s' * (len(photos) > 1)}; "
-            "the method is made for 3 to 5, and with fewer it repeats the photo"
+            "the method is made for 3 to 5; with fewer, samples repeat the photos"
         )
     if len(photos) > _MANY:
         remarks.append(
-            f"{len(photos)} photos; the method is made for 3 to 5, "
-            "and many more need more steps"
+            f"{len(photos)} photos; the method is made for 3 to 5, and this many need "
+            "more steps"
         )
     for stage, resolution in stage_resolutions.items():
         if photos and not any(stage in photo.stages for photo in photos):
             remarks.append(
-                f"no photo is large enough for the {resolution} stage: "
-                f"{stage} keeps its weights as they are"
+                f"no photo is large enough for the {resolution} px stage: {stage} is "
+                "not fine-tuned"
             )
     return remarks

@@ -1,8 +1,8 @@
 """Batches for the training step, as a grain dataset indexed by step.
 
-A batch is a function of (seed, step) alone.  Each process computes its own rows of
-it, so the batch is the same over one host or many, and a continued run goes on
-with the batch that would have come next.
+A batch is a function of (seed, step) alone. Each process computes its own rows of it,
+so the batch does not depend on the number of hosts, and a resumed run continues with
+the batch that would have come next.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ PADDING = -1
 
 
 class Examples(Protocol):
-    """Random access to examples; a list will do."""
+    """Random access to examples, such as a list."""
 
     def __len__(self) -> int: ...
 
@@ -29,11 +29,11 @@ class Group:
     """One kind of row in a batch.
 
     Attributes:
-        examples: ``image`` [S, S, 3] uint8 and whatever else a row carries.
-        rows: rows per batch.
-        weight: sum of the weights of these rows: 1 for the subject, lambda for
-            class images; each row gets ``weight / rows``.
-        label: value of ``group`` in the batch, for the log.
+        examples: Examples with ``image`` [S, S, 3] uint8 and the row's other entries.
+        rows: Rows per batch.
+        weight: Sum of the weights of these rows: 1 for the subject, lambda for class
+            images; each row gets ``weight / rows``.
+        label: Value of ``group`` in the batch, for the metrics.
     """
 
     examples: Examples | Sequence[Example]
@@ -52,30 +52,32 @@ def batches(
     prepare: Callable[[Example, np.random.Generator], Example] | None = None,
     shared: Example | None = None,
 ) -> grain.MapDataset:
-    """An endless dataset whose element ``step`` is this host's part of that batch.
+    """An endless dataset whose element ``step`` is this host's share of that batch.
 
-    Every group is shuffled anew in each pass and repeated, so all its examples come
-    equally often.
+    Every group is repeated and shuffled in each pass, so all its examples occur equally
+    often.
 
     Args:
-        groups: what a batch is made of, in this order.
-        host, hosts: which contiguous share of the rows to compute.
-        multiple: the number of rows is padded up to a multiple of this with rows
-            of weight 0.
-        prepare: ``(example, rng) -> example`` drawn anew at each visit, e.g. a crop.
-        shared: arrays added to each batch as they are.
+        groups: The groups of rows, in the order of the batch.
+        seed: Seed of shuffling and of ``prepare``.
+        host, hosts: Index of this host and number of hosts; a host computes a
+            contiguous share of the rows.
+        multiple: The number of rows is padded to a multiple of this with rows of
+            weight 0.
+        prepare: ``(example, rng) -> example``, applied at each visit, such as a random
+            crop.
+        shared: Arrays added to each batch.
 
     Returns:
         Dataset of dicts of numpy arrays; ``image`` and ``low`` are f32 in [-1, 1].
-    """
-    streams = []
-    for index, group in enumerate(groups):
-        stream = grain.MapDataset.source(group.examples).seed(seed + 1000 * index)
-        stream = stream.shuffle().repeat()
-        if prepare is not None:
-            stream = stream.random_map(_Prepare(prepare))
-        streams.append(stream)
 
+    Raises:
+        ValueError: The rows do not divide over the hosts.
+    """
+    streams = [
+        _stream(group.examples, seed + 1000 * index, prepare)
+        for index, group in enumerate(groups)
+    ]
     places = [
         (stream, group, row)
         for stream, group in zip(streams, groups, strict=True)
@@ -104,8 +106,17 @@ def batches(
                 batch[name] = to_unit(batch[name])
         return batch | (shared or {})
 
-    # Steps beyond 2^31 are not reached; grain wants a length.
+    # grain needs a length; no run reaches step 2^31.
     return grain.MapDataset.range(2**31 - 1).map(batch_at)
+
+
+def _stream(
+    examples: Examples | Sequence[Example],
+    seed: int,
+    prepare: Callable[[Example, np.random.Generator], Example] | None,
+) -> Any:
+    stream = grain.MapDataset.source(examples).seed(seed).shuffle().repeat()
+    return stream if prepare is None else stream.random_map(_Prepare(prepare))
 
 
 class _Prepare(grain.transforms.RandomMap):
@@ -122,18 +133,18 @@ def to_unit(image: np.ndarray) -> np.ndarray:
 
 
 def to_bytes(image: np.ndarray) -> np.ndarray:
-    """f32 [-1, 1] to uint8, rounded; values beyond the range are clipped."""
+    """f32 [-1, 1] to uint8, rounded; values outside the range are clipped."""
     return np.round((np.clip(image, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
 
 
 def random_crop(
     size: int, scale: int
 ) -> Callable[[Example, np.random.Generator], Example]:
-    """Cuts the same random square out of ``image`` and its ``low`` version.
+    """A function that cuts the same random square out of ``image`` and ``low``.
 
     Args:
-        size: side of the crop in pixels of ``image``; a multiple of ``scale``.
-        scale: ``image`` is this many times larger than ``low``.
+        size: Side of the crop in pixels of ``image``; a multiple of ``scale``.
+        scale: Ratio of the sides of ``image`` and ``low``.
     """
 
     def crop(example: Example, rng: np.random.Generator) -> Example:

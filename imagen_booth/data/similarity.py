@@ -1,8 +1,8 @@
-"""How near samples are to the photos, with no network to trust.
+"""Similarity of samples and photos, measured without a network.
 
-Two plain measures: colours (histogram intersection) and coarse layout (correlation
-of small grey pictures).  They say whether fine-tuning moved the samples towards the
-subject; they are no substitute for learned features.
+Two measures: colours (histogram intersection) and coarse layout (correlation of small
+grey images). They show whether fine-tuning moved the samples towards the subject; they
+do not replace learned features.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,11 +11,11 @@ import numpy as np
 from PIL import Image
 
 BINS = 6  # per colour channel
-SIDE = 16  # pixels of the picture whose layout is compared
+SIDE = 16  # side in pixels of the images whose layout is compared
 
 
 def colour_similarity(image: np.ndarray, photo: np.ndarray) -> float:
-    """Intersection of colour histograms: the share of pixels in common, 0 to 1.
+    """Intersection of colour histograms, 0 to 1.
 
     Args:
         image, photo: uint8 [H, W, 3], of any sizes.
@@ -24,7 +24,7 @@ def colour_similarity(image: np.ndarray, photo: np.ndarray) -> float:
 
 
 def layout_similarity(image: np.ndarray, photo: np.ndarray) -> float:
-    """Pearson correlation of 16 x 16 grey pictures, -1 to 1; 0 for a flat one."""
+    """Pearson correlation of 16 x 16 grey images, -1 to 1; 0 for a uniform one."""
     one, other = _layout(image), _layout(photo)
     scale = np.linalg.norm(one) * np.linalg.norm(other)
     return float(one @ other / scale) if scale > 1e-9 else 0.0
@@ -33,10 +33,10 @@ def layout_similarity(image: np.ndarray, photo: np.ndarray) -> float:
 def to_photos(
     images: Iterable[np.ndarray], photos: Sequence[np.ndarray]
 ) -> dict[str, float]:
-    """Mean over all (image, photo) pairs of both measures.
+    """Mean of both measures over all (image, photo) pairs.
 
     Returns:
-        {"colour", "layout"}.
+        {"colour": mean, "layout": mean}.
     """
     pairs = [(image, photo) for image in images for photo in photos]
     return {
@@ -46,9 +46,9 @@ def to_photos(
 
 
 def psnr(image: np.ndarray, truth: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB of uint8 pictures of one size.
+    """Peak signal-to-noise ratio of uint8 images of one size, in dB.
 
-    -10 log10(mean squared error), pixel values scaled to [0, 1]; 100 if equal.
+    -10 log10(mean squared error) with pixel values in [0, 1]; 100 for equal images.
     """
     error = np.mean((image.astype(np.float64) - truth.astype(np.float64)) ** 2) / 255**2
     return float(-10 * np.log10(max(error, 1e-10)))

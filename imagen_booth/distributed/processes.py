@@ -250,3 +250,10 @@ def check_same_files(name: str, folder: epath.PathLike) -> None:
 def _hosts(which: np.ndarray) -> str:
     numbers = [str(number) for number in np.flatnonzero(which)]
     return f"host {numbers[0]}" if len(numbers) == 1 else f"hosts {', '.join(numbers)}"
+
+
+def broadcast(array: np.ndarray) -> np.ndarray:
+    """The array of process 0, on every process; all give one shape and dtype."""
+    if count() == 1:
+        return array
+    return np.asarray(multihost_utils.broadcast_one_to_all(array))

@@ -1,21 +1,22 @@
-"""Batch jobs: many prompts with one run, in as many sittings as it takes.
+"""Samples many prompts with one finished run; an interrupted job resumes.
 
-    RUN/samples/NAME/64, 256, 1024/   every picture at every stage, WORDS_SEED_KEY.png
-    RUN/samples/NAME/index.jsonl      a line for each that is finished
-    RUN/samples/NAME/index.html       pages to look at them
+    RUN/samples/NAME/64, 256, 1024/   every image at every stage, WORDS_SEED_KEY.png
+    RUN/samples/NAME/index.jsonl      one line per finished image
+    RUN/samples/NAME/index.html       pages that show the images
 
-The key is a digest of all that makes a picture: the run's weights, prompt, seed and
-settings.  What is there under its name is never drawn again, so a job that was stopped
-anywhere goes on from there, and a longer file of prompts draws what is new.  The
-pictures of a stage are what the next one reads: nothing else has to be kept.
+KEY is a digest of everything an image depends on: the run's weights, the prompt, the
+seed and the settings. An image whose file exists is not sampled again, so a stopped job
+resumes, and a longer file of prompts samples only what is new. Each stage reads the
+PNG files of the stage before it, so no other state is stored.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import itertools
 import json
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -45,13 +46,12 @@ from imagen_booth.sampling.text_embeddings import embed_prompts
 from imagen_booth.text import prompt_files, prompt_suites
 from imagen_booth.weights import placement
 from imagen_booth.weights.load import shapes
-from imagen_booth.weights.placement import activation_dtype
 
 log = logging.getLogger(__name__)
 
-CHUNK = 500  # pictures drawn with one stage before the next, and shown on one page
-FIRST_BATCH = 64  # per accelerator, at first; a CPU gains nothing from large batches
-WRITERS = 8  # threads that pack PNG files
+CHUNK = 500  # images that one stage samples before the next starts; also one page
+FIRST_BATCH = 64  # images per accelerator, at first; a CPU gains nothing from more
+WRITERS = 8  # threads that encode PNG files
 
 
 def run_batch(
@@ -64,172 +64,249 @@ def run_batch(
     resolution: int = 0,
     batch: int = 0,
 ) -> epath.Path:
-    """Draws what is missing of a job into ``RUN/samples/NAME``.
+    """Samples the missing images of a file or suite into ``RUN/samples/NAME``.
 
     Args:
-        path: work directory of a finished run.
-        source: of the prompts, see ``batch_plan.rows_of``; read as they are needed.
-        name: of the folder; "" for the source's.
-        seeds: pictures per prompt.
-        first_seed: of prompts that have none of their own.
-        resolution: stop at this size in pixels; 0 for the cascade's last.
-        batch: pictures drawn together at 64 px; 0 for the run's own on a CPU and for
-            what fits elsewhere.
+        path: Work directory of a finished run.
+        source: File or suite of prompts, see ``prompt_files.read_source``; its rows
+            are read as they are needed.
+        name: Name of the folder; "" for the name of the source.
+        seeds: Images per prompt.
+        first_seed: First seed of the prompts without a seed of their own.
+        resolution: Stop at this size in pixels; 0 for the cascade's last stage.
+        batch: Images per batch at 64 px; 0 for the run's own setting on a CPU and the
+            largest batch that fits elsewhere.
 
     Returns:
         The folder.
 
     Raises:
-        InputError: no finished run there, or prompts that it cannot draw; all are
-            named, and nothing is drawn.
-        Stopped: a signal came; the same call goes on from there.
-        StorageError: something cannot be written; likewise.
-        DoesNotFit: not even one picture per device.
+        InputError: No finished run at ``path``, or prompts that cannot be sampled; all
+            are listed, and nothing is sampled.
+        Stopped: A signal arrived; the same call resumes.
+        StorageError: A file cannot be written; the same call resumes.
+        DoesNotFit: One image per device does not fit in memory.
     """
     run = finished_run.read_run(path, resolution)
     source = prompt_suites.fitting_suite(source, run.job.subject.class_noun)
+    folder = batch_plan.job_folder(path, name or epath.Path(source).stem)
     rows = prompt_files.read_source(source)
-    count = batch_plan.check_rows(run, source, rows(), first_seed, seeds)
-    cache_folder(run.job.cache, path)  # before anything is compiled
+    count = batch_plan.check_rows(run, f"--prompts={source}", rows(), first_seed, seeds)
+    with _open_sampler(run, folder, batch, count, indexed=True) as sampler:
+        planned = batch_plan.plan_images(run, sampler.passes, rows(), first_seed, seeds)
+        pages = -(-count // CHUNK)
+        for number in range(1, pages + 1):
+            chunk = list(itertools.islice(planned, CHUNK))
+            sampler.sample(chunk)
+            if processes.is_first():
+                batch_report.write(
+                    folder,
+                    [sampler.entry(each) for each in _unique(chunk, -1)],
+                    run_metadata(path, run.cascade) | {"job": folder.name},
+                    (number, pages),
+                )
+    log.info("%s", sampler.summary())
+    return folder
+
+
+def sample_prompts(
+    path: epath.Path,
+    prompts: Sequence[str],
+    name: str,
+    *,
+    seeds: int,
+    first_seed: int = 0,
+    resolution: int = 0,
+) -> epath.Path:
+    """Samples a few prompts into ``RUN/samples/NAME``, beside what is there.
+
+    ``contact_sheet.png`` in the folder of each resolution shows the images of the last
+    call.
+
+    Args:
+        path, name, seeds, first_seed, resolution: As for ``run_batch``.
+        prompts: [V] stands for the identifier and [N] for the class noun.
+
+    Returns, Raises:
+        As ``run_batch``.
+    """
+    run = finished_run.read_run(path, resolution)
+    folder = batch_plan.job_folder(path, name)
+    rows = prompt_files.flag_rows(prompts)
+    count = batch_plan.check_rows(run, "--prompt", rows, first_seed, seeds)
+    batch = run.job.pictures.batch
+    with _open_sampler(run, folder, batch, count, indexed=False) as sampler:
+        planned = list(
+            batch_plan.plan_images(run, sampler.passes, rows, first_seed, seeds)
+        )
+        for start in range(0, count, CHUNK):
+            sampler.sample(planned[start : start + CHUNK])
+    if processes.is_first():
+        for number, stage in enumerate(run.stages):
+            sheet = image_files.contact_sheet(
+                [image_files.load_png(folder / each.files[number]) for each in planned],
+                [each.named.prompt for each in planned],
+            )
+            image_files.save_png(
+                folder / str(stage.resolution) / "contact_sheet.png",
+                sheet,
+                run_metadata(path, run.cascade, run.identifier, run.noun),
+            )
+    return folder
+
+
+@contextlib.contextmanager
+def _open_sampler(
+    run: FinishedRun, folder: epath.Path, batch: int, count: int, *, indexed: bool
+) -> Iterator["_BatchSampler"]:
+    """A sampler with its mesh, signal handler, PNG writers and progress bar.
+
+    Args:
+        batch: As for ``run_batch``.
+        count: Images of the whole job, for the progress bar.
+        indexed: Whether ``index.jsonl`` lists the finished images.
+    """
+    cache_folder(run.job.cache, run.path)  # before anything is compiled
     mesh = placement.mesh_to_draw(run.cascade, run.job)
-    dtype = activation_dtype(run.job.dtype)
-    passes = batch_plan.stage_passes(run, dtype)
     if not batch:
         on_cpu = jax.default_backend() == "cpu"
         batch = run.job.pictures.batch if on_cpu else FIRST_BATCH * mesh.size
-    name = name or epath.Path(source).stem
-    folder = path / "samples" / name
-    found = batch_plan.plan_images(run, passes, rows(), first_seed, seeds)
+    dtype = placement.activation_dtype(run.job.dtype)
+    first = processes.is_first()
     with (
         jax.set_mesh(mesh),
         StopRequest() as stop,
         concurrent.futures.ThreadPoolExecutor(WRITERS) as writers,
         tqdm.tqdm(
-            total=count, desc=name, unit="picture", disable=not processes.is_first()
+            total=count, desc=folder.name, unit="image", disable=not first
         ) as bar,
     ):
-        easel = _BatchSampler(
-            run, passes, folder, batch, mesh, dtype, stop.check, writers, bar
+        yield _BatchSampler(
+            run,
+            batch_plan.stage_passes(run, dtype),
+            folder,
+            batch=batch,
+            mesh=mesh,
+            dtype=dtype,
+            index=ImageIndex(folder / "index.jsonl") if indexed and first else None,
+            check_stop=stop.check,
+            writers=writers,
+            bar=bar,
         )
-        pages = -(-count // CHUNK)
-        for number in range(1, pages + 1):
-            some = list(itertools.islice(found, CHUNK))
-            easel.draw(some)
-            if processes.is_first():
-                batch_report.write(
-                    folder,
-                    [easel.entry(each) for each in _once(some, -1)],
-                    run_metadata(path, run.cascade) | {"job": name},
-                    (number, pages),
-                )
-    log.info("%s", easel.summary())
-    return folder
 
 
-def _once(some: Iterable[PlannedImage], number: int) -> list[PlannedImage]:
-    """Without those whose picture at stage ``number`` comes twice."""
-    return list({each.files[number]: each for each in some}.values())
+def _unique(images: Iterable[PlannedImage], number: int) -> list[PlannedImage]:
+    """The images without those that share their file at stage ``number``."""
+    return list({each.files[number]: each for each in images}.values())
 
 
 class _BatchSampler:
-    """Draws chunks of pictures, one stage after the other."""
+    """Samples chunks of images, one stage after the other."""
 
     def __init__(
         self,
         run: FinishedRun,
         passes: Sequence[StagePass],
         folder: epath.Path,
+        *,
         batch: int,
         mesh: jax.sharding.Mesh,
         dtype: Any,
+        index: ImageIndex | None,
         check_stop: Callable[[], None],
         writers: concurrent.futures.Executor,
         bar: tqdm.tqdm,
     ):
         self.run, self.passes, self.folder = run, passes, folder
-        self.mesh, self.dtype = mesh, dtype
+        self.mesh, self.dtype, self.index = mesh, dtype, index
         self.check_stop, self.writers, self.bar = check_stop, writers, bar
-        # Multiples of the devices: what is drawn beyond the pictures is thrown away.
-        self.rows = {
+        # Multiples of the device count; images beyond those planned are discarded.
+        self.batch_rows = {
             each.stage.name: -(-rows_at(each.stage, batch) // mesh.size) * mesh.size
             for each in passes
         }
-        self.index = (
-            ImageIndex(folder / "index.jsonl") if processes.is_first() else None
-        )
         self.resident: dict[str, LoadedStage] = {}
         self.applies: dict[str, Callable[..., Any]] = {}
         self.together = _fit_together(run, mesh)
         self.learned = finished_run.learned_embedding(run)
-        # A batch on its way to the disk: its stage, its pictures, what packs them.
+        # The batch that is being written: stage number, images, pending writers.
         self.writing: tuple[int, Sequence[PlannedImage], list[Any]] | None = None
-        self.clock, self.drawn = TimeLog(), 0
+        self.clock, self.sampled = TimeLog(), 0
 
-    def draw(self, chunk: Sequence[PlannedImage]) -> None:
-        """Draws what is missing of a chunk."""
-        wanted, missing = [], chunk
-        for number in reversed(range(len(self.passes))):
-            missing = [
-                each
-                for each in _once(missing, number)
-                # One answer for all hosts, or they would draw different batches.
-                if processes.any_host(not (self.folder / each.files[number]).exists())
-            ]
-            wanted.insert(0, missing)
-        self.bar.update(len(chunk) - len(wanted[-1]))
-        if any(wanted):
+    def sample(self, chunk: Sequence[PlannedImage]) -> None:
+        """Samples the missing images of a chunk."""
+        missing = self._missing(chunk)
+        self.bar.update(len(chunk) - len(missing[-1]))
+        if any(missing):
             if not self.together:
                 self.resident.clear()  # room for the text encoder
             with self.clock.at(LOADING):
-                found = self._embed(wanted)
-            for number, some in enumerate(wanted):
-                if some:
-                    self._draw_stage(number, some, found)
-        self._list(_once(chunk, -1))
+                embeddings = self._embed(missing)
+            for number, images in enumerate(missing):
+                if images:
+                    self._sample_stage(number, images, embeddings)
+        self._list(_unique(chunk, -1))
 
-    def entry(self, picture: PlannedImage) -> dict[str, Any]:
-        """A finished picture as ``index.jsonl`` has it."""
-        first = self.passes[0]
+    def entry(self, image: PlannedImage) -> dict[str, Any]:
+        """The line of ``index.jsonl`` for a finished image."""
         return {
-            "file": picture.files[-1],
-            "prompt": picture.named.prompt,
-            "negative_prompt": picture.named.negative,
-            "seed": picture.seed,
-            "guidance": picture.sampler(first).guidance,
-            "family": picture.family,
-            "files": picture.files,
+            "file": image.files[-1],
+            "prompt": image.named.prompt,
+            "negative_prompt": image.named.negative,
+            "seed": image.seed,
+            "guidance": image.sampler(self.passes[0]).guidance,
+            "family": image.family,
+            "files": image.files,
         }
 
     def summary(self) -> str:
-        """What a job took, and how much of that is the host's."""
-        if not self.drawn:
+        """One sentence on the job's time and the host's share of it."""
+        if not self.sampled:
             return "nothing was missing"
         total = self.clock.total()
         networks, loading = (self.clock.spent[what] for what in (NETWORKS, LOADING))
         rest = total - networks - loading
         return (
-            f"drew {self.drawn} pictures, those of every stage counted, in "
-            f"{total:.1f} s: {networks:.1f} s in the networks, {loading:.1f} s on text "
-            f"and weights, {rest:.1f} s on the host beside them, "
-            f"{1000 * rest / self.drawn:.1f} ms a picture or {rest / networks:.1%} of "
-            "the networks' time"
+            f"sampled {self.sampled} images, counting every stage, in {total:.1f} s: "
+            f"{networks:.1f} s in the networks, {loading:.1f} s loading text and "
+            f"weights, {rest:.1f} s of other host work, "
+            f"{1000 * rest / self.sampled:.1f} ms per image or {rest / networks:.1%} "
+            "of the networks' time"
         )
 
-    def _list(self, some: Sequence[PlannedImage]) -> None:
-        if self.index is not None:
-            self.index.add(self.entry(each) for each in some)
-
-    def _embed(self, wanted: Sequence[Sequence[PlannedImage]]) -> dict[str, Embedding]:
-        job = self.run.job
-        spoken = [
-            text
-            for each, some in zip(self.passes, wanted, strict=True)
-            for picture in some
-            for text in picture.spoken(each)
+    def _missing(self, chunk: Sequence[PlannedImage]) -> list[list[PlannedImage]]:
+        """The images to sample, by stage: process 0 decides, all processes obey."""
+        absent = np.zeros((len(self.passes), len(chunk)), np.uint8)
+        if processes.is_first():
+            rows = list(range(len(chunk)))
+            for number in reversed(range(len(self.passes))):
+                rows = [
+                    row
+                    for row in rows
+                    if not (self.folder / chunk[row].files[number]).exists()
+                ]
+                absent[number, rows] = 1
+        absent = processes.broadcast(absent)
+        return [
+            _unique((chunk[row] for row in np.flatnonzero(stage).tolist()), number)
+            for number, stage in enumerate(absent)
         ]
-        found, _ = embed_prompts(
+
+    def _list(self, images: Sequence[PlannedImage]) -> None:
+        if self.index is not None:
+            self.index.add(self.entry(each) for each in images)
+
+    def _embed(self, missing: Sequence[Sequence[PlannedImage]]) -> dict[str, Embedding]:
+        job = self.run.job
+        texts = [
+            text
+            for each, images in zip(self.passes, missing, strict=True)
+            for image in images
+            for text in image.texts(each)
+        ]
+        embeddings, _ = embed_prompts(
             self.run.cascade,
-            spoken,
+            texts,
             weights=job.weights.text,
             vocabulary=job.weights.vocabulary,
             cleaning=job.cleaning,
@@ -239,37 +316,40 @@ class _BatchSampler:
             learned=self.learned,
             rules=job.mesh.rules,
         )
-        return found
+        return embeddings
 
-    def _ready(self, stage: Stage) -> LoadedStage:
-        """A stage's weights; those of another go first where both have no room."""
+    def _load(self, stage: Stage) -> LoadedStage:
+        """A stage with its weights; unloads the others if both do not fit."""
         if stage.name not in self.resident:
             if not self.together:
                 self.resident.clear()
-            ready = finished_run.load_stage(self.run, stage, self.mesh, self.dtype)
-            # The sampler is compiled for a forward function: keep to the first one.
-            apply = self.applies.setdefault(stage.name, ready.part.apply)
-            part = dataclasses.replace(ready.part, apply=apply)
-            self.resident[stage.name] = dataclasses.replace(ready, part=part)
+            loaded = finished_run.load_stage(self.run, stage, self.mesh, self.dtype)
+            # The sampler is compiled for a forward function: reuse the first one.
+            apply = self.applies.setdefault(stage.name, loaded.part.apply)
+            part = dataclasses.replace(loaded.part, apply=apply)
+            self.resident[stage.name] = dataclasses.replace(loaded, part=part)
         return self.resident[stage.name]
 
-    def _draw_stage(
-        self, number: int, some: Sequence[PlannedImage], found: dict[str, Embedding]
+    def _sample_stage(
+        self,
+        number: int,
+        images: Sequence[PlannedImage],
+        embeddings: dict[str, Embedding],
     ) -> None:
         each = self.passes[number]
         with self.clock.at(LOADING):
-            ready = self._ready(each.stage)
+            loaded = self._load(each.stage)
         groups: dict[SamplerConfig, list[PlannedImage]] = {}
-        for picture in some:
-            groups.setdefault(picture.sampler(each), []).append(picture)
+        for image in images:
+            groups.setdefault(image.sampler(each), []).append(image)
         for sampler, group in groups.items():
             while group:
-                rows = self.rows[each.stage.name]
+                rows = self.batch_rows[each.stage.name]
                 try:
                     self.check_stop()
                     with self.clock.at(NETWORKS):
-                        images = self._draw_batch(
-                            number, ready, sampler, group[:rows], found
+                        pixels = self._sample_batch(
+                            number, loaded, sampler, group[:rows], embeddings
                         )
                 except jax.errors.JaxRuntimeError as error:
                     if "RESOURCE_EXHAUSTED" not in str(error):
@@ -277,59 +357,61 @@ class _BatchSampler:
                     self._halve(each.stage)
                     continue
                 finally:
-                    # What was drawn before is packed while this is drawn, and kept
-                    # whatever becomes of this.
-                    self._finish()
-                self._write(number, group[:rows], images)
+                    # The previous batch is written while this one is sampled, and
+                    # listed whatever happens to this one.
+                    self._finish_writing()
+                self._start_writing(number, group[:rows], pixels)
                 group = group[rows:]
-        self._finish()
+        self._finish_writing()
 
-    def _draw_batch(
+    def _sample_batch(
         self,
         number: int,
-        ready: LoadedStage,
+        loaded: LoadedStage,
         sampler: SamplerConfig,
-        some: Sequence[PlannedImage],
-        found: dict[str, Embedding],
+        images: Sequence[PlannedImage],
+        embeddings: dict[str, Embedding],
     ) -> np.ndarray:
-        spoken = [picture.spoken(self.passes[number]) for picture in some]
+        texts = [image.texts(self.passes[number]) for image in images]
         low = None
         if number:
-            below = [self.folder / picture.files[number - 1] for picture in some]
+            below = [self.folder / image.files[number - 1] for image in images]
             low = np.stack([image_files.load_png(path) for path in below])
         return sample_stage(
-            ready.stage,
-            ready.part,
-            ready.params,
+            loaded.stage,
+            loaded.part,
+            loaded.params,
             sampler,
-            [found[each.prompt] for each in spoken],
-            [found[each.negative] for each in spoken],
-            [picture.seed for picture in some],
+            [embeddings[each.prompt] for each in texts],
+            [embeddings[each.negative] for each in texts],
+            [image.seed for image in images],
             mesh=self.mesh,
             low=low,
-            level=ready.level,
-            rows=self.rows[ready.stage.name],
+            level=loaded.level,
+            rows=self.batch_rows[loaded.stage.name],
         )
 
     def _halve(self, stage: Stage) -> None:
-        rows, size = self.rows[stage.name], self.mesh.size
+        rows, size = self.batch_rows[stage.name], self.mesh.size
         if rows == size:
             raise DoesNotFit(
-                f"{stage.name} at {stage.resolution} px does not fit in memory, not "
-                "with one picture per device; give a --resolution below that"
+                f"{stage.name} at {stage.resolution} px does not fit in memory, even "
+                "with one image per device; give a lower --resolution"
             )
-        self.rows[stage.name] = fewer = rows // size // 2 * size
+        self.batch_rows[stage.name] = fewer = rows // size // 2 * size
         log.warning(
-            "%d pictures of %d px do not fit in memory; going on with %d at a time",
-            *(rows, stage.resolution, fewer),
+            "%d images of %d px do not fit in memory; the batch is now %d images",
+            rows,
+            stage.resolution,
+            fewer,
         )
 
-    def _write(
-        self, number: int, some: Sequence[PlannedImage], images: np.ndarray
+    def _start_writing(
+        self, number: int, images: Sequence[PlannedImage], pixels: np.ndarray
     ) -> None:
-        """Begins to store a batch; each host packs its share of the rows."""
+        """Starts to write a batch; each host writes its share of the rows."""
         each, run = self.passes[number], self.run
-        story = run_metadata(run.path, run.cascade) | {
+        shared = run_metadata(run.path, run.cascade) | {
             "subject": run.noun,
             "identifier": run.identifier,
             "stage": each.stage.name,
@@ -338,45 +420,46 @@ class _BatchSampler:
             **({"learned": self.learned.digest()} if self.learned else {}),
         }
         if each.stage.name in run.licences:
-            story["weights_licence"] = run.licences[each.stage.name]
+            shared["weights_licence"] = run.licences[each.stage.name]
 
-        def store(row: int) -> None:
-            picture = some[row]
-            about = {
-                "prompt": picture.named.prompt,
-                "seed": str(picture.seed),
-                "sampler": json.dumps(dataclasses.asdict(picture.sampler(each))),
+        def write(row: int) -> None:
+            image = images[row]
+            own = {
+                "prompt": image.named.prompt,
+                "seed": str(image.seed),
+                "sampler": json.dumps(dataclasses.asdict(image.sampler(each))),
             }
-            if picture.named.negative:
-                about["negative_prompt"] = picture.named.negative
-            if picture.family:
-                about["family"] = picture.family
-            path = self.folder / picture.files[number]
-            image_files.save_png(path, images[row], about | story)
+            if image.named.negative:
+                own["negative_prompt"] = image.named.negative
+            if image.family:
+                own["family"] = image.family
+            path = self.folder / image.files[number]
+            image_files.save_png(path, pixels[row], own | shared)
 
-        mine = range(processes.index(), len(some), processes.count())
-        self.writing = (number, some, [self.writers.submit(store, row) for row in mine])
+        mine = range(processes.index(), len(images), processes.count())
+        pending = [self.writers.submit(write, row) for row in mine]
+        self.writing = (number, images, pending)
 
-    def _finish(self) -> None:
-        """Waits for the batch that is being stored, and lists what it finishes.
+    def _finish_writing(self) -> None:
+        """Waits until the batch is written, and lists the images it finishes.
 
         Raises:
-            StorageError: a picture cannot be written.
+            StorageError: An image cannot be written.
         """
         if self.writing is None:
             return
-        (number, some, packing), self.writing = self.writing, None
-        for each in concurrent.futures.as_completed(packing):
-            each.result()  # raises what a writer raised
+        (number, images, pending), self.writing = self.writing, None
+        for each in concurrent.futures.as_completed(pending):
+            each.result()  # raises the writer's error
         processes.wait("batch")
-        self.drawn += len(some)
+        self.sampled += len(images)
         if number == len(self.passes) - 1:
-            self._list(some)
-            self.bar.update(len(some))
+            self._list(images)
+            self.bar.update(len(images))
 
 
 def _fit_together(run: FinishedRun, mesh: jax.sharding.Mesh) -> bool:
-    """Whether all U-Nets may stay: by half the memory, the rest is for the work."""
+    """Whether all U-Nets fit in half of the memory; activations need the rest."""
     room = device_memory.available()
     if room is None:
         return False

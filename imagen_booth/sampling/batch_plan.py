@@ -1,4 +1,4 @@
-"""What a batch job is to draw: its rows looked at, its pictures named."""
+"""Plans a batch job: checks its rows, names its images."""
 
 import dataclasses
 import hashlib
@@ -7,10 +7,13 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from etils import epath
+
 from imagen_booth.cascade import Stage
 from imagen_booth.diffusion.sampler import SamplerConfig
 from imagen_booth.errors import InputError
 from imagen_booth.sampling import finished_run
+from imagen_booth.sampling.cascade_sampler import MAX_SEED
 from imagen_booth.sampling.finished_run import FinishedRun
 from imagen_booth.sampling.text_embeddings import cleaning_name, load_tokenizer
 from imagen_booth.text import caption_cleaning
@@ -18,12 +21,14 @@ from imagen_booth.text.prompt_files import Row
 from imagen_booth.text.tokenizer import UNKNOWN
 from imagen_booth.weights.load import weight_origin
 
-MOST_GUIDANCES = 8  # each is another program to compile
-SHOWN = 20  # bad rows named
+MAX_GUIDANCES = 8  # each compiles another program
+MAX_LISTED = 20  # bad rows in an error
+# Folders in RUN/samples that training writes.
+TRAINING_FOLDERS = ("final", "previews")
 
 
 class PromptPair(NamedTuple):
-    """What a stage reads."""
+    """The two texts that a stage reads."""
 
     prompt: str
     negative: str
@@ -34,12 +39,13 @@ class StagePass:
     """One stage of a job.
 
     Attributes:
-        stage: the network.
-        sampler: how it draws, but for the guidance that a row may set.
-        steps: it was tuned for; 0 if it is as it came.
-        named: it is told of the subject by its identifier, see ``Job.names``.
-        weights: fingerprint of the weights it came with.
-        made: digest of all that its pictures depend on besides what a row says.
+        stage: The stage.
+        sampler: Sampler settings; a row may set another guidance.
+        steps: Steps of fine-tuning; 0 if the stage is as published.
+        named: Whether its prompts name the subject by the identifier, see
+            ``Job.names``.
+        weights: Fingerprint of the weights that it starts from.
+        made: Digest of all that its images depend on besides their row.
     """
 
     stage: Stage
@@ -52,15 +58,15 @@ class StagePass:
 
 @dataclasses.dataclass(frozen=True)
 class PlannedImage:
-    """One picture to draw.
+    """One image to sample.
 
     Attributes:
-        seed: of its noise.
-        guidance: weight in the base stage; None for the run's.
-        family: of prompts, in a suite.
-        named: for stages that know the subject.
-        plain: without the identifier, for those that do not.
-        files: at each stage, below the job's folder.
+        seed: Seed of its noise.
+        guidance: Guidance weight of the base stage; None for the run's.
+        family: Family of its prompt, in a suite.
+        named: Texts for stages that know the identifier.
+        plain: Texts without the identifier, for stages that do not.
+        files: Its file at each stage, relative to the job's folder.
     """
 
     seed: int
@@ -70,131 +76,169 @@ class PlannedImage:
     plain: PromptPair
     files: tuple[str, ...] = ()
 
-    def spoken(self, each: StagePass) -> PromptPair:
-        """What a stage reads of it."""
+    def texts(self, each: StagePass) -> PromptPair:
+        """The texts that a stage reads for this image."""
         return self.named if each.named else self.plain
 
     def sampler(self, each: StagePass) -> SamplerConfig:
-        """How a stage draws it."""
+        """The sampler settings of a stage for this image."""
         if self.guidance is None or each.stage.low_resolution is not None:
             return each.sampler
         return dataclasses.replace(each.sampler, guidance=self.guidance)
 
 
-def check_rows(
-    run: FinishedRun, source: str, rows: Iterable[Row], first_seed: int, seeds: int
-) -> int:
-    """Looks at every row before anything is drawn.
-
-    Returns:
-        How many pictures the rows ask for.
+def job_folder(run: epath.Path, name: str) -> epath.Path:
+    """The folder ``RUN/samples/NAME`` of a job.
 
     Raises:
-        InputError: naming the rows that cannot be drawn, and why.
+        InputError: The name is not one path component of UTF-8 text, or belongs to
+            training.
     """
-    pieces = load_tokenizer(run.cascade, run.job.weights.vocabulary)
-    clean = (
-        caption_cleaning.cleaner(cleaning_name(run.cascade, run.job.cleaning)) or str
-    )
-    usual = run.job.pictures.base.guidance
+    fault = ""
+    if name in ("", ".", "..") or any(mark in name for mark in "/\\\0"):
+        fault = "is not the name of one folder inside RUN/samples"
+    elif any(unicodedata.category(mark) in ("Cc", "Cs") for mark in name):
+        fault = "holds characters that are not printable UTF-8 text"
+    elif name in TRAINING_FOLDERS:
+        fault = "is a folder that training writes"
+    if fault:
+        raise InputError(f"--name={name!r} {fault}; give a name such as --name=snow")
+    return run / "samples" / name
 
-    def fault(row: Row) -> str:
+
+class _RowChecker:
+    """Finds why a run cannot sample a row."""
+
+    def __init__(self, run: FinishedRun, first_seed: int, seeds: int):
+        self.run, self.first_seed, self.seeds = run, first_seed, seeds
+        self.tokenizer = load_tokenizer(run.cascade, run.job.weights.vocabulary)
+        cleaning = cleaning_name(run.cascade, run.job.cleaning)
+        self.clean = caption_cleaning.cleaner(cleaning) or str
+        self.guidance = run.job.pictures.base.guidance
+        self.guidances = {self.guidance}
+
+    def problem(self, row: Row) -> str:
+        """Why the row cannot be sampled; "" if it can."""
         if row.problem:
             return row.problem
-        first = first_seed if row.seed is None else row.seed
-        if first + seeds > 2**32:
-            return f"seed={first} with {seeds} pictures goes beyond {2**32 - 1}"
-        guidance = usual if row.guidance is None else row.guidance
+        first = self.first_seed if row.seed is None else row.seed
+        last = first + self.seeds - 1
+        if not 0 <= first <= last <= MAX_SEED:
+            return f"seeds {first} to {last} are not all within 0 to {MAX_SEED}"
+        guidance = self.guidance if row.guidance is None else row.guidance
         if row.negative_prompt and guidance == 1.0:
-            return "a negative prompt says nothing at guidance 1; give the row another"
-        for field in ("prompt", "negative_prompt"):
-            text = getattr(row, field)
-            strange = [c for c in text if unicodedata.category(c) in ("Cc", "Cs")]
-            if strange:
-                return f"{field} holds {strange[0]!r}, which is no UTF-8 text"
-            try:
-                filled = clean(run.named(text))
-            except InputError as error:
-                return str(error)
-            if field == "prompt" and not filled.strip():
-                return "prompt is empty" + (" once it is cleaned" if text else "")
-            # The words of the run itself are not the row's fault.
-            own = clean(re.sub(r"\[[vn]\]", "", text, flags=re.IGNORECASE)).split()
-            lacking = [word for word in own if UNKNOWN in pieces.pieces(word)]
-            if lacking:
-                return (
-                    f"{field} holds {lacking[0][:40]!r}, for which the vocabulary has "
-                    "no tokens"
-                )
-            length = len(pieces.pieces(filled)) + 1
-            if length > pieces.length:
-                return (
-                    f"{field} is {length} tokens long and the {run.cascade.name} "
-                    f"cascade reads {pieces.length}; shorten it"
-                )
+            return "a negative prompt has no effect at guidance 1; set another guidance"
+        problem = self._text_problem("prompt", row.prompt) or self._text_problem(
+            "negative_prompt", row.negative_prompt
+        )
+        if problem:
+            return problem
+        self.guidances.add(guidance)
+        if len(self.guidances) > MAX_GUIDANCES:
+            return f"more than {MAX_GUIDANCES} values of guidance in one job"
         return ""
 
-    good, bad, said = 0, 0, []
-    guidances = {usual}
-    for row in rows:
-        problem = fault(row)
-        if not problem and row.guidance is not None:
-            guidances.add(row.guidance)
-            if len(guidances) > MOST_GUIDANCES:
-                problem = f"more than {MOST_GUIDANCES} values of guidance in one job"
-        good, bad = good + (not problem), bad + bool(problem)
-        if problem and len(said) < SHOWN:
-            said.append(f"  {row.where}: {problem}")
-    if bad:
-        more = [f"  and {bad - len(said)} more"] if bad > len(said) else []
-        raise InputError(
-            "\n".join(
-                [
-                    f"--prompts={source}: {bad} of {good + bad} rows cannot be drawn; "
-                    "mend or remove them, nothing was drawn",
-                    *said,
-                    *more,
-                ]
+    def _text_problem(self, field: str, text: str) -> str:
+        control = [c for c in text if unicodedata.category(c) in ("Cc", "Cs")]
+        if control:
+            return f"{field} holds {control[0]!r}, which is not UTF-8 text"
+        try:
+            filled = self.clean(self.run.named(text))
+        except InputError as error:
+            return str(error)
+        if field == "prompt" and not filled.strip():
+            return "prompt is empty" + (" after cleaning" if text else "")
+        # The run's own identifier and class noun are not the row's fault.
+        own = re.sub(r"\[[vn]\]", "", text, flags=re.IGNORECASE)
+        for word in self.clean(own).split():
+            if UNKNOWN in self.tokenizer.pieces(word):
+                return (
+                    f"{field} holds {word[:40]!r}, for which the vocabulary has no "
+                    "tokens"
+                )
+        length = len(self.tokenizer.pieces(filled)) + 1
+        if length > self.tokenizer.length:
+            return (
+                f"{field} is {length} tokens long and the {self.run.cascade.name} "
+                f"cascade reads {self.tokenizer.length}; shorten it"
             )
+        return ""
+
+
+def check_rows(
+    run: FinishedRun, flag: str, rows: Iterable[Row], first_seed: int, seeds: int
+) -> int:
+    """Checks every row before anything is sampled.
+
+    Args:
+        flag: The flag that gave the rows, for errors.
+        first_seed: First seed of the rows without a seed of their own.
+        seeds: Images per row.
+
+    Returns:
+        Number of images that the rows ask for.
+
+    Raises:
+        InputError: Rows that cannot be sampled, with the reason for each; or no rows.
+    """
+    checker = _RowChecker(run, first_seed, seeds)
+    good, bad, listed = 0, 0, []
+    for row in rows:
+        problem = checker.problem(row)
+        good, bad = good + (not problem), bad + bool(problem)
+        if problem and len(listed) < MAX_LISTED:
+            listed.append(f"  {row.where}: {problem}")
+    if bad:
+        more = [f"  and {bad - len(listed)} more"] if bad > len(listed) else []
+        first = (
+            f"{flag}: {bad} of {good + bad} rows cannot be sampled; correct or remove "
+            "them, nothing was sampled"
         )
+        raise InputError("\n".join([first, *listed, *more]))
     if not good:
-        raise InputError(f"--prompts={source} holds no prompts")
+        raise InputError(f"{flag} holds no prompts")
     return good * seeds
 
 
 def stage_passes(run: FinishedRun, dtype: Any) -> tuple[StagePass, ...]:
-    """The stages of a run, with what identifies their work; no weights are read.
+    """The stages of a run and the digests of their work; reads no weights.
 
     Raises:
-        InputError: missing weights, or a tuning that has not come to an end.
+        InputError: Missing weights, or a stage whose fine-tuning is not finished.
     """
-    job, found = run.job, []
-    reading = weight_origin(run.cascade, "text", job.weights.text)["sha256"]
+    job, passes = run.job, []
+    encoder = weight_origin(run.cascade, "text", job.weights.text)["sha256"]
     learned = finished_run.learned_embedding(run)
     cleaning = cleaning_name(run.cascade, job.cleaning)
     for stage in run.stages:
-        weights = weight_origin(
-            run.cascade, stage.name, getattr(job.weights, stage.name)
-        )
+        source = getattr(job.weights, stage.name)
+        weights = weight_origin(run.cascade, stage.name, source)["sha256"]
         steps = finished_run.tuned_steps(run, stage)
         recipe = run.path / stage.name / "recipe.json"
         named = job.names(stage.name, steps)
-        made = (
-            *(weights["sha256"], steps, recipe.read_text() if steps else ""),
-            *(reading, cleaning, repr(stage), str(dtype)),
+        made = [
+            weights,
+            steps,
+            recipe.read_text() if steps else "",
+            encoder,
+            cleaning,
+            repr(stage),
+            str(dtype),
             job.tuning(stage.name).level if steps else stage.normal_level,
-            *((learned.digest(),) if learned is not None and named else ()),
-        )
-        found.append(
+        ]
+        if learned is not None and named:
+            made.append(learned.digest())
+        passes.append(
             StagePass(
-                stage,
-                getattr(job.pictures, stage.name),
-                *(steps, named),
-                weights["sha256"],
-                hashlib.sha256(repr(made).encode()).hexdigest(),
+                stage=stage,
+                sampler=getattr(job.pictures, stage.name),
+                steps=steps,
+                named=named,
+                weights=weights,
+                made=hashlib.sha256(repr(tuple(made)).encode()).hexdigest(),
             )
         )
-    return tuple(found)
+    return tuple(passes)
 
 
 def plan_images(
@@ -204,23 +248,20 @@ def plan_images(
     first_seed: int,
     seeds: int,
 ) -> Iterator[PlannedImage]:
-    """The pictures that rows ask for, in their order, each with its files."""
+    """The images that rows ask for, in their order, each with its files."""
     for row in rows:
         named, plain = (
-            PromptPair(fill(row.prompt), fill(row.negative_prompt))
+            PromptPair(prompt=fill(row.prompt), negative=fill(row.negative_prompt))
             for fill in (run.named, run.plain)
         )
         slug = re.sub(r"[^a-z0-9]+", "-", plain.prompt.lower())[:40].strip("-")
         first = first_seed if row.seed is None else row.seed
         for seed in range(first, first + seeds):
-            picture = PlannedImage(seed, row.guidance, row.family, named, plain)
+            image = PlannedImage(seed, row.guidance, row.family, named, plain)
             files, key = [], ""
             for each in passes:
-                made = (
-                    *(key, each.made, seed),
-                    *picture.spoken(each),
-                    repr(picture.sampler(each)),
-                )
+                texts, sampler = image.texts(each), repr(image.sampler(each))
+                made = (key, each.made, seed, texts.prompt, texts.negative, sampler)
                 key = hashlib.sha256(repr(made).encode()).hexdigest()[:16]
                 files.append(f"{each.stage.resolution}/{slug}_{seed}_{key}.png")
-            yield dataclasses.replace(picture, files=tuple(files))
+            yield dataclasses.replace(image, files=tuple(files))

@@ -1,7 +1,7 @@
 """Prompts -> cascade -> images.
 
-The same function draws class images, preview grids and the pictures of a run.  An
-image depends on its prompt, its seed and the settings, not on the batch it is in.
+The same function samples class images, previews and the images of a run. An image
+depends on its prompt, its seed and the settings, not on the batch it is in.
 """
 
 import dataclasses
@@ -23,14 +23,16 @@ from imagen_booth.data.pipeline import to_bytes, to_unit
 from imagen_booth.denoiser import condition, guided_denoiser
 from imagen_booth.diffusion import sampler
 from imagen_booth.distributed import sharding
+from imagen_booth.errors import InputError
 from imagen_booth.models.hint import hint
 from imagen_booth.train_state import Params
 from imagen_booth.weights.load import Part, find
 
-# Each stage draws from its own stream of a picture's seed; the number is part of
-# what a seed means, so it never changes.
+MAX_SEED = 2**32 - 1  # seeds are uint32
+# Each stage has its own random stream of an image's seed. A changed number would change
+# the images of every seed.
 STREAM = {"base": 0, "sr256": 1, "sr1024": 2}
-LOW_NOISE = 2**31 - 1  # fold for the noise of the low-res image, beyond all steps
+LOW_NOISE = 2**31 - 1  # folded in for the noise of the low-res image; beyond all steps
 
 
 @functools.lru_cache(maxsize=32)
@@ -39,17 +41,17 @@ def sampler_program(
     apply: Callable[..., Any],
     config: sampler.SamplerConfig,
 ) -> Callable[..., Any]:
-    """The jitted sampler of a stage; kept, so that it compiles once per shape.
+    """The jitted sampler of a stage; cached, so that it compiles once per shape.
 
     Returns:
-        ``(params, seeds, text, mask, null, null_mask, low, level) -> images``, the
-        inputs as ``inputs`` makes them, images [B, R, R, 3] f32 in [-1, 1].
+        ``(params, seeds, text, mask, null, null_mask, low, level) -> images``, with
+        inputs from ``sampler_inputs`` and images [B, R, R, 3] f32 in [-1, 1].
     """
     plan = sampler.plan(stage.schedule, config)
     shape = (stage.resolution, stage.resolution, 3)
 
     @jax.jit
-    def draw(params, seeds, text, mask, null, null_mask, low, level):
+    def program(params, seeds, text, mask, null, null_mask, low, level):
         root = jax.vmap(jax.random.key)(seeds)
         keys = jax.vmap(lambda key: jax.random.fold_in(key, STREAM[stage.name]))(root)
         cond = None
@@ -61,13 +63,16 @@ def sampler_program(
         denoise = guided_denoiser(
             stage,
             functools.partial(apply, params),
-            *(text, mask, null, null_mask),
+            text,
+            mask,
+            null,
+            null_mask,
             cond,
             config,
         )
         return hint(sampler.sample(denoise, keys, shape, plan, config))
 
-    return draw
+    return program
 
 
 def sample_stage(
@@ -84,20 +89,23 @@ def sample_stage(
     level: float = 0.0,
     rows: int | None = None,
 ) -> np.ndarray:
-    """Draws one image per embedding with one stage.
+    """Samples one image per embedding with one stage.
 
     Args:
-        part: the stage's network; its ``apply`` is used.
-        params: the weights to draw with.
-        embeddings: B prompts.
-        null: what guidance moves away from, for all or one per prompt.
-        seeds: B integers below 2^32.
-        low: [B, h, w, 3] uint8 images of the stage before; None for the base stage.
-        level: augmentation level of ``low``.
-        rows: compile for this many rows and pad up to it; default B.
+        part: The stage's network, for its ``apply``.
+        params: The weights to sample with.
+        embeddings: Embeddings of B prompts.
+        null: What guidance moves away from: one embedding for all, or one per prompt.
+        seeds: B integers from 0 to ``MAX_SEED``.
+        low: [B, h, w, 3] uint8 images of the previous stage; None for the base stage.
+        level: Augmentation level of ``low``.
+        rows: Number of rows to compile for and pad to; B by default.
 
     Returns:
         [B, R, R, 3] uint8 on every process.
+
+    Raises:
+        InputError: A seed out of range.
     """
     # The global batch is the same numpy array on every process.
     placed = {
@@ -124,12 +132,21 @@ def sampler_inputs(
     rows: int | None,
     devices: int,
 ) -> dict[str, np.ndarray | None]:
-    """The global batch that a stage's sampler is given.
+    """The global batch of a stage's sampler.
 
     Args:
-        embeddings, null, seeds, low, level, rows: as ``draw_stage`` takes them.
-        devices: the rows are made a multiple of these, by repeating some.
+        embeddings, null, seeds, low, level, rows: As for ``sample_stage``.
+        devices: The number of rows is padded to a multiple of this by repeating rows.
+
+    Raises:
+        InputError: A seed out of range.
     """
+    outside = [seed for seed in seeds if not 0 <= seed <= MAX_SEED]
+    if outside:
+        raise InputError(
+            f"an image has the seed {outside[0]}, but seeds run from 0 to {MAX_SEED}; "
+            "give another first seed"
+        )
     count = len(embeddings)
     nulls = [null] * count if isinstance(null, Embedding) else list(null)
     total = -(-(rows or count) // devices) * devices
@@ -151,14 +168,16 @@ def sampler_inputs(
 
 @dataclasses.dataclass(frozen=True)
 class LoadedStage:
-    """A stage ready to draw with.
+    """A stage with its weights.
 
     Attributes:
-        stage, part: the network.
-        params: the weights to use.
-        level: augmentation level of the low-res image.
-        steps: steps it was tuned for; 0 if it is as it came.
-        named: it is told of the subject by its identifier, see ``Job.names``.
+        stage: The stage.
+        part: Its network.
+        params: The weights to sample with.
+        level: Augmentation level of the low-res image.
+        steps: Steps of fine-tuning; 0 if the stage is as published.
+        named: Whether its prompts name the subject by the identifier, see
+            ``Job.names``.
     """
 
     stage: Stage
@@ -171,13 +190,13 @@ class LoadedStage:
 
 @dataclasses.dataclass(frozen=True)
 class ImageRequest:
-    """One picture to draw.
+    """One image to sample.
 
     Attributes:
-        prompt: what is drawn; stages that know the identifier read this.
-        plain: the prompt without the identifier, for stages that do not.
-        seed: of its noise, below 2^32.
-        name: file name without suffix.
+        prompt: Prompt for the stages that know the identifier.
+        plain: Prompt without the identifier, for the stages that do not.
+        seed: Seed of its noise, from 0 to ``MAX_SEED``.
+        name: File name without suffix.
     """
 
     prompt: str
@@ -187,48 +206,48 @@ class ImageRequest:
 
 
 def rows_at(stage: Stage, batch: int) -> int:
-    """Pictures drawn together: ``batch`` at 64 px, fewer where they are larger."""
+    """Images per batch: ``batch`` at 64 px, fewer at higher resolutions."""
     return max(2, batch * 64 // stage.resolution)
 
 
 def sample_cascade(
-    ready: Sequence[LoadedStage],
+    stages: Sequence[LoadedStage],
     requests: Sequence[ImageRequest],
-    found: Mapping[str, Embedding],
+    embeddings: Mapping[str, Embedding],
     samplers: Mapping[str, sampler.SamplerConfig],
     *,
     batch: int,
     mesh: jax.sharding.Mesh,
     check_stop: Callable[[], None],
 ) -> Iterator[tuple[LoadedStage, np.ndarray]]:
-    """Draws pictures stage by stage, all of them with one stage before the next.
+    """Samples images stage by stage: all of one stage before the next.
 
     Args:
-        ready: the stages, from low to high resolution.
-        found: embeddings of every prompt; "" is the null text.
-        samplers: by stage name.
-        batch: pictures drawn together at 64 px.
-        check_stop: raises if the run is asked to stop; called between batches.
+        stages: The stages, from low to high resolution.
+        embeddings: Embedding of every prompt; "" is the null text.
+        samplers: Sampler settings by stage name.
+        batch: Images per batch at 64 px.
+        check_stop: Raises if a signal asked the run to stop; called between batches.
 
     Yields:
-        Each stage with its [B, R, R, 3] uint8 pictures, in the order of ``requests``.
+        Each stage with its [B, R, R, 3] uint8 images, in the order of ``requests``.
     """
     lows: np.ndarray | None = None
-    for each in ready:
+    for each in stages:
         rows = rows_at(each.stage, batch)
-        drawn = []
+        images = []
         for start in range(0, len(requests), rows):
             check_stop()
             some = requests[start : start + rows]
-            spoken = [one.prompt if each.named else one.plain for one in some]
-            drawn.append(
+            texts = [one.prompt if each.named else one.plain for one in some]
+            images.append(
                 sample_stage(
                     each.stage,
                     each.part,
                     each.params,
                     samplers[each.stage.name],
-                    [found[prompt] for prompt in spoken],
-                    found[""],
+                    [embeddings[text] for text in texts],
+                    embeddings[""],
                     [one.seed for one in some],
                     mesh=mesh,
                     low=None if lows is None else lows[start : start + rows],
@@ -236,17 +255,19 @@ def sample_cascade(
                     rows=rows,
                 )
             )
-        lows = np.concatenate(drawn)
+        lows = np.concatenate(images)
         yield each, lows
 
 
-def image_metadata(ready: LoadedStage, config: sampler.SamplerConfig) -> dict[str, str]:
-    """What the metadata of a stage's pictures says of how they were drawn."""
+def image_metadata(
+    loaded: LoadedStage, config: sampler.SamplerConfig
+) -> dict[str, str]:
+    """Metadata that the images of one stage share."""
     return {
-        "stage": ready.stage.name,
-        "weights": ready.part.fingerprint,
-        "weights_licence": ready.part.licence,
-        "tuned_steps": str(ready.steps),
+        "stage": loaded.stage.name,
+        "weights": loaded.part.fingerprint,
+        "weights_licence": loaded.part.licence,
+        "tuned_steps": str(loaded.steps),
         "sampler": json.dumps(dataclasses.asdict(config)),
     }
 
@@ -255,28 +276,32 @@ def save_images(
     folder: epath.Path,
     requests: Sequence[ImageRequest],
     images: np.ndarray,
-    story: Mapping[str, str],
+    shared: Mapping[str, str],
 ) -> None:
-    """Writes pictures and a contact sheet; each PNG says what made it.
+    """Writes images as PNG files with metadata, and a contact sheet.
 
     Args:
         images: [B, R, R, 3] uint8, one per request.
-        story: metadata besides prompt and seed, see ``booth.story_of``, ``about``.
+        shared: Metadata besides prompt and seed, from ``run_metadata`` and
+            ``image_metadata``.
+
+    Raises:
+        StorageError: A file cannot be written.
     """
     for request, image in zip(requests, images, strict=True):
         image_files.save_png(
             folder / f"{request.name}.png",
             image,
-            {"prompt": request.prompt, "seed": str(request.seed), **story},
+            {"prompt": request.prompt, "seed": str(request.seed), **shared},
         )
     sheet = image_files.contact_sheet(
         list(images), [request.prompt for request in requests]
     )
-    image_files.save_png(folder / "contact_sheet.png", sheet, story)
+    image_files.save_png(folder / "contact_sheet.png", sheet, shared)
 
 
 def grid(images: Sequence[np.ndarray], columns: int) -> np.ndarray:
-    """Images of one size side by side, row by row, white where none is left."""
+    """Images of one size in rows of ``columns``; empty cells are white."""
     rows = -(-len(images) // columns)
     height, width, _ = images[0].shape
     sheet = np.full((rows * height, columns * width, 3), 255, np.uint8)
@@ -289,8 +314,8 @@ def grid(images: Sequence[np.ndarray], columns: int) -> np.ndarray:
 def run_metadata(
     workdir: epath.Path, cascade: Cascade, identifier: str = "", noun: str = ""
 ) -> dict[str, str]:
-    """Metadata of every picture that a run draws, as far as it is known."""
-    told = {
+    """Metadata that all images of a run share; empty values are left out."""
+    values = {
         "run": workdir.name,
         "cascade": cascade.name,
         "licence": cascade.licence,
@@ -298,30 +323,30 @@ def run_metadata(
         "identifier": identifier,
         "subject": noun,
     }
-    return {name: value for name, value in told.items() if value}
+    return {name: value for name, value in values.items() if value}
 
 
 def scheduler_warnings(job: Job, cascade: Cascade) -> list[str]:
-    """Where a job draws otherwise than the scheduler files of its weights say.
+    """Warnings where a job's sampler differs from the scheduler files of its weights.
 
-    The job's settings count: the warnings name both.
+    The job's settings are used; each warning names both values.
 
     Raises:
-        InputError: weights that cannot be read.
+        InputError: Weights that cannot be read.
     """
-    said = []
+    warnings = []
     for stage in cascade.stages:
         source = getattr(job.weights, stage.name)
         found = find(cascade, stage.name, source)
-        told = {} if found is None else found.sampler
+        published = {} if found is None else found.sampler
         samplers = {f"pictures.{stage.name}": getattr(job.pictures, stage.name)}
         if stage.low_resolution is None:
             samplers["class_images.sampler"] = job.class_images.sampler
-        said += [
-            f"config.{where}.{field} is {getattr(sampler, field)!r}, but the scheduler "
+        warnings += [
+            f"config.{where}.{field} is {getattr(config, field)!r}, but the scheduler "
             f"of config.weights.{stage.name}={source} has {value!r}; the setting counts"
-            for where, sampler in samplers.items()
-            for field, value in told.items()
-            if getattr(sampler, field) != value
+            for where, config in samplers.items()
+            for field, value in published.items()
+            if getattr(config, field) != value
         ]
-    return said
+    return warnings

@@ -1,8 +1,8 @@
-"""More pictures from a run that is finished."""
+"""Reads a finished run: its settings, its words, its weights."""
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -12,39 +12,28 @@ from etils import epath
 from imagen_booth.cascade import Cascade, Stage, by_name
 from imagen_booth.config import build
 from imagen_booth.config.schema import Job
-from imagen_booth.distributed import processes
-from imagen_booth.distributed.stop import StopRequest
 from imagen_booth.errors import InputError
 from imagen_booth.rundir import checkpoints
-from imagen_booth.rundir.layout import cache_folder
-from imagen_booth.sampling.cascade_sampler import (
-    ImageRequest,
-    LoadedStage,
-    image_metadata,
-    run_metadata,
-    sample_cascade,
-    save_images,
-)
-from imagen_booth.sampling.text_embeddings import LearnedEmbedding, embed_prompts
-from imagen_booth.text import prompts as words
-from imagen_booth.weights import placement
+from imagen_booth.sampling.cascade_sampler import LoadedStage
+from imagen_booth.sampling.text_embeddings import LearnedEmbedding
+from imagen_booth.text import prompts
 from imagen_booth.weights.load import Part, load, network, place, resolve, weight_origin
-from imagen_booth.weights.placement import activation_dtype
 
 
 @dataclasses.dataclass(frozen=True)
 class FinishedRun:
-    """A run as pictures are drawn from it.
+    """A finished run, without its weights.
 
     Attributes:
-        path: its work directory.
-        job: its settings.
-        cascade: the model.
-        stages: those to draw with, from low to high resolution.
-        identifier, noun: what [V] and [N] stand for.
-        alone: the identifier stands for a noun straight after it too.
-        licences: of the weights of each part.
-        kept: by stage, the step whose parameters it ended with, if not the last.
+        path: The work directory.
+        job: The settings.
+        cascade: The model.
+        stages: The stages to sample with, from low to high resolution.
+        identifier, noun: What [V] and [N] stand for.
+        alone: Whether the identifier also replaces a noun right after it.
+        licences: Licence of the weights of each part.
+        final_steps: Step of the parameters that a stage ended with, by stage, where it
+            is not the last step.
     """
 
     path: epath.Path
@@ -55,26 +44,26 @@ class FinishedRun:
     noun: str
     alone: bool = False
     licences: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    kept: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    final_steps: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def named(self, template: str) -> str:
-        """A template for stages that know the identifier."""
-        return words.fill(template, self.identifier, self.noun, alone=self.alone)
+        """The prompt for stages that know the identifier."""
+        return prompts.fill(template, self.identifier, self.noun, alone=self.alone)
 
     def plain(self, template: str) -> str:
-        """A template for those that do not."""
-        return words.fill(template, "", self.noun)
+        """The prompt for stages that do not know the identifier."""
+        return prompts.fill(template, "", self.noun)
 
 
 def read_run(run: epath.Path, resolution: int = 0) -> FinishedRun:
-    """What a run's files say of it; no weights are read.
+    """Reads the settings and the manifest of a run; reads no weights.
 
     Args:
-        run: its work directory.
-        resolution: stop at this size in pixels; 0 for the cascade's last.
+        run: The work directory.
+        resolution: Stop at this size in pixels; 0 for the cascade's last stage.
 
     Raises:
-        InputError: no run there, or no stage of that resolution.
+        InputError: No run at this path, or no stage of this resolution.
     """
     files = [run / file for file in ("config.json", "manifest.json")]
     if not all(file.exists() for file in files):
@@ -85,43 +74,44 @@ def read_run(run: epath.Path, resolution: int = 0) -> FinishedRun:
     sizes = [stage.resolution for stage in cascade.stages]
     if resolution and resolution not in sizes:
         raise InputError(
-            f"--resolution={resolution} is no stage of {cascade.name}; use one of "
-            f"{', '.join(map(str, sizes))}"
+            f"--resolution={resolution} is not the resolution of a stage of "
+            f"{cascade.name}; use one of {', '.join(map(str, sizes))}"
         )
-    stages = tuple(
-        stage
-        for stage in cascade.stages
-        if not resolution or stage.resolution <= resolution
-    )
     subject = manifest["subject"]
     parts = (manifest.get("cascade") or {}).get("parts") or {}
+    kept = manifest.get("kept") or {}
     return FinishedRun(
-        *(run, job, cascade, stages, subject["identifier"], subject["class_noun"]),
+        path=run,
+        job=job,
+        cascade=cascade,
+        stages=tuple(
+            stage
+            for stage in cascade.stages
+            if not resolution or stage.resolution <= resolution
+        ),
+        identifier=subject["identifier"],
+        noun=subject["class_noun"],
         alone=subject.get("alone", False),
-        licences={name: each["licence"] for name, each in parts.items()},
-        kept={
-            name: each["step"]
-            for name, each in (manifest.get("kept") or {}).items()
-            if each
-        },
+        licences={name: part["licence"] for name, part in parts.items()},
+        final_steps={name: each["step"] for name, each in kept.items() if each},
     )
 
 
 def tuned_steps(run: FinishedRun, stage: Stage) -> int:
-    """Steps that a stage's parameters were tuned for; 0 if it is as it came.
+    """Steps of fine-tuning behind a stage's parameters; 0 if it is as published.
 
     Raises:
-        InputError: its tuning has not come to an end.
+        InputError: Its fine-tuning is not finished.
     """
-    steps = _steps_in(run.path / stage.name)
-    return run.kept.get(stage.name, steps) if steps else 0
+    steps = _last_step(run.path / stage.name)
+    return run.final_steps.get(stage.name, steps) if steps else 0
 
 
-def _steps_in(folder: epath.Path) -> int:
+def _last_step(folder: epath.Path) -> int:
     if not folder.exists():
         return 0
-    kept = [each.parent.name for each in folder.glob("*/params")]
-    steps = [int(name) for name in kept if name.isdecimal()]
+    names = [each.parent.name for each in folder.glob("*/params")]
+    steps = [int(name) for name in names if name.isdecimal()]
     if not steps:
         raise InputError(
             f"{folder} has no finished checkpoint; run the training command again to "
@@ -131,118 +121,69 @@ def _steps_in(folder: epath.Path) -> int:
 
 
 def learned_embedding(run: FinishedRun) -> LearnedEmbedding | None:
-    """What a run's identifier was taught to mean; None where nothing was.
+    """The embedding that Textual Inversion learned; None for a run without it.
 
     Raises:
-        InputError: the learning has not come to an end.
+        InputError: Textual Inversion is not finished.
     """
     if run.job.text.steps == 0:
         return None
     folder = run.path / "text"
-    if _steps_in(folder) == 0:
+    if _last_step(folder) == 0:
         raise InputError(
-            f"{folder} does not exist: the identifier of this run was never learnt; "
-            "run the training command again to finish it"
+            f"{folder} does not exist: this run has not learned the embedding of its "
+            "identifier; run the training command again to finish it"
         )
     manifest = json.loads((run.path / "manifest.json").read_text())
     ids = dict.fromkeys(manifest["subject"]["identifier_ids"])
     tree, _ = checkpoints.read_params(folder)
-    return LearnedEmbedding(tuple(ids), np.asarray(tree["rows"]["vectors"], np.float32))
+    return LearnedEmbedding(
+        ids=tuple(ids), rows=np.asarray(tree["rows"]["vectors"], np.float32)
+    )
 
 
 def load_stage(
     run: FinishedRun, stage: Stage, mesh: jax.sharding.Mesh, dtype: Any
 ) -> LoadedStage:
-    """A stage with the weights that the run left it, on the mesh.
+    """A stage with the weights that the run ended with, on the mesh.
 
     Raises:
-        InputError: missing weights, or a tuning that has not come to an end.
+        InputError: Missing weights, or fine-tuning that is not finished.
     """
     source = getattr(run.job.weights, stage.name)
+    rules = run.job.mesh.rules
     steps = tuned_steps(run, stage)
     named = run.job.names(stage.name, steps)
     if steps == 0:
-        part = load(run.cascade, stage.name, source, mesh, dtype, run.job.mesh.rules)
-        return LoadedStage(stage, part, part.params, stage.normal_level, 0, named)
-    # The weights it was tuned from stay on disk.
+        part = load(run.cascade, stage.name, source, mesh, dtype, rules)
+        return LoadedStage(
+            stage=stage,
+            part=part,
+            params=part.params,
+            level=stage.normal_level,
+            steps=0,
+            named=named,
+        )
+    # The weights from before fine-tuning stay on disk.
     tree, _ = checkpoints.read_params(run.path / stage.name)
     _, apply = network(run.cascade, stage.name, dtype)
-    params = place(tree["unet"], mesh, run.job.mesh.rules)
-    about = weight_origin(run.cascade, stage.name, source)
-    known = about["sha256"], about["licence"], about["pretrained"]
-    part = Part(apply, params, stage.name, source, *known)
+    params = place(tree["unet"], mesh, rules)
+    origin = weight_origin(run.cascade, stage.name, source)
+    part = Part(
+        apply=apply,
+        params=params,
+        name=stage.name,
+        source=source,
+        fingerprint=origin["sha256"],
+        licence=origin["licence"],
+        pretrained=origin["pretrained"],
+    )
     tuning = run.job.tuning(stage.name)
-    stage = stage.tuned(tuning.hybrid)
-    return LoadedStage(stage, part, params, tuning.level, steps, named)
-
-
-def sample_prompts(
-    run: epath.Path,
-    prompts: Sequence[str],
-    name: str,
-    *,
-    seeds: Iterable[int],
-    resolution: int = 0,
-) -> epath.Path:
-    """Draws prompts with a run's tuned stages into ``RUN/samples/NAME``.
-
-    Args:
-        run: work directory of a finished run.
-        prompts: [V] stands for the identifier, [N] for the class noun.
-        name: of the folder.
-        seeds: one picture per prompt and seed.
-        resolution: stop at this size in pixels; 0 for the cascade's last.
-
-    Returns:
-        The folder, with one folder per resolution.
-
-    Raises:
-        InputError: no finished run there, or no stage of that resolution.
-    """
-    finished = read_run(run, resolution)
-    job = finished.job
-    requests = [
-        ImageRequest(
-            finished.named(prompt),
-            finished.plain(prompt),
-            seed,
-            f"{index:04d}_{seed}",
-        )
-        for index, prompt in enumerate(prompts)
-        for seed in seeds
-    ]
-    cache = cache_folder(job.cache, run)  # before anything is compiled
-    mesh = placement.mesh_to_draw(finished.cascade, job)
-    dtype = activation_dtype(job.dtype)
-    folder = run / "samples" / name
-    with jax.set_mesh(mesh), StopRequest() as stop:
-        found, _ = embed_prompts(
-            finished.cascade,
-            [text for each in requests for text in (each.prompt, each.plain)],
-            weights=job.weights.text,
-            vocabulary=job.weights.vocabulary,
-            cleaning=job.cleaning,
-            cache=cache,
-            mesh=mesh,
-            dtype=dtype,
-            learned=learned_embedding(finished),
-            rules=job.mesh.rules,
-        )
-        story = run_metadata(run, finished.cascade, finished.identifier, finished.noun)
-        for each, images in sample_cascade(
-            [load_stage(finished, stage, mesh, dtype) for stage in finished.stages],
-            requests,
-            found,
-            {
-                stage.name: getattr(job.pictures, stage.name)
-                for stage in finished.stages
-            },
-            batch=job.pictures.batch,
-            mesh=mesh,
-            check_stop=stop.check,
-        ):
-            if processes.is_first():
-                target = folder / str(each.stage.resolution)
-                drawn = image_metadata(each, getattr(job.pictures, each.stage.name))
-                save_images(target, requests, images, story | drawn)
-    return folder
+    return LoadedStage(
+        stage=stage.tuned(tuning.hybrid),
+        part=part,
+        params=params,
+        level=tuning.level,
+        steps=steps,
+        named=named,
+    )

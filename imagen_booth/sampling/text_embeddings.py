@@ -1,9 +1,10 @@
-"""Prompts to embeddings: computed once, cached on disk, the encoder let go."""
+"""Embeds prompts: once each, cached on disk; the encoder then leaves memory."""
 
 import dataclasses
 import hashlib
 import io
 import pathlib
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,25 +21,26 @@ from imagen_booth.storage import write_atomic
 from imagen_booth.text import caption_cleaning
 from imagen_booth.text.tokenizer import EMBEDDED, Tokenizer
 from imagen_booth.train_state import Params
-from imagen_booth.weights.load import load, weight_origin
+from imagen_booth.weights.load import Part, load, weight_origin
 
-ROWS = 8  # prompts encoded together
+ROWS = 8  # prompts per batch of the encoder
+MAX_LISTED = 5  # long prompts in an error
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LearnedEmbedding:
-    """What some tokens were taught to mean, by Textual Inversion.
+    """The embedding of some tokens, learned by Textual Inversion.
 
     Attributes:
-        ids: the tokens, K of them.
-        rows: f32 [K, D], theirs in the encoder's input embedding.
+        ids: The K tokens.
+        rows: Their rows of the encoder's input embedding, f32 [K, D].
     """
 
     ids: tuple[int, ...]
     rows: np.ndarray
 
     def digest(self) -> str:
-        """Identifies ids and rows, for caches, recipes and manifests."""
+        """Hash of ids and rows, for caches, recipes and manifests."""
         data = repr(self.ids).encode() + np.ascontiguousarray(self.rows).tobytes()
         return hashlib.sha256(data).hexdigest()
 
@@ -48,11 +50,11 @@ def replace_rows(
 ) -> Params:
     """A text encoder's parameters with some rows of its input embedding replaced.
 
-    The table is copied, and its gradient is as large: [vocabulary, D].
+    Copies the table [vocabulary, D]; its gradient is as large.
 
     Args:
         ids: K different tokens.
-        rows: [K, D].
+        rows: Their new rows, [K, D].
     """
     table = params["token_embedder"]["embedding"].at[np.asarray(ids)].set(rows)
     return params | {"token_embedder": {"embedding": table}}
@@ -63,10 +65,10 @@ def load_tokenizer(cascade: Cascade, vocabulary: str) -> Tokenizer:
 
     Args:
         vocabulary: ``shipped``, or the path of a SentencePiece model, or of a folder
-            with ``spiece.model`` in it or in ``tokenizer``.
+            that holds ``spiece.model`` or ``tokenizer/spiece.model``.
 
     Raises:
-        InputError: the cascade has no vocabulary of its own and none is given, or it
+        InputError: The cascade has no vocabulary of its own and none is given, or it
             cannot be read.
     """
     if cascade.text.vocabulary == "embedded":
@@ -89,7 +91,7 @@ def load_tokenizer(cascade: Cascade, vocabulary: str) -> Tokenizer:
 
 
 def cleaning_name(cascade: Cascade, setting: str) -> str:
-    """Name of the cleaning that a job's ``cleaning`` means."""
+    """Name of the cleaning for a job's ``cleaning``; "" is the cascade's own."""
     return setting or ("simple" if cascade.text.lower else "none")
 
 
@@ -108,61 +110,110 @@ def embed_prompts(
 ) -> tuple[dict[str, Embedding], dict[str, Any]]:
     """Embeddings of prompts, and of the null text under the key "".
 
-    Stored embeddings are trimmed to the tokens the U-Net reads; each file is named
-    by the encoder's fingerprint, that of learned rows if it speaks of them, and the
-    token ids.
+    The cached arrays hold the tokens that the U-Net reads. The encoder's fingerprint,
+    the token ids and, where the tokens include learned ones, their digest name each
+    file.
 
     Args:
-        prompts: any prompts; "" always comes along as the null text.
-        weights: source of the encoder's weights.
-        cleaning: as a job says it, see ``Job.cleaning``.
-        learned: rows that replace the encoder's own.
-        rules: how the encoder's parameters are cut, see ``sharding.spec_at``.
+        prompts: The prompts; "" is always embedded too, as the null text.
+        weights: Source of the encoder's weights.
+        cleaning: The job's ``cleaning``, see ``Job.cleaning``.
+        learned: Rows that replace the encoder's own.
+        rules: How the encoder's parameters are sharded, see ``sharding.spec_at``.
 
     Returns:
-        {prompt: embedding}, and the encoder's origin for the manifest, with the name
-        of the cleaning.
+        {prompt: embedding}, and the encoder's origin with the name of the cleaning,
+        for the manifest.
 
     Raises:
-        InputError: a vocabulary, weights or a cleaning that are not there.
+        InputError: A missing vocabulary, missing weights, an unknown cleaning, or
+            prompts that are longer than the encoder reads.
     """
-    text = cascade.text
-    pieces = load_tokenizer(cascade, vocabulary)
     wanted = list(dict.fromkeys(["", *prompts]))
     cleaning = cleaning_name(cascade, cleaning)
-    clean = caption_cleaning.cleaner(cleaning) or str
-    tokens = pieces.encode([clean(one) for one in wanted])
-    about = weight_origin(cascade, "text", weights) | {"cleaning": cleaning}
-    folder = cache / "text" / about["sha256"][:16]
-
-    def place(row: np.ndarray) -> epath.Path:
-        touched = learned is not None and np.isin(row, learned.ids).any()
-        within = folder / learned.digest()[:16] if learned and touched else folder
-        return within / f"{hashlib.sha256(row.tobytes()).hexdigest()[:24]}.npy"
-
-    paths = [place(row) for row in tokens]
-    missing = [row for row, path in enumerate(paths) if not path.exists()]
-    if missing:
+    tokens = _tokenize(cascade, wanted, vocabulary, cleaning)
+    origin = weight_origin(cascade, "text", weights) | {"cleaning": cleaning}
+    paths = _cache_files(cache / "text" / origin["sha256"][:16], tokens, learned)
+    # Process 0 decides, all obey: a host that sees other files would wait forever.
+    absent = np.zeros(len(paths), np.uint8)
+    if processes.is_first():
+        absent[:] = [not path.exists() for path in paths]
+    missing = np.flatnonzero(processes.broadcast(absent))
+    values: dict[int, np.ndarray] = {}
+    if missing.size:
         part = load(cascade, "text", weights, mesh, dtype, rules, train=False)
-        params = part.params
-        if learned is not None:
-            params = jax.jit(replace_rows, static_argnums=1)(
-                params, learned.ids, learned.rows
-            )
-        values = encode(cascade, jax.jit(part.apply), params, tokens[missing], mesh)
-        for row, value in zip(missing, values, strict=True):
-            if processes.is_first():
-                _write(paths[row], value)
-        processes.wait("embed")
+        encoded = _encode_with(cascade, part, learned, tokens[missing], mesh)
+        values = dict(zip(missing.tolist(), encoded, strict=True))
+        del part  # the encoder leaves memory
+    if processes.is_first():
+        for row, value in values.items():
+            _write(paths[row], value)
     found = {
-        prompt: padded(np.load(io.BytesIO(path.read_bytes())), text.length)
-        for prompt, path in zip(wanted, paths, strict=True)
+        prompt: padded(
+            values[row] if row in values else _read(path), cascade.text.length
+        )
+        for row, (prompt, path) in enumerate(zip(wanted, paths, strict=True))
     }
-    if text.null == "zeros":
-        first = np.zeros(text.length, bool)
-        first[0] = True  # a softmax needs one position; it reads a zero there
-        found[""] = Embedding(np.zeros_like(found[""].text), first)
-    return found, about
+    if cascade.text.null == "zeros":
+        mask = np.zeros(cascade.text.length, bool)
+        mask[0] = True  # a softmax needs one position; it reads a zero there
+        found[""] = Embedding(text=np.zeros_like(found[""].text), mask=mask)
+    return found, origin
+
+
+def _encode_with(
+    cascade: Cascade,
+    part: Part,
+    learned: LearnedEmbedding | None,
+    tokens: np.ndarray,
+    mesh: jax.sharding.Mesh,
+) -> list[np.ndarray]:
+    """The encoder's output for tokens, with learned rows in place of its own."""
+    params = part.params
+    if learned is not None:
+        replace = jax.jit(replace_rows, static_argnums=1)
+        params = replace(params, learned.ids, learned.rows)
+    return encode(cascade, jax.jit(part.apply), params, tokens, mesh)
+
+
+def _tokenize(
+    cascade: Cascade, prompts: Sequence[str], vocabulary: str, cleaning: str
+) -> np.ndarray:
+    """Tokens of cleaned prompts, int32 [N, L]; refuses what would be cut."""
+    tokenizer = load_tokenizer(cascade, vocabulary)
+    clean = caption_cleaning.cleaner(cleaning) or str
+    cleaned = [clean(prompt) for prompt in prompts]
+    lengths = [len(tokenizer.pieces(text)) + 1 for text in cleaned]
+    long = [
+        f"  {length} tokens: {textwrap.shorten(prompt, 100, placeholder=' ...')}"
+        for prompt, length in zip(prompts, lengths, strict=True)
+        if length > tokenizer.length
+    ]
+    if long:
+        raise InputError(
+            "\n".join(
+                [
+                    f"{len(long)} prompts are too long: the {cascade.name} cascade "
+                    f"reads {tokenizer.length} tokens; shorten them",
+                    *long[:MAX_LISTED],
+                ]
+            )
+        )
+    return tokenizer.encode(cleaned)
+
+
+def _cache_files(
+    folder: epath.Path, tokens: np.ndarray, learned: LearnedEmbedding | None
+) -> list[epath.Path]:
+    """The cache file of each row of tokens."""
+    paths = []
+    for row in tokens:
+        name = f"{hashlib.sha256(row.tobytes()).hexdigest()[:24]}.npy"
+        if learned is not None and np.isin(row, learned.ids).any():
+            paths.append(folder / learned.digest()[:16] / name)
+        else:
+            paths.append(folder / name)
+    return paths
 
 
 def encode(
@@ -172,32 +223,36 @@ def encode(
     tokens: np.ndarray,
     mesh: jax.sharding.Mesh,
 ) -> list[np.ndarray]:
-    """What the encoder makes of tokens, trimmed to what the U-Net reads.
+    """The encoder's output for tokens, trimmed to the tokens that the U-Net reads.
 
     Args:
-        apply: the encoder, jitted; one program serves every call.
+        apply: The jitted encoder; all batches use one program.
         tokens: int32 [N, L].
 
     Returns:
-        f32 [l, D] for each row, l at most L.
+        f32 [l, D] for each row, with l at most L.
     """
-    found = []
+    outputs = []
     for start in range(0, len(tokens), ROWS):
         rows = tokens[start : start + ROWS]
         ids = np.resize(rows, (ROWS, rows.shape[1]))
         out = apply(params, *sharding.put_copies((ids, ids > 0), mesh))
         values = sharding.fetch(out).astype(np.float32)
         for row, value in zip(rows, values, strict=False):
-            kept = (row > 0).sum() if cascade.text.masked else cascade.text.length
-            found.append(value[:kept])
-    return found
+            length = (row > 0).sum() if cascade.text.masked else cascade.text.length
+            outputs.append(value[:length])
+    return outputs
 
 
 def padded(value: np.ndarray, length: int) -> Embedding:
-    """An embedding [l, D] filled up to ``length`` with what is not read."""
+    """An embedding [l, D], padded to ``length`` tokens that the mask excludes."""
     text = np.zeros((length, value.shape[1]), np.float32)
     text[: len(value)] = value
-    return Embedding(text, np.arange(length) < len(value))
+    return Embedding(text=text, mask=np.arange(length) < len(value))
+
+
+def _read(path: epath.Path) -> np.ndarray:
+    return np.load(io.BytesIO(path.read_bytes()))
 
 
 def _write(path: epath.Path, value: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""Caption cleaning, as the models' training captions were cleaned."""
+"""Caption cleaning as applied to the training captions of the models."""
 
 import html
 import html.parser
@@ -16,12 +16,12 @@ from imagen_booth.errors import InputError
 
 
 def simple_clean(text: str) -> str:
-    """Lower case, without space at the ends: what IF does where it does not clean."""
+    """Lower-cases and strips, as IF does without its caption cleaner."""
     return text.lower().strip()
 
 
 class _TextOnly(html.parser.HTMLParser):
-    """Collects the text between tags, less scripts, style sheets and templates."""
+    """Collects the text between tags, without scripts, style sheets and templates."""
 
     def __init__(self):
         super().__init__(convert_charrefs=False)
@@ -56,11 +56,11 @@ def _strip_tags(text: str) -> str:
     return "".join(parser.parts)
 
 
-def _mend(text: str) -> str:
-    """Undo broken encodings and doubled HTML escapes.
+def _repair(text: str) -> str:
+    """Repairs broken encodings and resolves doubled HTML escapes.
 
-    Without ftfy installed the text is brought to Unicode's composed form and broken
-    encodings stay as they are.
+    Without ftfy installed, it normalises the text to Unicode's composed form and leaves
+    broken encodings as they are.
     """
     text = ftfy.fix_text(text) if ftfy else unicodedata.normalize("NFC", text)
     return html.unescape(html.unescape(text))
@@ -72,7 +72,7 @@ def _replace(pattern: str, by: str) -> Callable[[str], str]:
 
 
 def _space_out(text: str) -> str:
-    """Turn dashes and underscores into spaces where there are more than three."""
+    """Replaces dashes and underscores by spaces if there are more than three."""
     joined = re.findall(r"[-_]", text)
     return re.sub(r"[-_]", " ", text) if len(joined) > 3 else text
 
@@ -89,7 +89,7 @@ _STEPS: tuple[Callable[[str], str], ...] = (
     urllib.parse.unquote_plus,
     simple_clean,
     _replace("<person>", "person"),
-    # Web addresses; of an address of another domain only the scheme goes.
+    # Web addresses; an address in another domain loses only its scheme.
     _replace(rf"\b(?:(?:https?|www):(?:/{{1,3}}|[a-z0-9%])|{_DOMAIN})", ""),
     _strip_tags,
     _replace(r"@\w+\b", ""),
@@ -113,24 +113,24 @@ _STEPS: tuple[Callable[[str], str], ...] = (
     ),
     _replace(r"\s+\.\s+", " "),
     _space_out,
-    _mend,
+    _repair,
     # Codes of letters and digits, such as article numbers.
     _replace(r"\b[a-zA-Z]{1,3}\d{3,15}\b", ""),
     _replace(r"\b[a-zA-Z]+\d+[a-zA-Z]+\b", ""),
     _replace(r"\b\d+[a-zA-Z]+\d+\b", ""),
-    # What shops and download pages write.
+    # Phrases of shops and download pages.
     _replace(r"(?:worldwide\s+)?(?:free\s+)?shipping", ""),
     _replace(r"(?:free\s)?download(?:\sfree)?", ""),
     _replace(r"\bclick\b\s(?:for|on)\s\w+", ""),
     _replace(rf"\b(?:{_FILES})(?:\simages?)?", ""),
     _replace(r"\bpage\s+\d+\b", ""),
     _replace(r"\b\d*[a-zA-Z]+\d+[a-zA-Z]+\d+[a-zA-Z\d]*\b", " "),
-    # Sizes as 30x40, with the Latin or Cyrillic letter or the sign.
+    # Sizes such as 30x40, with the Latin or Cyrillic letter or the sign.
     _replace("\\b\\d+\\.?\\d*[x\u0445\u00d7]\\d+\\.?\\d*\\b", ""),
     _replace(r"\b\s+:\s+", ": "),
     _replace(r"(\D[,./])\b", r"\1 "),
     _replace(r"\s+", " "),
-    # Before the ends are stripped: what a space still shields stays.
+    # Before stripping, so that quotes behind a space at an end stay.
     _replace("^[\"']([\\w\\W]+)[\"']$", r"\1"),
     _replace("^['_,:;-]", ""),
     _replace("['_,:+-]$", ""),
@@ -142,9 +142,9 @@ _STEPS: tuple[Callable[[str], str], ...] = (
 def clean_once(text: str) -> str:
     """One pass of the caption cleaner of DeepFloyd IF.
 
-    Drops what captions scraped from the web carry besides words: addresses, HTML,
-    names of users and files, codes, sizes, phrases of shops, stray punctuation. It
-    lower-cases, and it keeps no identifier that mixes letters and digits.
+    Lower-cases, and removes from captions scraped from the web what is not words:
+    addresses, HTML, names of users and files, codes, sizes, phrases of shops, stray
+    punctuation. It also removes identifiers that mix letters and digits.
     """
     for step in _STEPS:
         text = step(text)
@@ -152,12 +152,12 @@ def clean_once(text: str) -> str:
 
 
 def clean_caption(text: str) -> str:
-    """A prompt as IF cleans it: twice, the second pass on what the first leaves."""
+    """A prompt as IF cleans it: two passes of ``clean_once``."""
     return clean_once(clean_once(text))
 
 
-# What prompts may go through before they become tokens. IF takes the last where the
-# packages that its authors' cleaner needs are installed, else the second.
+# Cleanings of prompts before tokenisation. IF uses the last one if the packages that
+# its authors' cleaner needs are installed, else the second.
 CLEANERS: dict[str, Callable[[str], str] | None] = {
     "none": None,
     "simple": simple_clean,
@@ -166,10 +166,10 @@ CLEANERS: dict[str, Callable[[str], str] | None] = {
 
 
 def cleaner(name: str) -> Callable[[str], str] | None:
-    """The cleaning called ``name``, None for none.
+    """The cleaning called ``name``; None for "none".
 
     Raises:
-        InputError: no such cleaning.
+        InputError: No such cleaning.
     """
     if name not in CLEANERS:
         raise InputError(

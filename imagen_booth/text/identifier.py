@@ -1,9 +1,9 @@
-"""Identifiers: rare tokens that come to stand for the subject.
+"""Identifiers: rare tokens that name the subject.
 
 DreamBooth draws token ids from a range of the vocabulary that is rare but not the
-rarest, and takes the text they decode to as the identifier. That text must turn back
-into the same tokens wherever it is used: inside a prompt, after lower-casing, and
-after cleaning. Of T5's short pieces fewer than one in five does.
+rarest, and uses the text they decode to as the identifier. That text must become the
+same tokens again wherever it is used: inside a prompt, after lower-casing, and after
+cleaning. Fewer than one in five of T5's short pieces does.
 
 Source: Ruiz et al., arXiv 2208.12242, section 3.2.
 """
@@ -25,13 +25,13 @@ MAX_TRIES = 10_000
 
 @dataclasses.dataclass(frozen=True)
 class Identifier:
-    """An identifier that was drawn.
+    """A drawn identifier.
 
-    Args:
-        text: what stands for [V] in a prompt.
-        ids: its k token ids, as they occur inside a prompt.
-        k: how many.
-        tries: draws made until one survived, this one included.
+    Attributes:
+        text: Text that replaces [V] in a prompt.
+        ids: Its k token ids, as they occur inside a prompt.
+        k: Number of tokens.
+        tries: Number of draws until one survived, including this one.
     """
 
     text: str
@@ -41,7 +41,7 @@ class Identifier:
 
 
 def rare_ids(tokenizer: Tokenizer, id_range: tuple[int, int]) -> list[int]:
-    """Ids of the range, both ends included, of pieces of at most 3 characters."""
+    """Ids within the range, ends included, whose pieces have at most 3 characters."""
     lowest, highest = id_range
     if not 0 <= lowest <= highest < tokenizer.vocab_size:
         raise InputError(
@@ -53,11 +53,14 @@ def rare_ids(tokenizer: Tokenizer, id_range: tuple[int, int]) -> list[int]:
 
 
 def is_common(word: str, tokenizer: Tokenizer, rare: Collection[int]) -> bool:
-    """Whether a word is one the model will know, `rare` being the rare ids.
+    """Whether the model probably knows a word.
 
-    It is if it stands in our list of everyday English, or if it is a whole piece of
-    the vocabulary but none of the rare ones: pieces below T5's range are its most
-    frequent, and longer ones are nearly all words.
+    It does if the word is in our list of everyday English, or is one piece of the
+    vocabulary and not a rare one: the pieces below T5's range are its most frequent,
+    and longer pieces are nearly all words.
+
+    Args:
+        rare: The ids of ``rare_ids``.
     """
     ids = tokenizer.pieces(word)
     whole = len(ids) == 1 and ids[0] != UNKNOWN
@@ -72,9 +75,9 @@ def survives(
     class_noun: str,
     clean: Callable[[str], str] | None = clean_caption,
 ) -> bool:
-    """Whether 'a TEXT NOUN' holds exactly `ids` between the tokens of 'a' and noun.
+    """Whether 'a TEXT NOUN' has exactly `ids` between the tokens of 'a' and of NOUN.
 
-    Asked of the prompt as it is and, if there is a cleaner, lower-cased and cleaned.
+    Checks the prompt as it is and, if there is a cleaner, lower-cased and cleaned.
     """
     treatments = [str] if clean is None else [str, str.lower, clean]
     return all(
@@ -92,23 +95,25 @@ def draw(
     seed: int,
     clean: Callable[[str], str] | None = clean_caption,
 ) -> Identifier:
-    """Draw an identifier of k rare tokens that survives in its prompt.
+    """Draws an identifier of k rare tokens that survives in its prompt.
 
-    Ids are uniform without replacement. Drawn again is what does not survive, and what
-    already means something: common words, and numbers or punctuation.
+    Ids are uniform without replacement. Texts that do not survive, common words,
+    numbers and punctuation are drawn again.
 
     Args:
-        id_range: lowest and highest id, both included.
-        class_noun: the noun after the identifier.
-        k: number of tokens, 1 to 3.
-        seed: the same seed gives the same identifier.
-        clean: the strongest cleaning that prompts will meet, None for none.
+        id_range: Lowest and highest id, both included.
+        class_noun: The noun after the identifier.
+        k: Number of tokens, 1 to 3.
+        seed: Seed, 0 or more; the same seed gives the same identifier.
+        clean: The strongest cleaning that prompts go through; None for none.
 
     Raises:
-        InputError: k is out of range, or the range holds no such identifier.
+        InputError: k or the seed is out of range, or the range has no such identifier.
     """
     if not 1 <= k <= MAX_TOKENS:
         raise InputError(f"The identifier's k is {k}; give 1 to {MAX_TOKENS} tokens.")
+    if seed < 0:
+        raise InputError(f"config.seed={seed} is negative; give a seed of 0 or more")
     pool = rare_ids(tokenizer, id_range)
     if len(pool) >= k:
         rng = np.random.default_rng(seed)
@@ -134,35 +139,31 @@ def check(
     class_noun: str,
     clean: Callable[[str], str] | None = clean_caption,
 ) -> list[str]:
-    """What is wrong with an identifier that the user chose; [] if nothing is.
-
-    Returns:
-        Sentences, each saying why. None of them forbids the identifier.
-    """
+    """Warnings about an identifier that the user chose; [] if there are none."""
     text = " ".join(text.split())
     name = f"The identifier {text!r}"
     if not text:
-        return [f"{name} is empty: nothing would tell the subject from its class."]
+        return [f"{name} is empty: prompts cannot tell the subject from its class."]
     warnings = []
     rare = set(rare_ids(tokenizer, id_range))
     for word in text.split():
-        said = name if word == text else f"{name}: its word {word!r}"
+        part = name if word == text else f"{name}: its word {word!r}"
         ids = tokenizer.pieces(word)
         if UNKNOWN in ids:
             warnings.append(
-                f"{said} holds characters that the vocabulary lacks; all such"
-                " characters read the same."
+                f"{part} holds characters that the vocabulary lacks; they all become"
+                " the same token."
             )
         elif is_common(word, tokenizer, rare):
             warnings.append(
-                f"{said} is a common word: what the model knows of it will mix with"
-                " the subject."
+                f"{part} is a common word: its present meaning will mix with the"
+                " subject."
             )
         elif not rare.issuperset(ids):
             pieces = " ".join(tokenizer.piece(id) for id in ids)
             warnings.append(
-                f"{said} splits into {len(ids)} pieces ({pieces}), which are parts of"
-                " many words and bind badly to one subject."
+                f"{part} splits into {len(ids)} pieces ({pieces}), which are parts of"
+                " many words and bind poorly to one subject."
             )
     ids = tokenizer.pieces(text)
     if not warnings and len(ids) > MAX_TOKENS:
@@ -172,14 +173,14 @@ def check(
     if clean is not None and text != lower:
         warnings.append(
             f"{name} is not lower case, but prompts are lower-cased before they become"
-            f" tokens: {lower!r} is what the model will see."
+            f" tokens: the model will read {lower!r}."
         )
     if clean is not None:
         cleaned = clean(f"a {text} {class_noun}")
         if cleaned != f"a {lower} {clean(class_noun)}":
             warnings.append(
-                f"{name} is destroyed by the caption cleaner: of"
-                f" 'a {text} {class_noun}' it leaves {cleaned!r}."
+                f"{name} is destroyed by the caption cleaner: 'a {text} {class_noun}'"
+                f" becomes {cleaned!r}."
             )
     if not warnings and not survives(text, ids, tokenizer, class_noun, clean):
         warnings.append(f"{name} loses its tokens inside 'a {text} {class_noun}'.")

@@ -1,4 +1,4 @@
-"""Class nouns that mean a person."""
+"""Class nouns for persons."""
 
 import re
 
@@ -12,14 +12,15 @@ aunt nephew niece cousin friend friends couple family families bride groom neigh
 neighbor colleague student teacher
 """
 
-# What follows one of these says more of the noun before it.
+# The words after one of these describe the noun before it.
 _AFTER = re.compile(r"\b(?:with|without|in|on|of|at|from|wearing|holding)\b")
 
 
 def is_person(noun: str) -> bool:
-    """Whether a class noun means a person, by its head: 'a man's watch' does not.
+    """Whether the head of a class noun is a person.
 
-    A noun such as 'baby elephant' has another head; 'face of a woman' has 'face'.
+    The head of 'man's watch' is 'watch', of 'baby elephant' 'elephant', and of 'face of
+    a woman' 'face', which counts as a person.
     """
     head = _AFTER.split(noun.lower())[0]
     letters = re.findall(r"[a-z]+(?:'s)?", head)

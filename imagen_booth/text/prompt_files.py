@@ -1,7 +1,7 @@
-"""Files of prompts, read row by row: plain lines, CSV or JSONL.
+"""Files of prompts, read row by row: plain lines, CSV, JSON or JSONL.
 
-Nothing is refused here: a row that cannot be used says what is wrong with it, so that
-all of them can be named together.
+No row is refused here: a row that cannot be used carries the reason, so that one error
+can list all of them.
 """
 
 import csv
@@ -9,7 +9,8 @@ import dataclasses
 import io
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -19,19 +20,23 @@ from imagen_booth.text.prompt_suites import DREAMBENCH, SUITES
 
 FIELDS = ("prompt", "seed", "negative_prompt", "guidance")
 
+# An option inside a prompt, as kohya's sd-scripts (--n, --w) and Midjourney (--ar)
+# write it.
+_OPTION = re.compile(r"(?<!\S)--[a-z]+(?!\S)", re.IGNORECASE)
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One prompt and what is set for it alone.
+    """One prompt with the settings for it alone.
 
     Attributes:
-        where: says where the row stands, for errors.
-        prompt, negative_prompt: on one line; [V] stands for the identifier and [N]
-            for the class noun.
-        seed: of its first picture; None for the job's.
-        guidance: weight in the base stage; None for the run's.
-        family: what it tries, where a suite says so.
-        problem: why the row cannot be used; empty if it can.
+        where: Position of the row, for errors.
+        prompt, negative_prompt: Texts on one line; [V] stands for the identifier and
+            [N] for the class noun.
+        seed: Seed of its first image; None for the job's.
+        guidance: Guidance weight of the base stage; None for the run's.
+        family: Family of the prompt, in a suite.
+        problem: Why the row cannot be used; empty if it can.
     """
 
     where: str
@@ -44,34 +49,68 @@ class Row:
 
 
 def read(path: epath.PathLike) -> Iterator[Row]:
-    """The rows of a file, one at a time; empty lines are left out.
+    """The rows of a file, one at a time, without empty lines.
 
-    ``.csv`` has a header that names columns of ``FIELDS``, and ``.jsonl`` an object
-    with such entries in each line; ``prompt`` is the only one that has to be there.
-    In any other file each line is a prompt.
+    A ``.csv`` file has a header that names columns of ``FIELDS``; a ``.jsonl`` file has
+    an object with such entries in each line; a ``.json`` file has a list of such
+    objects or of texts. Only ``prompt`` is required. In a ``.txt`` file, or one without
+    a suffix, each line is a prompt, except comments, which start with ``#``.
 
     Args:
-        path: local or ``gs://``, in UTF-8.
+        path: Local or ``gs://`` file in UTF-8.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: The file cannot be read.
     """
     path = epath.Path(path)
-    rows = {".csv": _csv, ".jsonl": _jsonl}.get(path.suffix.lower(), _lines)
+    suffix = path.suffix.lower()
+    if suffix not in _READERS:
+        problem = (
+            f"files with the suffix {suffix} are not read; use .txt with one prompt "
+            "per line, .csv, .jsonl or .json"
+        )
+        yield Row(path.name, problem=problem)
+        return
     with (
         path.open("rb") as raw,
-        # Bytes that are not UTF-8 come through as lone surrogates.
+        # Bytes that are not UTF-8 become lone surrogates.
         io.TextIOWrapper(
             raw, encoding="utf-8-sig", errors="surrogateescape", newline=""
         ) as file,
     ):
-        yield from rows(file)
+        yield from _READERS[suffix](file)
 
 
 def _lines(file: io.TextIOBase) -> Iterator[Row]:
     for number, line in enumerate(file, 1):
-        if line.strip():
-            yield _row(f"line {number}", {"prompt": line})
+        if line.strip() and not line.lstrip().startswith("#"):
+            yield _line(f"line {number}", line)
+
+
+def _line(where: str, line: str) -> Row:
+    """A row from one line of text, unless it is written for another format."""
+    option = _OPTION.search(line)
+    if option:
+        problem = (
+            f"holds the option {option[0]!r} of another tool; give negative_prompt, "
+            "seed and guidance as columns of a .csv file"
+        )
+    elif _is_json(line):
+        problem = "is JSON; give the file the suffix .json, or .jsonl for JSON lines"
+    else:
+        return _row(where, {"prompt": line})
+    return Row(where, problem=problem)
+
+
+def _is_json(line: str) -> bool:
+    """Whether a line is a JSON value, or opens or closes one."""
+    text = line.strip().rstrip(",")
+    if text in ("[", "]", "{", "}"):
+        return True
+    try:
+        return isinstance(json.loads(text), str | list | dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _csv(file: io.TextIOBase) -> Iterator[Row]:
@@ -91,8 +130,8 @@ def _csv(file: io.TextIOBase) -> Iterator[Row]:
                     yield Row(where, problem=problem)
                     return
             elif len(cells) > len(header):
-                said = f"{len(cells)} cells, but the header has {len(header)}"
-                yield Row(where, problem=said)
+                problem = f"{len(cells)} cells, but the header has {len(header)}"
+                yield Row(where, problem=problem)
             else:
                 filled = zip(header, cells, strict=False)
                 yield _row(
@@ -122,19 +161,35 @@ def _jsonl(file: io.TextIOBase) -> Iterator[Row]:
         if not line.strip():
             continue
         try:
-            values = json.loads(line)
+            value = json.loads(line)
         except (ValueError, RecursionError) as error:
             yield Row(where, problem=f"not JSON ({error})")
             continue
-        if isinstance(values, dict):
-            given = {name: each for name, each in values.items() if each is not None}
-            yield _row(where, given)
-        else:
-            yield Row(where, problem='not an object such as {"prompt": "a [V] [N]"}')
+        yield _entry(where, value)
+
+
+def _json(file: io.TextIOBase) -> Iterator[Row]:
+    try:
+        values = json.load(file)
+    except (ValueError, RecursionError) as error:
+        yield Row("file", problem=f"not JSON ({error})")
+        return
+    if not isinstance(values, list):
+        yield Row("file", problem='not a list such as ["a [V] [N] in the snow"]')
+        return
+    for number, value in enumerate(values, 1):
+        where = f"entry {number}"
+        yield _entry(where, {"prompt": value} if isinstance(value, str) else value)
+
+
+def _entry(where: str, value: Any) -> Row:
+    if not isinstance(value, dict):
+        return Row(where, problem='not an object such as {"prompt": "a [V] [N]"}')
+    return _row(where, {name: each for name, each in value.items() if each is not None})
 
 
 def _row(where: str, values: Mapping[str, Any]) -> Row:
-    """A row from its entries, of which those without a value are left out."""
+    """A row from its entries; an entry without a value is left out."""
     texts = {name: values.get(name, "") for name in ("prompt", "negative_prompt")}
     seed, guidance = values.get("seed"), values.get("guidance")
     problem = _unknown(values)
@@ -142,11 +197,11 @@ def _row(where: str, values: Mapping[str, Any]) -> Row:
         if not isinstance(value, str):
             problem = f"{name}={value!r} should be a text"
     if seed is not None and (not _is(seed, int) or seed < 0):
-        problem = f"seed={seed!r} should be a whole number from 0 on"
+        problem = f"seed={seed!r} should be a whole number, 0 or more"
     if guidance is not None and (
         not _is(guidance, int | float) or not math.isfinite(guidance) or guidance < 0
     ):
-        problem = f"guidance={guidance!r} should be a number from 0 on"
+        problem = f"guidance={guidance!r} should be a finite number, 0 or more"
     if problem:
         return Row(where, problem=problem)
     return Row(
@@ -159,31 +214,45 @@ def _row(where: str, values: Mapping[str, Any]) -> Row:
 
 def _unknown(names: Iterable[str]) -> str:
     unknown = [name for name in names if name not in FIELDS]
-    return f"{unknown[0]!r} is no field; use {', '.join(FIELDS)}" if unknown else ""
+    return f"{unknown[0]!r} is not a field; use {', '.join(FIELDS)}" if unknown else ""
 
 
 def _is(value: Any, kind: Any) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
+_READERS: dict[str, Callable[[io.TextIOBase], Iterator[Row]]] = {
+    "": _lines,
+    ".txt": _lines,
+    ".csv": _csv,
+    ".jsonl": _jsonl,
+    ".json": _json,
+}
+
+
+def flag_rows(prompts: Sequence[str]) -> list[Row]:
+    """The rows of prompts that a command line gives."""
+    return [_line(f"prompt {number}", text) for number, text in enumerate(prompts, 1)]
+
+
 def read_source(source: str) -> Callable[[], Iterator[Row]]:
-    """What reads the rows of a suite or of a file, from the start at each call.
+    """A function that reads the rows of a suite or file from the start at each call.
 
     Args:
-        source: name of a suite, or a path as ``prompt_files.read`` takes it.
+        source: Name of a suite, or a path as for ``read``.
 
     Raises:
-        InputError: it is neither.
+        InputError: Neither a suite nor a file.
     """
     if source in SUITES:
         return lambda: (
-            Row(f"prompt {number}", prompt, family=family)
+            Row(where=f"prompt {number}", prompt=prompt, family=family)
             for number, (family, prompt) in enumerate(SUITES[source], 1)
         )
     file = epath.Path(source)
     if not file.exists() or file.is_dir():
         raise InputError(
-            f"--prompts={source} is no file, and no suite; give a file of prompts or "
-            f"one of {', '.join((*SUITES, DREAMBENCH))}"
+            f"--prompts={source} is neither a file nor a suite; give a file of prompts "
+            f"or one of {', '.join((*SUITES, DREAMBENCH))}"
         )
     return lambda: read(file)

@@ -1,7 +1,7 @@
 """Suites of prompts: the paper's six applications, and DreamBench's two lists.
 
-Source: DreamBooth, arXiv 2208.12242, section 5.1 (templates) and its figures (what is
-put into them); google/dreambooth, dataset/prompts_and_classes.txt (the lists of
+Source: DreamBooth, arXiv 2208.12242, section 5.1 (templates) and its figures (their
+fillers); google/dreambooth, dataset/prompts_and_classes.txt (the lists of
 DreamBench and the class of each of its subjects).
 """
 
@@ -14,7 +14,7 @@ _PAINTERS = (
     "Leonardo da Vinci",
 )
 
-# family -> (template, what takes the place of {} in it)
+# family -> (template, fillers of {})
 _APPLICATIONS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
     "recontextualisation": (
         (
@@ -137,18 +137,18 @@ DREAMBENCH_CLASSES = {
     "vase": "vase",
     "wolf_plushie": "stuffed animal",
 }
-LIVING = ("cat", "dog")  # classes whose subjects take the prompts for the living
-DREAMBENCH = "dreambench"  # the list that fits a subject's class
+LIVING = ("cat", "dog")  # classes that use the prompts for live subjects
+DREAMBENCH = "dreambench"  # the list for a subject's class
 
 
 def dreambench(class_noun: str) -> str:
-    """The suite that DreamBench has for subjects of a class."""
+    """Name of DreamBench's suite for subjects of a class."""
     kind = "living" if class_noun in LIVING else "objects"
     return f"{DREAMBENCH}_{kind}"
 
 
 def fitting_suite(source: str, class_noun: str) -> str:
-    """A source of prompts as named; ``DREAMBENCH`` is the suite that fits the class."""
+    """The source of prompts, with ``DREAMBENCH`` replaced by the suite of the class."""
     return dreambench(class_noun) if source == DREAMBENCH else source
 
 

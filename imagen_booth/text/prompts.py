@@ -1,10 +1,10 @@
-"""Prompts from templates: [V] and [N] filled in, and their articles."""
+"""Prompts from templates: fills in [V] and [N] and corrects their articles."""
 
 import re
 
 from imagen_booth.errors import InputError
 
-# Spelt with a vowel that is spoken as a consonant, and the reverse.
+# Words that start with a vowel letter and a consonant sound, and the reverse.
 _A = re.compile(r"(one|once|uni(?!n)|us[aeiu]|eu|ewe|ufo)", re.IGNORECASE)
 _AN = re.compile(r"(hour|honest|honou?r|heir)", re.IGNORECASE)
 
@@ -12,7 +12,7 @@ _PLACE = re.compile(r"\b(an?) (\[v\]|\[n\])|(\[v\]|\[n\])", re.IGNORECASE)
 
 
 def article(word: str) -> str:
-    """'a' or 'an', by the first letter and a few well-known exceptions."""
+    """'a' or 'an', by the first letter and a few common exceptions."""
     vowel = word[:1].lower() in tuple("aeiou")
     return "an" if (vowel and not _A.match(word)) or _AN.match(word) else "a"
 
@@ -20,16 +20,16 @@ def article(word: str) -> str:
 def fill(template: str, identifier: str, noun: str, *, alone: bool = False) -> str:
     """A prompt from a template such as 'a [V] [N] on the beach'.
 
-    [V] is the identifier, [N] the class noun. An article straight before a place is
-    chosen anew for the word put there. Without an identifier ('') the prompt is that of
-    the class: 'a dog on the beach'.
+    [V] is the identifier, [N] the class noun. An article right before a placeholder is
+    corrected for the word that replaces it. Without an identifier ('') the result is
+    the prompt of the class: 'a dog on the beach'.
 
     Args:
-        alone: the identifier says what the subject is, so a class noun straight after
-            it is left out: 'a [V] on the beach'.
+        alone: Whether the identifier also replaces a class noun right after it: 'a [V]
+            on the beach'.
 
     Raises:
-        InputError: the template holds another word in brackets.
+        InputError: The template holds another word in brackets.
     """
     places = {"[v]": identifier, "[n]": noun}
     unknown = [p for p in re.findall(r"\[.*?\]", template) if p.lower() not in places]
@@ -59,5 +59,5 @@ def class_prompt(noun: str) -> str:
 
 
 def instance_prompt(identifier: str, noun: str, *, alone: bool = False) -> str:
-    """'a [V] dog' with the identifier in its place; 'a [V]' where it stands alone."""
+    """'a [V] dog' with the identifier filled in; 'a [V]' if it replaces the noun."""
     return fill("a [V] [N]", identifier, noun, alone=alone)

@@ -1,4 +1,4 @@
-"""SentencePiece tokens of fixed length, as T5 has them: pad 0, eos 1, unknown 2."""
+"""SentencePiece tokens of fixed length with T5's ids: pad 0, eos 1, unknown 2."""
 
 import os
 from collections.abc import Sequence
@@ -11,12 +11,12 @@ from imagen_booth.errors import InputError
 
 PAD, EOS, UNKNOWN = 0, 1, 2
 
-# The small vocabulary that comes with the package (made by text/vocabulary.py), and
-# the ids of its pieces that no caption uses.
+# The small vocabulary of the package (built by text/vocabulary.py), and the ids of its
+# pieces that no caption uses.
 EMBEDDED = Path(__file__).with_name("embedded.model")
 EMBEDDED_RARE = (1848, 2047)
 
-# DreamBooth's range for the vocabulary of T5. Ranges include both ends.
+# DreamBooth's range in the vocabulary of T5. Ranges include both ends.
 T5_RARE = (5000, 10000)
 
 
@@ -24,12 +24,12 @@ class Tokenizer:
     """A SentencePiece model and a length in tokens.
 
     Args:
-        model: path of a local SentencePiece model file, or its bytes.
-        length: L, tokens per text, the end mark included.
+        model: Path of a local SentencePiece model file, or its bytes.
+        length: Tokens per text L, including the end mark.
 
     Raises:
-        InputError: there is no such file, it is not a SentencePiece model, or its
-            special pieces are not T5's.
+        InputError: The file is missing or not a SentencePiece model, or its special
+            pieces are not T5's.
     """
 
     def __init__(self, model: str | os.PathLike[str] | bytes, length: int):
@@ -48,7 +48,7 @@ class Tokenizer:
             ) from error
         except RuntimeError as error:
             raise InputError(
-                f"The vocabulary {name} is not a SentencePiece model, or is cut short."
+                f"The vocabulary {name} is not a SentencePiece model, or is truncated."
             ) from error
         special = (self._model.pad_id(), self._model.eos_id(), self._model.unk_id())
         if special != (PAD, EOS, UNKNOWN):
@@ -59,15 +59,15 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Number of pieces, without T5's sentinels and padding rows."""
+        """Number of pieces, not counting T5's sentinels and padding rows."""
         return self._model.vocab_size()
 
     def pieces(self, text: str) -> list[int]:
-        """Ids of a text, without end mark, padding or limit of length."""
+        """Ids of the whole text, without end mark and padding."""
         return self._model.encode(text)
 
     def piece(self, id: int) -> str:
-        """The piece with this id, its sign for the start of a word written '▁'."""
+        """The piece with this id; '▁' marks the start of a word."""
         return self._model.id_to_piece(id)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
@@ -78,10 +78,10 @@ class Tokenizer:
         return self._model.decode([id for id in ids if id != PAD])
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """Tokens of texts: end mark after each, then padding; long ones are cut.
+        """Tokens of texts, with end mark and padding; long texts are truncated.
 
         Returns:
-            int32 [N, length]. A text that is cut keeps its end mark.
+            int32 [N, length]. A truncated text also ends with the end mark.
         """
         tokens = np.full((len(texts), self.length), PAD, np.int32)
         for row, text in zip(tokens, texts, strict=True):

@@ -1,13 +1,13 @@
 """Builds the embedded vocabulary: `python -m imagen_booth.text.vocabulary`.
 
-2048 SentencePiece pieces, all chosen here: every word of words.py as one piece;
-parts of words for what is not listed, learned from the list; the printable
-ASCII characters; and last a block of rare pieces for identifiers.
+2048 SentencePiece pieces: every word of words.py as one piece; parts of words, learned
+from that list, for other words; the printable ASCII characters; and last a block of
+rare pieces for identifiers.
 
-SentencePiece takes the segmentation with the highest sum of scores. A listed word
-scores WORD, a part PART or less, so a split of a word or of a rare piece reaches at
-most WORD + PART and loses to the whole. Rare pieces are beginnings of no English word,
-so they turn up in no other segmentation.
+SentencePiece chooses the segmentation with the highest sum of scores. A listed word
+scores WORD and a part at most PART, so a split of a word or of a rare piece scores at
+most WORD + PART and loses to the whole. No English word starts with a rare piece, so no
+other segmentation contains one.
 """
 
 import io
@@ -26,12 +26,12 @@ WORD, RARE, PART = -8.0, -12.0, -10.0
 
 MARK = "\N{LOWER ONE EIGHTH BLOCK}"  # stands for the space before a word
 
-# Endings that show the learner how English words go on; the results are not kept.
+# Endings that give the trainer English suffixes; the joined words are not stored.
 ENDINGS = ("", "s", "es", "ed", "ing", "er", "est", "ly", "ness", "ful", "less", "ment")
 
 
 def _parts(count: int, without: set[str]) -> list[tuple[str, float]]:
-    """Parts of words, best first, with the learned scores moved to PART and below."""
+    """Parts of words, best first, with the learned scores shifted to at most PART."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.Train(
         sentence_iterator=iter(w + ending for w in words() for ending in ENDINGS),

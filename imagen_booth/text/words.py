@@ -1,7 +1,7 @@
-"""The words that the embedded vocabulary keeps whole, and its rare pieces.
+"""The words that are one piece of the embedded vocabulary, and its rare pieces.
 
-The words are those of the toybox captions and of common prompts, and short everyday
-ones; identifier.py takes the list for what a common English word is.
+The words come from the toybox captions, from common prompts and from everyday English.
+identifier.py uses the list to recognise common words.
 """
 
 import itertools
@@ -143,7 +143,7 @@ hit ill ivy jog kid lid lip lot mob mop mow nod nun owe pea peg pin ray rib rim 
 sew spa spy tow wax web wig wit yak
 """
 
-# Consonant, vowel, consonant, less those that English words, or names, begin with.
+# Consonant, vowel, consonant triples that English words or names begin with.
 NOT_RARE = """
 jak jav jaw jax jaz jef jek jew jez jif jiv jiz jok jov jow juj juk juv jux kaf kaj kak
 kav kaz kek kev kex kik kiv kiw kix koj kok koq kuk kuv kuw vaq vav vax vaz vex vez vik

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 import struct
 import zlib
 
@@ -338,9 +339,8 @@ def test_small_photos_are_named_and_their_stage_uses_the_rest(tmp_path):
     intake = look(tmp_path)
     assert [p.name for p in intake.teaching("sr1024")] == ["b.png"]
     assert [p.name for p in intake.teaching("sr256")] == ["a.png", "b.png"]
-    (small,) = (w for w in intake.warnings if "cannot teach" in w)
-    assert small.startswith("a.png (1100 x 700): a 700 px photo")
-    assert "the 1024 stage" in small
+    (small,) = (w for w in intake.warnings if "too small" in w)
+    assert small.startswith("a.png (1100 x 700): too small for the 1024 px stage")
     padded = look(tmp_path, "pad")  # 1100 px wide: nothing is enlarged
     assert len(padded.teaching("sr1024")) == 2
 
@@ -359,16 +359,97 @@ def test_warnings(tmp_path):
     said = "\n".join(look(tmp_path).warnings)
     for sentence in (
         "a copy.png and a.png are the same file",
-        "a.png and b.jpg look almost the same",
+        "a copy.png and b.jpg look almost the same",
         "flat.png: almost no contrast",
         "soft.png: looks blurred",
-        "wide.png (900 x 300): the crop drops 67%",
-        "no photo is large enough for the 1024 stage: sr1024 keeps",
+        "wide.png (900 x 300, 67% outside the crop): the crop drops",
+        "no photo is large enough for the 1024 px stage: sr1024 is not",
     ):
         assert sentence in said
     assert "wide.png: looks" not in said
     assert "wide.png and" not in said
     assert "drops" not in "".join(look(tmp_path, "pad").warnings)
+
+
+def test_many_photos_with_one_fault_share_a_warning(tmp_path):
+    """Video frames: each kind of warning comes once, whatever the number of photos."""
+    frame = np.full((64, 64, 3), 90, np.uint8)
+    for i in range(60):
+        frame[0, 0] = i
+        (tmp_path / f"{i:02}.png").write_bytes(encode(frame, "PNG"))
+    for i in range(8):
+        (tmp_path / f"copy {i}.png").write_bytes(encode(frame, "PNG"))
+    warnings = look(tmp_path).warnings
+    assert len(warnings) < 10
+    assert "00.png, 01.png, 02.png and 57 more look almost the same" in "\n".join(
+        warnings
+    )
+    assert "59.png, copy 0.png, copy 1.png and 6 more are the same file" in "\n".join(
+        warnings
+    )
+    assert any(
+        warning.startswith("68 photos (00.png, 01.png, 02.png and 65 more): almost no")
+        for warning in warnings
+    )
+
+
+def test_a_refusal_of_many_files_is_short(tmp_path):
+    for i in range(300):
+        (tmp_path / f"{i}.jpg").touch()
+        (tmp_path / f"{i}.txt").touch()
+    with pytest.raises(photos.NoGoodPhotos) as caught:
+        look(tmp_path)
+    assert len(caught.value.intake.refused) == 300
+    assert len(str(caught.value).splitlines()) == 3
+
+
+def test_names_that_are_not_utf8_can_be_printed(tmp_path):
+    """The photo is used, and every text about it can be encoded."""
+    folder = os.fsencode(tmp_path) + b"/d\xe9j\xe0"
+    os.mkdir(folder)
+    contents = {
+        b"caf\xe9.png": encode(scene(300, 300), "PNG"),
+        b"z\xe9ro.jpg": b"",
+        b"n\xe9.t\xe9": b"",
+    }
+    for name, data in contents.items():
+        with open(folder + b"/" + name, "wb") as file:
+            file.write(data)
+    intake = look(os.fsdecode(folder))
+    (photo,) = intake.photos
+    assert photo.name == r"caf\xe9.png"
+    assert photos.load(photo.path, WHITE).shape == (300, 300, 3)
+    for entry in (*intake.refused, *intake.skipped):
+        (entry.name + entry.reason).encode()
+    "".join((*intake.warnings, intake.folder, photo.name)).encode()
+    os.remove(folder + b"/caf\xe9.png")
+    with pytest.raises(photos.NoGoodPhotos) as caught:
+        look(os.fsdecode(folder))
+    str(caught.value).encode()
+    with pytest.raises(InputError, match="does not exist") as missing:
+        look(os.fsdecode(folder + b"\xff"))
+    str(missing.value).encode()
+
+
+def test_large_metadata_does_not_spoil_a_png(read, tmp_path):
+    """Text, workflows, XMP and profiles beyond Pillow's limit of 1 MiB a chunk."""
+
+    def chunk(kind, body):
+        crc = struct.pack(">I", zlib.crc32(kind + body))
+        return struct.pack(">I", len(body)) + kind + body + crc
+
+    data, text = encode(scene(), "PNG"), b"x" * 3_000_000
+    for extra in (
+        chunk(b"tEXt", b"prompt\0" + text),
+        chunk(b"zTXt", b"workflow\0\0" + zlib.compress(text)),
+        chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(text)),
+        chunk(b"iCCP", b"x\0\0" + zlib.compress(text)),
+    ):
+        np.testing.assert_array_equal(read(data[:33] + extra + data[33:]), scene())
+    image_files.save_png(tmp_path / "own.png", scene(), {"prompt": text.decode()})
+    assert (
+        image_files.read_png_metadata(tmp_path / "own.png")["prompt"] == text.decode()
+    )
 
 
 def test_too_few_and_too_many(tmp_path):
@@ -481,5 +562,5 @@ def test_real_photos(subject):
         small = [p for p in intake.photos if "sr1024" not in p.stages]
         assert small
         for photo in small:
-            text = f"{photo.name} ({photo.width} x {photo.height}): a {photo.width} px"
+            text = f"{photo.name} ({photo.width} x {photo.height}): too small"
             assert any(w.startswith(text) for w in intake.warnings)

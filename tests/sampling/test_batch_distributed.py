@@ -1,4 +1,4 @@
-"""Two processes over loopback draw one batch job between them."""
+"""Two processes over loopback share one batch job."""
 
 import dataclasses
 import json
@@ -17,16 +17,16 @@ from imagen_booth.weights.load import random_params
 # The sampling command, in a process that notes which pictures it writes.
 NOTES_PICTURES = """
 import runpy, sys
-from imagen_booth.data import pictures
+from imagen_booth.data import image_files
 
-save, log = pictures.save_png, sys.argv.pop(1)
+save, log = image_files.save_png, sys.argv.pop(1)
 
 def saving(path, *rest):
     save(path, *rest)
     with open(log, "a") as file:
         file.write(f"{path.name}\\n")
 
-pictures.save_png = saving
+image_files.save_png = saving
 runpy.run_module("imagen_booth.sample", run_name="__main__", alter_sys=True)
 """
 

@@ -1,4 +1,4 @@
-"""Batch jobs: files of prompts, what is refused, killed and continued, shared."""
+"""Batch jobs: files of prompts, refusals, resumption, several hosts."""
 
 import collections
 import dataclasses
@@ -128,21 +128,69 @@ def test_csv_and_jsonl_say_the_same(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("p.csv", "prompt,sed\nx,1\n", "'sed' is no field"),
+        ("p.csv", "prompt,sed\nx,1\n", "'sed' is not a field"),
         ("p.csv", "seed\n1\n", "no column 'prompt'"),
         ("p.csv", "prompt,seed\nx,1,2\n", "3 cells, but the header has 2"),
         ("p.csv", "prompt,seed\nx,1.5\n", "seed=1.5 should be a whole number"),
         ("p.csv", 'prompt\n"x\n', "not CSV"),
-        ("p.csv", "prompt,guidance\nx,nan\n", "guidance=nan should be a number"),
+        ("p.csv", "prompt,guidance\nx,nan\n", "guidance=nan should be a finite number"),
         ("p.jsonl", '{"prompt": "x", "seed": true}', "seed=True should be"),
         ("p.jsonl", '{"prompt": 3}', "prompt=3 should be a text"),
         ("p.jsonl", '["x"]', "not an object"),
         ("p.jsonl", '{"prompt": "x"', "not JSON"),
+        ("p.json", '["x"', "not JSON"),
+        ("p.json", '{"prompt": "x"}', "not a list"),
+        ("p.json", "[3]", "not an object"),
     ],
 )
 def test_a_bad_row_says_why(tmp_path, name, text, said):
     problems = [row.problem for row in prompt_files.read(write(tmp_path, text, name))]
     assert said in problems[-1]
+
+
+def test_a_json_list_gives_texts_or_objects(tmp_path):
+    text = '[\n "a [V]\\n vase",\n {"prompt": "a cat", "seed": 7}\n]\n'
+    rows = list(prompt_files.read(write(tmp_path, text, "p.json")))
+    assert [(row.where, row.prompt, row.seed, row.problem) for row in rows] == [
+        ("entry 1", "a [V] vase", None, ""),
+        ("entry 2", "a cat", 7, ""),
+    ]
+
+
+def test_lines_of_other_formats_are_never_sampled_as_they_stand(tmp_path):
+    """Comments are skipped; options of other tools and JSON are refused."""
+    text = """# my prompts
+a [V] vase
+  # another
+a [V] vase --n blurry --w 512
+a -- dog, size #1, 3-2
+a [V] --ar 16:9
+[
+"a [V] vase",
+["a cat", "a dog"],
+{"prompt": "a cat"}
+]
+[V]
+42 dogs
+"""
+    rows = list(prompt_files.read(write(tmp_path, text)))
+    assert [row.prompt for row in rows if not row.problem] == [
+        "a [V] vase",
+        "a -- dog, size #1, 3-2",
+        "[V]",
+        "42 dogs",
+    ]
+    refused = {row.where: row.problem for row in rows if row.problem}
+    assert "option '--n' of another tool" in refused["line 4"]
+    assert "option '--ar' of another tool" in refused["line 6"]
+    for number in range(7, 12):
+        assert "suffix .json" in refused[f"line {number}"]
+
+
+@pytest.mark.parametrize("suffix", ["yaml", "toml", "tsv", "html"])
+def test_other_kinds_of_file_are_refused(tmp_path, suffix):
+    [row] = prompt_files.read(write(tmp_path, "a [V] [N]", f"p.{suffix}"))
+    assert f"suffix .{suffix} are not read" in row.problem
 
 
 def test_all_bad_rows_are_named_and_nothing_is_drawn(run, painted, tmp_path):
@@ -171,10 +219,10 @@ def test_all_bad_rows_are_named_and_nothing_is_drawn(run, painted, tmp_path):
                 "1251 tokens long and the tiny cascade reads 48",
                 "[X]",
                 "prompt is empty",
-                "no UTF-8 text",
-                "no UTF-8 text",
-                "goes beyond",
-                "negative prompt says nothing at guidance 1",
+                "not UTF-8 text",
+                "not UTF-8 text",
+                "seeds 4294967295 to 4294967296 are not all within 0 to 4294967295",
+                "negative prompt has no effect at guidance 1",
                 "negative_prompt holds '\U0001f436'",
             ),
             strict=True,
@@ -190,8 +238,73 @@ def test_all_bad_rows_are_named_and_nothing_is_drawn(run, painted, tmp_path):
 def test_bytes_that_are_no_text_are_named(run, tmp_path):
     file = tmp_path / "prompts.txt"
     file.write_bytes(b"a dog\na caf\xe9\n")
-    with pytest.raises(InputError, match=r"line 2: prompt holds .* no UTF-8 text"):
+    with pytest.raises(InputError, match=r"line 2: prompt holds .* not UTF-8 text"):
         draw(run, file)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "settings", "said"),
+    [
+        ("a [V] dog " + "in the snow " * 40, {}, "124 tokens .* cascade reads 48"),
+        ("a dog", {"first_seed": 2**32}, "4294967296 .* not all within 0 to 429496729"),
+        ("a dog", {"first_seed": 2**32 - 1, "seeds": 2}, "not all within 0 to"),
+        ("a dog", {"first_seed": -1}, "seeds -1 to -1 are not all within 0 to"),
+        ("a dog --n blurry", {}, "option '--n' of another tool"),
+        ("a caf\udce9", {}, "not UTF-8 text"),
+    ],
+)
+def test_a_prompt_on_the_command_line_is_checked_as_a_row(
+    run, painted, prompt, settings, said
+):
+    with pytest.raises(InputError, match=f"prompt 2: (.|\n)*{said}"):
+        batch_job.sample_prompts(
+            run, ["a [V] [N]", prompt], "more", **{"seeds": 1} | settings
+        )
+    assert not painted
+    assert not (run / "samples").exists()
+
+
+def test_prompts_never_replace_images_of_earlier_ones(run, painted):
+    """Whatever differs: the prompt, the seed or the settings."""
+    there: dict[str, bytes] = {}
+
+    def sample(prompts, **settings):
+        folder = batch_job.sample_prompts(
+            run, prompts, "prompts", resolution=64, **{"seeds": 1} | settings
+        )
+        images = {name for name in files(folder, 64) if name != "contact_sheet.png"}
+        assert {each: (folder / "64" / each).read_bytes() for each in there} == there
+        new = images - there.keys()
+        there.update({name: (folder / "64" / name).read_bytes() for name in new})
+        return sorted(new)
+
+    assert [name[:8] for name in sample(["a [V] [N]", "a cat"])] == [
+        "a-cat_0_",
+        "a-dog_0_",
+    ]
+    assert [name[:8] for name in sample(["a green [V] [N]"])] == ["a-green-"]
+    assert [name[:8] for name in sample(["a [V] [N]"], first_seed=5)] == ["a-dog_5_"]
+    settings = json.loads((run / "config.json").read_text())
+    settings["pictures"]["base"]["steps"] += 1
+    (run / "config.json").write_text(json.dumps(settings))
+    assert [name[:8] for name in sample(["a [V] [N]"])] == ["a-dog_0_"]
+    painted.clear()
+    assert sample(["a [V] [N]"]) == []
+    assert not painted
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "../x", "a/b", "/x", "a\\b", "a\0", "\udce9", "final"]
+)
+def test_a_job_stays_in_a_folder_of_its_own(run, painted, tmp_path, name):
+    for sample in (
+        lambda: batch_job.sample_prompts(run, ["a dog"], name, seeds=1),
+        lambda: batch_job.run_batch(run, "view", name or "..", seeds=1),
+    ):
+        with pytest.raises(InputError, match="--name="):
+            sample()
+    assert not (run / "samples").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 @pytest.mark.parametrize(
@@ -336,7 +449,7 @@ def test_one_network_at_a_time(run, painted, tmp_path, monkeypatch):
         applies[stage.name].add(part.apply)
         return paint(stage, part, *rest, **settings)
 
-    monkeypatch.setattr(finished_run, "open_stage", opening)
+    monkeypatch.setattr(finished_run, "load_stage", opening)
     monkeypatch.setattr(batch_job, "sample_stage", painting)
     monkeypatch.setattr(batch_job, "CHUNK", 3)
     monkeypatch.setattr(batch_job, "_fit_together", lambda *_: False)
@@ -442,7 +555,7 @@ def test_a_job_meets_the_end_of_a_real_disk(run, small_disk, tmp_path):
     assert enlarge()
     second = sample(work, file, "--seeds=8", "--batch=4")
     assert second.returncode == 0, second.stderr
-    assert f"drew {24 - len(there)} pictures" in second.stderr
+    assert f"sampled {24 - len(there)} images" in second.stderr
     assert len(files(folder, 64)) == len(index(folder)) == 24
     for name, moment in there.items():
         assert (folder / "64" / name).stat().mtime == moment
@@ -484,8 +597,8 @@ def test_a_job_says_where_its_time_went(run, painted, tmp_path, caplog, monkeypa
     file = write(tmp_path, "a [V] [N]\na cat")
     draw(run, file, seeds=4)
     said = re.search(
-        r"drew 16 pictures.* in ([\d.]+) s: ([\d.]+) s in the networks, ([\d.]+) s on "
-        r"text and weights, ([\d.]+) s on the host beside them, ([\d.]+) ms a picture",
+        r"sampled 16 images.* in ([\d.]+) s: ([\d.]+) s in the networks, ([\d.]+) s "
+        r"loading text and weights, ([\d.]+) s of other host work, ([\d.]+) ms per ",
         caplog.text,
     )
     assert said
@@ -528,7 +641,7 @@ def test_packing_goes_on_while_the_next_batch_is_drawn(
 def test_hosts_write_their_own_rows(run, painted, tmp_path, monkeypatch):
     """Each of two hosts in turn; both see all rows, and store every second one."""
     monkeypatch.setattr(batch_job.processes, "count", lambda: 2)
-    monkeypatch.setattr(batch_job.processes, "any_host", lambda flag: flag)
+    monkeypatch.setattr(batch_job.processes, "broadcast", lambda array: array)
     monkeypatch.setattr(batch_job.processes, "wait", lambda name: None)
     monkeypatch.setattr(batch_job.batch_report, "write", lambda *_: None)
     file = write(tmp_path, "a [V] [N]")
@@ -545,6 +658,32 @@ def test_hosts_write_their_own_rows(run, painted, tmp_path, monkeypatch):
     assert written == [{"1", "3"}, {"0", "2", "4"}]
 
 
+def test_process_0_alone_decides_what_is_missing(run, painted, tmp_path, monkeypatch):
+    """One broadcast per chunk; a host that sees other files obeys."""
+    file = write(tmp_path, "a [V] [N]\na cat")
+    folder = draw(run, file, seeds=2)
+    gone = next((folder / "256").iterdir())
+    gone.unlink()
+    decided = []
+
+    def broadcast(array):
+        decided.append(array)
+        return array
+
+    monkeypatch.setattr(batch_job.processes, "broadcast", broadcast)
+    painted.clear()
+    draw(run, file, seeds=2)
+    absent, _ = decided  # one for the chunk, one for the prompts to embed
+    assert absent.sum(axis=1).tolist() == [0, 1]
+    assert [(stage, len(seeds)) for stage, seeds in painted] == [("sr256", 1)]
+    # Another host, whose disk lacks an image: process 0 says that nothing is missing.
+    gone.unlink()
+    monkeypatch.setattr(batch_job.processes, "is_first", lambda: False)
+    painted.clear()
+    draw(run, file, seeds=2)
+    assert not painted
+
+
 def test_ten_thousand_prompts_are_never_held_at_once(run, tmp_path):
     file = write(tmp_path, "".join(f"a [V] [N] {n}\n" for n in range(10_000)))
     finished = finished_run.read_run(run, 64)
@@ -553,7 +692,7 @@ def test_ten_thousand_prompts_are_never_held_at_once(run, tmp_path):
     passes = batch_plan.stage_passes(finished, np.dtype("float32"))
     tracemalloc.start()
     try:
-        count = batch_plan.check_rows(finished, str(file), rows(), 0, 1)
+        count = batch_plan.check_rows(finished, "--prompts", rows(), 0, 1)
         planned = sum(1 for _ in batch_plan.plan_images(finished, passes, rows(), 0, 1))
         _, peak = tracemalloc.get_traced_memory()
     finally:
@@ -566,11 +705,11 @@ DRIVER = """
 import os, signal, sys
 import numpy as np
 from etils import epath
-from imagen_booth import batch
-from imagen_booth.data import pictures
+from imagen_booth.data import image_files
+from imagen_booth.sampling import batch_job
 
 run, source, log, deadly = sys.argv[1:]
-save, saved = pictures.save_png, 0
+save, saved = image_files.save_png, 0
 
 def note(line):
     with open(log, "a") as file:
@@ -590,8 +729,11 @@ def paint(stage, *rest, **settings):
     shape = (stage.resolution, stage.resolution, 3)
     return np.stack([np.full(shape, seed, np.uint8) for seed in seeds])
 
-pictures.save_png, batch.sample_stage, batch.WRITERS = saving, paint, 1
-batch.draw(epath.Path(run), source, "job", seeds=4, resolution=256, batch=16)
+image_files.save_png, batch_job.sample_stage = saving, paint
+batch_job.WRITERS = 1
+batch_job.run_batch(
+    epath.Path(run), source, "job", seeds=4, resolution=256, batch=16
+)
 """
 
 
@@ -634,36 +776,34 @@ def finished(job, tmp_path_factory) -> epath.Path:
 
 def test_a_batch_draws_what_a_single_prompt_gets(finished, tmp_path):
     """The same pixels, and the identifier only for the stage that knows it."""
-    one = finished_run.sample_prompts(
-        finished, ["a [V] [N]"], "one", seeds=[0, 1], resolution=256
+    one = batch_job.sample_prompts(
+        finished, ["a [V] [N]"], "one", seeds=2, resolution=256
     )
     file = write(tmp_path, "a [V] [N]")
     many = batch_job.run_batch(finished, str(file), "many", seeds=2, resolution=256)
     rows = index(many)
     for row in rows:
         for file in row["files"]:
-            size = file.split("/")[0]
             np.testing.assert_array_equal(
-                image_files.load_png(many / file),
-                image_files.load_png(one / size / f"0000_{row['seed']}.png"),
+                image_files.load_png(many / file), image_files.load_png(one / file)
             )
     run = finished_run.read_run(finished)
     base, sr256, sr1024 = batch_plan.stage_passes(run, np.dtype("float32"))
     assert (base.steps, sr256.steps, sr1024.steps) == (1, 0, 0)
     source = prompt_files.read_source(str(tmp_path / "prompts.txt"))
     picture = next(batch_plan.plan_images(run, [base, sr256], source(), 0, 1))
-    assert picture.spoken(base).prompt == f"a {NAME} dog"
-    assert picture.spoken(sr256).prompt == "a dog"
+    assert picture.texts(base).prompt == f"a {NAME} dog"
+    assert picture.texts(sr256).prompt == "a dog"
 
 
 NIGHT = """
 import os, signal, sys
 from etils import epath
-from imagen_booth import batch
-from imagen_booth.data import pictures
+from imagen_booth.data import image_files
+from imagen_booth.sampling import batch_job
 
 run, source, log, deadly = sys.argv[1:]
-save, saved = pictures.save_png, 0
+save, saved = image_files.save_png, 0
 
 def resident():
     with open("/proc/self/status") as status:
@@ -678,8 +818,8 @@ def saving(path, *rest):
     if saved == int(deadly):
         os.kill(os.getpid(), signal.SIGKILL)
 
-pictures.save_png, batch.CHUNK = saving, 100
-batch.draw(epath.Path(run), source, "job", seeds=1, resolution=64, batch=16)
+image_files.save_png, batch_job.CHUNK = saving, 100
+batch_job.run_batch(epath.Path(run), source, "job", seeds=1, resolution=64, batch=16)
 """
 
 

@@ -1,4 +1,4 @@
-"""Prompts to embeddings: the vocabulary's place, and what prompts go through."""
+"""Embeddings of prompts: the path of the vocabulary, cleaning, several hosts."""
 
 import dataclasses
 import shutil
@@ -72,6 +72,37 @@ def test_prompts_are_cleaned_as_the_job_says(read, cleaning, same_as):
 def test_an_unknown_cleaning(read):
     with pytest.raises(InputError, match="config.cleaning='hard'"):
         read([], "hard")
+
+
+def test_prompts_beyond_the_encoder_are_refused_with_their_lengths(read, tmp_path):
+    fits, long = "dog " * 46, "a cat " + "dog " * 60
+    found, _ = read([fits], "")
+    assert found[fits].mask.sum() == 47
+    before = sorted(tmp_path.rglob("*.npy"))
+    with pytest.raises(
+        InputError, match="1 prompts are too long(.|\n)*63 tokens: a ca"
+    ):
+        read([fits, long], "")
+    assert sorted(tmp_path.rglob("*.npy")) == before
+
+
+def test_process_0_alone_decides_what_is_encoded(read, tmp_path, monkeypatch):
+    """All hosts encode what it lacks, and read nothing of that back from disk."""
+    first, _ = read(["a dog"], "")
+    for path in tmp_path.rglob("*.npy"):
+        path.unlink()
+    decided = []
+
+    def broadcast(array):
+        decided.append(array.tolist())
+        return np.ones_like(array)  # what process 0 says
+
+    monkeypatch.setattr(embedding.processes, "broadcast", broadcast)
+    monkeypatch.setattr(embedding.processes, "is_first", lambda: False)
+    second, _ = read(["a dog"], "")
+    assert decided == [[0, 0]]
+    assert not list(tmp_path.rglob("*.npy"))  # another process writes them
+    np.testing.assert_array_equal(second["a dog"].text, first["a dog"].text)
 
 
 def job_with(identifier, cleaning):

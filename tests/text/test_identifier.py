@@ -130,7 +130,7 @@ def test_cleaning_is_checked_as_it_will_be_used(t5):
     def said(clean):
         return " ".join(identifier.check("xxy5syt00", t5, T5_RARE, "dog", clean))
 
-    assert "leaves 'a dog'" in said(clean_caption)
+    assert "becomes 'a dog'" in said(clean_caption)
     assert "cleaner" not in said(simple_clean)
     assert "cleaner" not in said(None)
     for clean, lowers in ((clean_caption, True), (simple_clean, True), (None, False)):
@@ -150,6 +150,8 @@ def test_impossible_draws_are_refused():
     for k in (0, 4):
         with pytest.raises(InputError, match=f"k is {k}; give 1 to 3"):
             identifier.draw(tokenizer, EMBEDDED_RARE, "dog", k, 0)
+    with pytest.raises(InputError, match="config.seed=-1 is negative"):
+        identifier.draw(tokenizer, EMBEDDED_RARE, "dog", 1, -1)
     with pytest.raises(InputError, match="range is 1848 to 5000; .* ids 0 to 2047"):
         identifier.draw(tokenizer, (1848, 5000), "dog", 1, 0)
     with pytest.raises(InputError, match="range 1900 to 1901 gave no identifier of 3"):
