@@ -25,7 +25,7 @@ from imagen_booth.errors import InputError, NotFinite, Stopped
 from imagen_booth.evaluation import evaluate_systems
 from imagen_booth.evaluation.evaluate_systems import EvaluationRequest, Locations
 from imagen_booth.rundir import checkpoints
-from imagen_booth.sampling import cascade_sampler, finished_run
+from imagen_booth.sampling import batch_job, cascade_sampler
 from imagen_booth.weights import export
 from imagen_booth.weights.load import load
 
@@ -153,16 +153,19 @@ def test_running_again_changes_nothing(job, finished):
 
 def test_a_finished_run_draws_the_same_picture_again(finished):
     made = cascade_sampler.sampler_program.cache_info().misses
-    folder = finished_run.sample_prompts(finished, ["a [V] [N]"], "again", seeds=[0, 1])
+    folder = batch_job.sample_prompts(finished, ["a [V] [N]"], "again", seeds=2)
     assert (
         cascade_sampler.sampler_program.cache_info().misses == made
     )  # by the programs of the run
     for size in (64, 256, 1024):
-        first = image_files.load_png(folder / str(size) / "0000_0.png")
+        [first] = (folder / str(size)).glob("a-dog_0_*.png")
+        first = image_files.load_png(first)
         path = finished / "samples" / "final" / str(size) / "00_0.png"
         np.testing.assert_array_equal(first, image_files.load_png(path))
-    other = image_files.load_png(folder / "64" / "0000_1.png")
-    assert not np.array_equal(other, image_files.load_png(folder / "64" / "0000_0.png"))
+    one, other = (
+        image_files.load_png(path) for path in (folder / "64").glob("a-dog_*.png")
+    )
+    assert not np.array_equal(one, other)
 
 
 def test_prompts_are_cleaned_as_in_the_run(finished, tmp_path, monkeypatch):
@@ -176,11 +179,9 @@ def test_prompts_are_cleaned_as_in_the_run(finished, tmp_path, monkeypatch):
     def embed(*_, cleaning, **__):
         raise Asked(cleaning)
 
-    monkeypatch.setattr(finished_run, "embed_prompts", embed)
+    monkeypatch.setattr(batch_job, "embed_prompts", embed)
     with pytest.raises(Asked, match="none"):
-        finished_run.sample_prompts(
-            epath.Path(tmp_path), ["a [V] [N]"], "more", seeds=[0]
-        )
+        batch_job.sample_prompts(epath.Path(tmp_path), ["a [V] [N]"], "more", seeds=1)
 
 
 def test_a_finished_run_is_scored(finished, tmp_path):

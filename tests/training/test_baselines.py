@@ -15,7 +15,7 @@ from imagen_booth.config import build
 from imagen_booth.config.schema import Job
 from imagen_booth.data import image_files
 from imagen_booth.errors import InputError
-from imagen_booth.sampling import batch_plan, finished_run
+from imagen_booth.sampling import batch_job, batch_plan, finished_run
 from imagen_booth.text.prompts import fill
 from imagen_booth.toybox.captions import parse
 from imagen_booth.toybox.subjects import ToyboxSubject, describe
@@ -133,10 +133,9 @@ def test_a_run_by_description_tunes_nothing(tmp_path):
         assert each.named
         assert each.steps == 0
     # Drawn again, every stage reads the same words and draws the same picture.
-    folder = finished_run.sample_prompts(
-        work, ["a [V] [N] in the snow"], "more", seeds=[0]
-    )
+    folder = batch_job.sample_prompts(work, ["a [V] [N] in the snow"], "more", seeds=1)
     for size in ("64", "256"):
-        again = image_files.load_png(folder / size / "0000_0.png")
+        [again] = (folder / size).glob("a-dog-in-the-snow_0_*.png")
+        again = image_files.load_png(again)
         first = image_files.load_png(work / "samples" / "final" / size / "00_0.png")
         np.testing.assert_array_equal(again, first)

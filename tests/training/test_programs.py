@@ -13,7 +13,7 @@ from imagen_booth.config import build, presets, schema
 from imagen_booth.config.schema import JudgeTraining
 from imagen_booth.distributed import sharding
 from imagen_booth.experiments.image_store import ImageStore
-from imagen_booth.sampling import batch_job, finished_run
+from imagen_booth.sampling import batch_job
 from imagen_booth.training import pretrain_judge, pretrain_stage
 
 
@@ -78,7 +78,7 @@ def test_drawing_prompts_keeps_them_where_training_did(tmp_path, unset, tuning):
     run = epath.Path(tmp_path) / "run"
     finished(run, tuning)
     with pytest.raises(Begun):
-        finished_run.sample_prompts(run, ["a [V] [N]"], "more", seeds=[0])
+        batch_job.sample_prompts(run, ["a [V] [N]"], "more", seeds=1)
     check(run)
 
 
