@@ -42,7 +42,11 @@ def main(verb: str, name: str | None = None) -> None:
         if name is None:
             print(fetch.listing())
         else:
-            print(f"{name} is in {fetch.fetch(name, _TO.value)}")
+            folders = fetch.fetch(name, _TO.value)
+            print("\n".join(f"{each} is in {at}" for each, at in folders.items()))
+            if name in fetch.CASCADES:
+                flags_ = [fetch.setting(each, at) for each, at in folders.items()]
+                print(f"load it with {' '.join(flags_)}")
         return
     if verb == "unpickle":
         if not _FROM.value:

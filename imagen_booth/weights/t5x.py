@@ -190,7 +190,8 @@ class _Checkpoint:
         found = sum(not key.startswith(b".") for key in listing.result())
         if found < expected:
             raise InputError(
-                f"{where} has {found} of its {expected} chunks; copy the checkpoint again"
+                f"{where} has {found} of its {expected} chunks; copy the checkpoint "
+                "again"
             )
         dtype = array.dtype.numpy_dtype
         # Older versions of T5X stored bfloat16 as uint16.

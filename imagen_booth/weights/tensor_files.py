@@ -321,8 +321,8 @@ def _open_remote(path: epath.Path) -> dict[str, Tensor]:
 def _dtype(path: epath.Path, name: str, code: str) -> np.dtype:
     if code not in DTYPES:
         raise InputError(
-            f"{path}: {name} has dtype {code}, which is not supported; use the float32, "
-            "bfloat16 or float16 files of this network"
+            f"{path}: {name} has dtype {code}, which is not supported; use the "
+            "float32, bfloat16 or float16 files of this network"
         )
     return DTYPES[code]
 
