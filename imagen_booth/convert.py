@@ -1,15 +1,15 @@
-"""Moves weights in and out.
+"""Downloads, imports and exports weights.
 
-    python -m imagen_booth.convert fetch if_i_m [--to=DIR]
+    python -m imagen_booth.convert fetch if_m [--to=DIR]
     python -m imagen_booth.convert import --from=DIR --to=DIR
     python -m imagen_booth.convert export --run=runs/dog --to=DIR [--layout=diffusers]
     python -m imagen_booth.convert unpickle --from=DIR
 
-fetch downloads public weights, no more files of them than are needed; without a name
-it lists what there is. import rewrites weights as a folder of ours: DeepFloyd IF in
-diffusers' layout, T5 encoders as safetensors or T5X checkpoint. export writes the
-networks of a run (or, with --from, of a folder), fine-tuned ones as tuned, as a folder
-of ours that config.weights of another run can name, or as diffusers reads it.
+fetch downloads the files that are needed of public weights: of a whole cascade (if_m,
+if_l, if_xl) or of one artefact; without a name it lists them. import rewrites weights
+in our layout: DeepFloyd IF in diffusers' layout, T5 encoders as safetensors or T5X
+checkpoint. export writes the fine-tuned networks of a run (or, with --from, those of a
+folder) in our layout, which config.weights of another run can name, or in diffusers'.
 unpickle rewrites torch's .bin files as safetensors beside them, and needs torch.
 """
 
@@ -17,17 +17,22 @@ from absl import flags
 
 from imagen_booth import cli
 
-# And how many words may follow.
+# Commands, and how many words may follow each.
 VERBS = {"export": 0, "fetch": 1, "import": 0, "unpickle": 0}
 
 _RUN = flags.DEFINE_string("run", None, "export: work directory of a run")
 _FROM = flags.DEFINE_string("from", None, "weights to read: a folder, or a file")
 _TO = flags.DEFINE_string("to", None, "folder to write; fetch: default is a cache")
 _DTYPE = flags.DEFINE_enum(
-    "dtype", None, ["float32", "bfloat16", "float16"], "of the files; default as it is"
+    "dtype",
+    None,
+    ["float32", "bfloat16", "float16"],
+    "dtype of the files; default is that of the source",
 )
-_PARTS = flags.DEFINE_list("parts", [], "parts to write; default all there are")
-_LAYOUT = flags.DEFINE_enum("layout", "own", ["own", "diffusers"], "export: for whom")
+_PARTS = flags.DEFINE_list("parts", [], "parts to write; default is all")
+_LAYOUT = flags.DEFINE_enum(
+    "layout", "own", ["own", "diffusers"], "export: layout of the files"
+)
 
 
 def main(verb: str, name: str | None = None) -> None:
@@ -42,7 +47,11 @@ def main(verb: str, name: str | None = None) -> None:
         if name is None:
             print(fetch.listing())
         else:
-            print(f"{name} is in {fetch.fetch(name, _TO.value)}")
+            folders = fetch.fetch(name, _TO.value)
+            print("\n".join(f"{each} is in {at}" for each, at in folders.items()))
+            if name in fetch.CASCADES:
+                flags_ = [fetch.setting(each, at) for each, at in folders.items()]
+                print(f"load it with {' '.join(flags_)}")
         return
     if verb == "unpickle":
         if not _FROM.value:
@@ -53,17 +62,17 @@ def main(verb: str, name: str | None = None) -> None:
     if not _TO.value:
         raise InputError("--to is missing; give the folder to write")
     if verb == "export" and _RUN.value:
-        parcels = export.export_run(epath.Path(_RUN.value), _PARTS.value)
+        parts = export.export_run(epath.Path(_RUN.value), _PARTS.value)
     elif _FROM.value:
-        parcels = export.export_folder(epath.Path(_FROM.value), _PARTS.value)
+        parts = export.export_folder(epath.Path(_FROM.value), _PARTS.value)
     else:
         one = "--run or --from" if verb == "export" else "--from"
-        raise InputError(f"{one} is missing; say where the weights are")
+        raise InputError(f"{one} is missing; give the place of the weights")
     to = epath.Path(_TO.value)
     dtype = jnp.dtype(_DTYPE.value) if _DTYPE.value else None
     own = verb == "import" or _LAYOUT.value == "own"
     write = export.write_native if own else export.write_diffusers
-    print("\n".join(f"wrote {path}" for path in write(to, parcels, dtype)))
+    print("\n".join(f"wrote {path}" for path in write(to, parts, dtype)))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""DeepFloyd IF in and out: folders as diffusers lays them out.
+"""Reads and writes DeepFloyd IF in the folder layout of diffusers.
 
 A pipeline's folder has ``unet/config.json``, ``unet/*.safetensors`` and
 ``scheduler/scheduler_config.json``; a super-resolution pipeline adds
-``image_noising_scheduler/``. What the network is, is read from those files. Every
-field that our network does not follow has to have the one value it computes.
+``image_noising_scheduler/``. The network is described by these files. A field that
+our network does not implement must have the one value that the network computes.
 
-Names map by rule (see models/unet.py); PyTorch keeps convolutions as (out, in,
-height, width) and linear maps as (out, in), we as (height, width, in, out) and
+Names map by rule (see models/unet.py). PyTorch stores convolutions as (out, in,
+height, width) and linear maps as (out, in); ours are (height, width, in, out) and
 (in, out).
 """
 
@@ -30,7 +30,7 @@ LICENCE = "DeepFloyd IF License Agreement (non-commercial research only)"
 NETWORK = "UNet2DConditionModel"
 STEM = "diffusion_pytorch_model"
 
-# What our network always computes, and what diffusers takes if a field is left out.
+# The value that our network computes, and diffusers' default for a missing field.
 FIXED: dict[str, tuple[Any, Any]] = {
     "addition_embed_type": ("text", None),
     "addition_time_embed_dim": (None, None),
@@ -45,7 +45,7 @@ FIXED: dict[str, tuple[Any, Any]] = {
     "freq_shift": (0, 0),
     "mid_block_type": ("UNetMidBlock2DSimpleCrossAttn", "UNetMidBlock2DCrossAttn"),
     "norm_eps": (1e-5, 1e-5),
-    "norm_num_groups": (32, 32),  # which diffusers takes for the text in any case
+    "norm_num_groups": (32, 32),  # diffusers uses 32 for the text in any case
     "num_attention_heads": (None, None),
     "num_class_embeds": (None, None),
     "projection_class_embeddings_input_dim": (None, None),
@@ -55,7 +55,7 @@ FIXED: dict[str, tuple[Any, Any]] = {
     "time_embedding_type": ("positional", "positional"),
     "timestep_post_act": (None, None),
 }
-# Of no effect in these blocks, or with float32 attention.
+# Without effect in these blocks, or with float32 attention.
 WITHOUT_EFFECT = {
     "downsample_padding": 1,
     "transformer_layers_per_block": 1,
@@ -67,11 +67,14 @@ UP = {False: "ResnetUpsampleBlock2D", True: "SimpleCrossAttnUpBlock2D"}
 ACTIVATIONS = {"gelu": "gelu", "silu": "swish", "swish": "swish"}
 TEXT_NORMS = {"group_norm": "group", "layer_norm": "layer"}
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
-UNBOUNDED = 1e6  # stands for no cap: a bound that no picture meets
+UNBOUNDED = 1e6  # stands for no cap: no image reaches this bound
 
 
 class _Fields:
-    """A JSON object whose fields are ticked off; errors name file, field and value."""
+    """A JSON object that records which fields were read.
+
+    Errors name the file, the field and the value.
+    """
 
     def __init__(self, path: epath.Path):
         self.path = path
@@ -88,25 +91,25 @@ class _Fields:
         self._seen: set[str] = set()
 
     def get(self, name: str, absent: Any = None) -> Any:
-        """The value of a field; lists as tuples."""
+        """Returns the value of a field, a list as a tuple."""
         self._seen.add(name)
         value = self._values.get(name, absent)
         return tuple(value) if isinstance(value, list) else value
 
     def choose(self, name: str, absent: Any, choices: dict[Any, Any]) -> Any:
-        """What a value stands for."""
+        """Returns the choice for the value of a field."""
         value = self.get(name, absent)
         if value not in choices:
             raise self.refuse(name, f"use {' or '.join(map(repr, choices))}")
         return choices[value]
 
     def require(self, name: str, value: Any, absent: Any) -> None:
-        """Refuses any other value."""
+        """Raises InputError if the field has another value."""
         if self.get(name, absent) != value:
             raise self.refuse(name, f"only {value!r} is supported")
 
     def number(self, name: str, absent: Any = None) -> int:
-        """A whole number, or the one that all of a list are."""
+        """Returns a positive integer, or the one that fills a list."""
         value = self.get(name, absent)
         if isinstance(value, tuple) and len(set(value)) == 1:
             value = value[0]
@@ -115,30 +118,34 @@ class _Fields:
         return value
 
     def each(self, name: str, count: int, absent: Any) -> tuple[int, ...]:
-        """A whole number per level."""
+        """Returns an integer per level; one integer stands for all levels."""
         value = self.get(name, absent)
         value = (value,) * count if isinstance(value, int) else value
         if not isinstance(value, tuple) or len(value) != count:
             raise self.refuse(name, f"a number, or {count} of them, is supported")
         return value
 
-    def refuse(self, name: str, mend: str) -> InputError:
+    def refuse(self, name: str, hint: str) -> InputError:
+        """Makes the error for a field."""
         value = self._values.get(name, "not given")
-        return InputError(f"{self.path}: {name} is {value!r}; {mend}")
+        return InputError(f"{self.path}: {name} is {value!r}; {hint}")
 
     def finish(self) -> None:
-        """Refuses fields that nobody asked for and that say something."""
+        """Raises InputError for fields that were not read and have a value."""
         for name, value in self._values.items():
             known = name in self._seen or name.startswith("_")
             if not known and value not in (None, False):
-                raise self.refuse(name, "this field is not known, leave it out")
+                raise self.refuse(name, "this field is not known, remove it")
 
 
 def read_network(path: epath.Path) -> tuple[UNetConfig, int]:
-    """The network that a ``config.json`` describes, and its resolution in pixels.
+    """Reads the network that a ``config.json`` describes.
+
+    Returns:
+        The network, and its resolution in pixels.
 
     Raises:
-        InputError: no such file, or a value that our network does not compute.
+        InputError: There is no such file, or our network does not compute a value.
     """
     fields = _Fields(path)
     fields.require("_class_name", NETWORK, NETWORK)
@@ -147,36 +154,7 @@ def read_network(path: epath.Path) -> tuple[UNetConfig, int]:
     for name in WITHOUT_EFFECT:
         fields.get(name)
     fields.choose("encoder_hid_dim_type", None, {"text_proj": True, None: True})
-    widths = fields.get("block_out_channels", (320, 640, 1280, 1280))
-    down = fields.get("down_block_types")
-    if not down or any(kind not in DOWN.values() for kind in down):
-        raise fields.refuse("down_block_types", f"use {' and '.join(DOWN.values())}")
-    attention = tuple(kind == DOWN[True] for kind in down)
-    if len(widths) != len(down):
-        raise fields.refuse("block_out_channels", f"give {len(down)}, one per level")
-    up = tuple(UP[attends] for attends in reversed(attention))
-    fields.require("up_block_types", up, None)
-    activation = fields.choose("act_fn", "silu", ACTIVATIONS)
-    # Activated once on the sum, or in every block: the same function, but not both.
-    once = fields.get("resnet_skip_time_act", False)
-    early = fields.get("time_embedding_act_fn")
-    if once != (early is not None) or early not in (None, fields.get("act_fn", "silu")):
-        raise fields.refuse(
-            "time_embedding_act_fn",
-            "it goes with resnet_skip_time_act and equals act_fn, or is null",
-        )
-    only_text = fields.get("only_cross_attention", False)
-    if isinstance(only_text, tuple):
-        middle = False
-        only_text = only_text[0] if len(set(only_text)) == 1 else None
-    else:
-        middle = only_text
-    given = fields.get("mid_block_only_cross_attention")
-    if only_text is None or (middle if given is None else given) != only_text:
-        raise fields.refuse(
-            "only_cross_attention",
-            "it has to be the same for all levels and the middle",
-        )
+    widths, attention = _read_levels(fields)
     residual = fields.get("resnet_out_scale_factor", 1.0)
     fields.require("mid_block_scale_factor", residual, 1.0)
     config = UNetConfig(
@@ -194,8 +172,8 @@ def read_network(path: epath.Path) -> tuple[UNetConfig, int]:
         head_width=fields.number("attention_head_dim", 8),
         pool_heads=fields.number("addition_embed_type_num_heads", 64),
         text_norm=fields.choose("cross_attention_norm", None, TEXT_NORMS),
-        self_attention=not only_text,
-        activation=activation,
+        self_attention=_read_self_attention(fields),
+        activation=_read_activation(fields),
         residual_scale=float(residual),
     )
     size = fields.number("sample_size")
@@ -209,64 +187,105 @@ def read_network(path: epath.Path) -> tuple[UNetConfig, int]:
     return config, size
 
 
+def _read_levels(fields: _Fields) -> tuple[tuple[int, ...], tuple[bool, ...]]:
+    """Reads each level's width and whether it has attention."""
+    widths = fields.get("block_out_channels", (320, 640, 1280, 1280))
+    down = fields.get("down_block_types")
+    if not down or any(kind not in DOWN.values() for kind in down):
+        raise fields.refuse("down_block_types", f"use {' and '.join(DOWN.values())}")
+    attention = tuple(kind == DOWN[True] for kind in down)
+    if len(widths) != len(down):
+        raise fields.refuse("block_out_channels", f"give {len(down)}, one per level")
+    up = tuple(UP[attends] for attends in reversed(attention))
+    fields.require("up_block_types", up, None)
+    return widths, attention
+
+
+def _read_activation(fields: _Fields) -> str:
+    activation = fields.choose("act_fn", "silu", ACTIVATIONS)
+    # Applied once to the embedding or in every block, which is the same function; but
+    # not both.
+    once = fields.get("resnet_skip_time_act", False)
+    early = fields.get("time_embedding_act_fn")
+    if once != (early is not None) or early not in (None, fields.get("act_fn", "silu")):
+        raise fields.refuse(
+            "time_embedding_act_fn",
+            "it goes with resnet_skip_time_act and equals act_fn, or is null",
+        )
+    return activation
+
+
+def _read_self_attention(fields: _Fields) -> bool:
+    """Reads whether image positions attend to each other, not to the text alone."""
+    only_text = fields.get("only_cross_attention", False)
+    if isinstance(only_text, tuple):
+        middle = False
+        only_text = only_text[0] if len(set(only_text)) == 1 else None
+    else:
+        middle = only_text
+    given = fields.get("mid_block_only_cross_attention")
+    if only_text is None or (middle if given is None else given) != only_text:
+        raise fields.refuse(
+            "only_cross_attention",
+            "it has to be the same for all levels and the middle",
+        )
+    return not only_text
+
+
 def write_network(config: UNetConfig, size: int) -> dict[str, Any]:
-    """``config.json`` of a network of ``size`` pixels; inverse of ``read_network``."""
+    """Makes the ``config.json`` of a network; inverse of ``read_network``.
+
+    Args:
+        config: The network.
+        size: Its resolution in pixels.
+    """
     assert config.patch == 1, "diffusers folds no pixels into channels"
     activation = "gelu" if config.activation == "gelu" else "silu"
     fixed = {name: value for name, (value, _) in FIXED.items()}
-    return {"_class_name": NETWORK} | dict(
-        sorted(
-            (
-                fixed
-                | WITHOUT_EFFECT
-                | {
-                    "act_fn": activation,
-                    "addition_embed_type_num_heads": config.pool_heads,
-                    "attention_head_dim": config.head_width,
-                    "block_out_channels": list(config.widths),
-                    "class_embed_type": "timestep" if config.level_input else None,
-                    "cross_attention_dim": config.cross_width,
-                    "cross_attention_norm": {"group": "group_norm"}.get(
-                        config.text_norm, "layer_norm"
-                    ),
-                    "down_block_types": [DOWN[each] for each in config.attention],
-                    "encoder_hid_dim": config.text_width,
-                    "encoder_hid_dim_type": "text_proj",
-                    "in_channels": config.in_channels,
-                    "layers_per_block": list(config.blocks),
-                    "mid_block_only_cross_attention": not config.self_attention,
-                    "mid_block_scale_factor": config.residual_scale,
-                    "only_cross_attention": not config.self_attention,
-                    "out_channels": config.out_channels,
-                    "resnet_out_scale_factor": config.residual_scale,
-                    "resnet_skip_time_act": config.level_input,
-                    "sample_size": size,
-                    "time_embedding_act_fn": (
-                        activation if config.level_input else None
-                    ),
-                    "time_embedding_dim": config.time_width,
-                    "up_block_types": [UP[each] for each in config.attention[::-1]],
-                }
-            ).items()
-        )
-    )
+    described = {
+        "act_fn": activation,
+        "addition_embed_type_num_heads": config.pool_heads,
+        "attention_head_dim": config.head_width,
+        "block_out_channels": list(config.widths),
+        "class_embed_type": "timestep" if config.level_input else None,
+        "cross_attention_dim": config.cross_width,
+        "cross_attention_norm": (
+            "group_norm" if config.text_norm == "group" else "layer_norm"
+        ),
+        "down_block_types": [DOWN[attends] for attends in config.attention],
+        "encoder_hid_dim": config.text_width,
+        "encoder_hid_dim_type": "text_proj",
+        "in_channels": config.in_channels,
+        "layers_per_block": list(config.blocks),
+        "mid_block_only_cross_attention": not config.self_attention,
+        "mid_block_scale_factor": config.residual_scale,
+        "only_cross_attention": not config.self_attention,
+        "out_channels": config.out_channels,
+        "resnet_out_scale_factor": config.residual_scale,
+        "resnet_skip_time_act": config.level_input,
+        "sample_size": size,
+        "time_embedding_act_fn": activation if config.level_input else None,
+        "time_embedding_dim": config.time_width,
+        "up_block_types": [UP[attends] for attends in config.attention[::-1]],
+    }
+    fields = sorted((fixed | WITHOUT_EFFECT | described).items())
+    return {"_class_name": NETWORK} | dict(fields)
 
 
 def read_scheduler(path: epath.Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a ``scheduler_config.json`` says.
+    """Reads a ``scheduler_config.json``.
 
-    What the network was trained for becomes part of the stage: the number of steps of
-    its table, what it predicts, whether its variance is up to date. A noise law other
-    than IF's is refused. How it was meant to be drawn, spacing and threshold, is a
-    matter of taste: a job's own settings count there, and `prepare.sampler_warnings`
-    says where they differ.
+    The number of steps, the prediction type and whether the variance is up to date
+    belong to the trained network, so they become fields of the stage. A noise schedule
+    other than IF's is refused. Spacing and threshold are the user's choice: the job's
+    settings apply, and ``cascade_sampler.scheduler_warnings`` names differences.
 
     Returns:
         Fields of a Stage, and of a SamplerConfig.
 
     Raises:
-        InputError: no such file, a noise law that is not IF's, or a value that
-            sampling does not know.
+        InputError: There is no such file, the noise schedule is not IF's, or sampling
+            does not support a value.
     """
     fields = _Fields(path)
     fields.require("beta_schedule", "squaredcos_cap_v2", "linear")
@@ -306,11 +325,12 @@ def read_scheduler(path: epath.Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def write_scheduler(
     stage: Stage, sampler: SamplerConfig | None, learned: bool
 ) -> dict[str, Any]:
-    """``scheduler_config.json`` of a stage.
+    """Makes the ``scheduler_config.json`` of a stage.
 
     Args:
-        sampler: the thresholds and the spacing to note down; None for IF's own.
-        learned: the variance that the network puts out is up to date.
+        stage: A stage with IF's noise schedule.
+        sampler: Sampler whose thresholds and spacing are written; None for IF's own.
+        learned: Whether the network's variance output is up to date.
     """
     assert isinstance(stage.schedule, TableSchedule)
     kinds = {ours: theirs for theirs, ours in PREDICTIONS.items()}
@@ -333,7 +353,7 @@ def write_scheduler(
 
 
 def write_noising(stage: Stage) -> dict[str, Any]:
-    """``image_noising_scheduler``'s config: the law behind IF's noise levels."""
+    """Makes the ``image_noising_scheduler``'s config, which defines IF's levels."""
     assert stage.low_resolution is not None
     return {
         "_class_name": "DDPMScheduler",
@@ -343,7 +363,7 @@ def write_noising(stage: Stage) -> dict[str, Any]:
 
 
 def spell(path: str, ndim: int) -> tuple[str, tuple[int, ...]]:
-    """The name and the axes in diffusers of a parameter of ours.
+    """Returns the name and the axes in diffusers of one of our parameters.
 
     ``down_blocks_0/resnets_1/conv1/kernel`` is ``down_blocks.0.resnets.1.conv1.weight``
     with its axes in the order (2, 3, 1, 0).
@@ -361,7 +381,7 @@ def spell(path: str, ndim: int) -> tuple[str, tuple[int, ...]]:
 
 
 def network_folder(folder: epath.Path) -> epath.Path | None:
-    """The folder of the U-Net, here or in ``unet``; None if there is none."""
+    """Returns the U-Net's folder, this one or ``unet`` in it; None if there is none."""
     for place in (folder / "unet", folder):
         file = place / "config.json"
         if file.exists() and NETWORK in file.read_text():
@@ -370,15 +390,15 @@ def network_folder(folder: epath.Path) -> epath.Path | None:
 
 
 def find(folder: epath.Path, stage: Stage) -> WeightFiles:
-    """A stage's weights in a folder in diffusers' layout.
+    """Finds a stage's weights in a folder in diffusers' layout.
 
     Args:
-        folder: of a pipeline, or of its ``unet`` alone.
-        stage: what the stage is where the files are silent.
+        folder: Folder of a pipeline, or of its ``unet`` alone.
+        stage: The stage; its fields apply where the files do not state them.
 
     Raises:
-        InputError: no weights in it, a damaged file, another stage's network, or a
-            value that is not supported.
+        InputError: There are no weights, a file is damaged, the network belongs to
+            another stage, or a value is not supported.
     """
     place = network_folder(folder)
     assert place is not None
@@ -396,15 +416,16 @@ def find(folder: epath.Path, stage: Stage) -> WeightFiles:
         )
     found, where = opened
     root = place.parent if place.name == "unet" else place
-    scheduler, noising = (
-        root / name / "scheduler_config.json"
-        for name in ("scheduler", "image_noising_scheduler")
-    )
-    told, sampler = read_scheduler(scheduler) if scheduler.exists() else ({}, {})
+    noising = root / "image_noising_scheduler/scheduler_config.json"
     if noising.exists():
         fields = _Fields(noising)
         fields.require("beta_schedule", "squaredcos_cap_v2", "linear")
         fields.require("num_train_timesteps", TableSchedule().size, 1000)
+    trained: dict[str, Any] = {"schedule": TableSchedule(), "prediction": "eps"}
+    sampler: dict[str, Any] = {}
+    scheduler = root / "scheduler/scheduler_config.json"
+    if scheduler.exists():
+        trained, sampler = read_scheduler(scheduler)
     described = dataclasses.replace(
         stage,
         model=config,
@@ -413,6 +434,6 @@ def find(folder: epath.Path, stage: Stage) -> WeightFiles:
         level_map="if_index",
         aligned=True,
         crop=None,
-        **{"schedule": TableSchedule(), "prediction": "eps"} | told,
+        **trained,
     )
     return WeightFiles(found, spell, described, where, LICENCE, sampler=sampler)

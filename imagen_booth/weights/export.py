@@ -1,4 +1,4 @@
-"""Weights out: of a run as tuned, or of a folder, in our layout or diffusers'."""
+"""Exports the weights of a run or of a folder, in our layout or diffusers'."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ from imagen_booth.models import UNetConfig
 from imagen_booth.models.t5 import T5Config
 from imagen_booth.rundir import checkpoints
 from imagen_booth.storage import write_atomic
-from imagen_booth.train_state import flatten
+from imagen_booth.train_state import Params, flatten
 from imagen_booth.weights import deepfloyd, load, model_card, native, t5, tensor_files
 from imagen_booth.weights.tensor_files import Tensor, WeightFiles
 
@@ -26,18 +26,19 @@ TABLE = "token_embedder/embedding"  # of a text encoder
 
 @dataclasses.dataclass(frozen=True)
 class ExportedPart:
-    """One part on its way out.
+    """One part to export.
 
     Attributes:
         name: ``text`` or a stage's name.
-        weights: by path.
-        network: what it is.
-        cascade: whose part it is, where that is known.
-        licence: of the weights it was made from.
+        weights: Tensors by path of the parameter.
+        network: The network they belong to.
+        cascade: Name of the cascade, where it is known.
+        licence: Licence of the weights it was made from.
         pretrained: False for random weights.
-        story: what the manifest says besides.
-        steps: it was tuned for; 0 for weights as they came.
-        sampler: whose spacing and threshold it was drawn with, if known.
+        story: Further entries for the manifest.
+        steps: Fine-tuning steps; 0 for weights that were only converted.
+        sampler: Sampler of the run, whose spacing and threshold are exported; None if
+            not known.
     """
 
     name: str
@@ -51,155 +52,192 @@ class ExportedPart:
     sampler: SamplerConfig | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """A run directory as its files describe it.
+
+    Attributes:
+        folder: The run directory.
+        manifest: Content of ``manifest.json``.
+        config: Content of ``config.json``.
+        cascade: The cascade, with networks as the manifest describes them.
+        origins: The weights that each part began with, by part.
+        metadata: Entries of the manifest that every exported part gets.
+    """
+
+    folder: epath.Path
+    manifest: Mapping[str, Any]
+    config: Mapping[str, Any]
+    cascade: Cascade
+    origins: Mapping[str, Any]
+    metadata: Mapping[str, Any]
+
+    def read(self, part: str) -> tuple[Params, int]:
+        """Reads the parameters of a finished part, and the step they are from.
+
+        Raises:
+            FileNotFoundError: The part has no finished checkpoint.
+        """
+        params, steps = checkpoints.read_params(self.folder / part)
+        best = (self.manifest.get("kept") or {}).get(part) or {}
+        return params, best.get("step", steps)
+
+    def origin(self, part: str) -> dict[str, Any]:
+        """Returns where a part's weights came from, without the network."""
+        origin = self.origins.get(part, {})
+        return {key: value for key, value in origin.items() if key != "network"}
+
+    def unfinished(self, part: str) -> InputError:
+        return InputError(
+            f"{self.folder / part} holds no finished checkpoint; finish the run first"
+        )
+
+
 def export_run(run: epath.Path, parts: Sequence[str]) -> list[ExportedPart]:
-    """The networks of a run that have a finished checkpoint.
+    """Collects the networks of a run that have a finished checkpoint.
 
     Args:
-        run: work directory of a run, or of pretraining.
-        parts: names of parts; empty for all that were tuned.
+        run: Work directory of a run, or of pretraining.
+        parts: Names of parts; empty for all that were fine-tuned.
 
     Raises:
-        InputError: no such run, or a part that was not tuned in it.
+        InputError: There is no such run, or a part was not fine-tuned in it.
     """
+    opened = _open_run(run)
+    stages = [
+        stage.name for stage in opened.cascade.stages if (run / stage.name).exists()
+    ]
+    tuned, exported = list(stages), []
+    if (run / "text" / "recipe.json").exists() and (not parts or "text" in parts):
+        tuned.insert(0, "text")
+        exported.append(_learned_words(opened))
+    for stage in stages:
+        try:
+            params, steps = opened.read(stage)
+        except FileNotFoundError:
+            if stage in parts:
+                raise opened.unfinished(stage) from None
+            continue
+        for kind, name in (("unet", stage), ("text", "text")):
+            if kind in params and (not parts or name in parts):
+                exported.append(_fine_tuned(opened, name, params[kind], steps))
+    absent = set(parts) - {part.name for part in exported}
+    if absent or not exported:
+        raise InputError(
+            f"--parts={','.join(sorted(absent)) or 'all'}: not fine-tuned in {run}; "
+            f"tuned stages there: {', '.join(tuned) or 'none'}"
+        )
+    return exported
+
+
+def _open_run(run: epath.Path) -> _Run:
     file = run / "manifest.json"
     if not file.exists():
         raise InputError(
             f"--run={run} is not a work directory: it has no manifest.json"
         )
-    story = json.loads(file.read_text())
-    config = json.loads((run / "config.json").read_text())
-    cascade = by_name(story["cascade"]["name"])
-    origins = story["cascade"].get("parts", {})
+    manifest = json.loads(file.read_text())
+    cascade = by_name(manifest["cascade"]["name"])
+    origins = manifest["cascade"].get("parts", {})
     for origin in origins.values():
         if "network" in origin:
-            described = native.read_network(
-                origin["network"], f"{file}: {origin['name']}"
-            )
-            cascade = cascade.having(described)
-    tuned = [stage.name for stage in cascade.stages if (run / stage.name).exists()]
-    kept = story.get("kept") or {}
-    said = {
+            where = f"{file}: {origin['name']}"
+            cascade = cascade.having(native.read_network(origin["network"], where))
+    metadata = {
         "cleaning": origins.get("text", {}).get("cleaning"),
-        "subject": story.get("subject", {}).get("instance_prompt"),
-        "run": story.get("run"),
-        "seed": story.get("seed"),
-        "made_by": story.get("versions", {}),
-        **{key: story[key] for key in ("prior",) if key in story},
+        "subject": manifest.get("subject", {}).get("instance_prompt"),
+        "run": manifest.get("run"),
+        "seed": manifest.get("seed"),
+        "made_by": manifest.get("versions", {}),
     }
-    parcels = []
-    if (run / "text" / "recipe.json").exists() and (not parts or "text" in parts):
-        tuned.insert(0, "text")
-        parcels.append(_learnt_words(run, cascade, story, said))
-    for stage in [name for name in tuned if name != "text"]:
-        try:
-            params, steps = checkpoints.read_params(run / stage)
-        except FileNotFoundError:
-            if stage in parts:
-                raise InputError(
-                    f"{run / stage} holds no finished checkpoint; finish the run first"
-                ) from None
-            continue
-        steps = (kept.get(stage) or {}).get("step", steps)
-        for kind, name in (("unet", stage), ("text", "text")):
-            if kind not in params or (parts and name not in parts):
-                continue
-            network = cascade.text.encoder if name == "text" else cascade.stage(name)
-            tuning = config.get(name, {})
-            if isinstance(network, Stage) and tuning:
-                network = network.tuned(tuning["hybrid"])
-            origin = {k: v for k, v in origins.get(name, {}).items() if k != "network"}
-            drawn = config.get("pictures", {}).get(name)
-            parcels.append(
-                ExportedPart(
-                    name,
-                    {
-                        path: tensor_files.held(np.asarray(leaf))
-                        for path, leaf in flatten(params[kind]).items()
-                    },
-                    network,
-                    cascade.name,
-                    origin.get("licence", cascade.licence),
-                    True,
-                    said | {"steps": steps, "made_from": origin},
-                    steps,
-                    build.build(SamplerConfig, drawn, "pictures") if drawn else None,
-                )
-            )
-    absent = set(parts) - {parcel.name for parcel in parcels}
-    if absent or not parcels:
-        raise InputError(
-            f"--parts={','.join(sorted(absent)) or 'all'}: nothing of it was tuned in "
-            f"{run}; tuned stages there: {', '.join(tuned) or 'none'}"
-        )
-    return parcels
+    if "prior" in manifest:
+        metadata["prior"] = manifest["prior"]
+    config = json.loads((run / "config.json").read_text())
+    return _Run(run, manifest, config, cascade, origins, metadata)
 
 
-def _learnt_words(
-    run: epath.Path,
-    cascade: Cascade,
-    story: Mapping[str, Any],
-    said: Mapping[str, Any],
-) -> ExportedPart:
-    """The text encoder of a run with the rows that Textual Inversion gave it.
-
-    Raises:
-        InputError: the learning has not come to an end, or the weights that it began
-            from are gone.
-    """
-    try:
-        tree, steps = checkpoints.read_params(run / "text")
-    except FileNotFoundError:
-        raise InputError(
-            f"{run / 'text'} holds no finished checkpoint; finish the run first"
-        ) from None
-    subject, origin = story["subject"], story["cascade"]["parts"]["text"]
-    ids = list(dict.fromkeys(subject["identifier_ids"]))
-    found = load.find(cascade, "text", origin["source"])
-    if found is None:
-        params = load.random_params(cascade, "text")
-        weights = {
-            path: tensor_files.held(each) for path, each in flatten(params).items()
-        }
-    else:
-        weights = dict(found.matched(load.shapes(cascade, "text")))
-    table = np.array(weights[TABLE].whole(), np.float32)
-    table[ids] = np.asarray(tree["rows"]["vectors"], np.float32)
-    weights[TABLE] = tensor_files.held(table)
-    steps = ((story.get("kept") or {}).get("text") or {}).get("step", steps)
+def _fine_tuned(run: _Run, name: str, params: Params, steps: int) -> ExportedPart:
+    """A part whose parameters were all fine-tuned."""
+    network = run.cascade.text.encoder if name == "text" else run.cascade.stage(name)
+    settings = run.config.get(name, {})
+    if isinstance(network, Stage) and settings:
+        network = network.tuned(settings["hybrid"])
+    sampler = run.config.get("pictures", {}).get(name)
     return ExportedPart(
-        "text",
-        weights,
-        cascade.text.encoder,
-        cascade.name,
-        origin.get("licence", cascade.licence),
-        True,
-        {
-            **said,
-            "steps": steps,
-            "made_from": {name: origin[name] for name in origin if name != "network"},
-            "learned": {"identifier": subject["identifier"], "ids": ids},
-        },
-        steps,
+        name=name,
+        weights=_in_memory(params),
+        network=network,
+        cascade=run.cascade.name,
+        licence=run.origin(name).get("licence", run.cascade.licence),
+        pretrained=True,
+        story={**run.metadata, "steps": steps, "made_from": run.origin(name)},
+        steps=steps,
+        sampler=build.build(SamplerConfig, sampler, "pictures") if sampler else None,
     )
 
 
-def export_folder(folder: epath.Path, parts: Sequence[str]) -> list[ExportedPart]:
-    """Weights that lie in a folder or a file, in any layout that can be read.
-
-    Args:
-        folder: in our layout or diffusers', or of a T5 encoder.
-        parts: names of parts; empty for all of ours, and otherwise to be told by
-            what the network is.
+def _learned_words(run: _Run) -> ExportedPart:
+    """The text encoder with the embedding rows that Textual Inversion learned.
 
     Raises:
-        InputError: nothing there that can be read.
+        InputError: Textual Inversion has not finished, or the weights that it began
+            with are gone.
+    """
+    try:
+        tree, steps = run.read("text")
+    except FileNotFoundError:
+        raise run.unfinished("text") from None
+    subject, origin = run.manifest["subject"], run.origin("text")
+    ids = list(dict.fromkeys(subject["identifier_ids"]))
+    found = load.find(run.cascade, "text", origin["source"])
+    if found is None:
+        weights = _in_memory(load.random_params(run.cascade, "text"))
+    else:
+        weights = dict(found.matched(load.shapes(run.cascade, "text")))
+    table = np.array(weights[TABLE].whole(), np.float32)
+    table[ids] = np.asarray(tree["rows"]["vectors"], np.float32)
+    weights[TABLE] = tensor_files.held(table)
+    return ExportedPart(
+        name="text",
+        weights=weights,
+        network=run.cascade.text.encoder,
+        cascade=run.cascade.name,
+        licence=origin.get("licence", run.cascade.licence),
+        pretrained=True,
+        story={
+            **run.metadata,
+            "steps": steps,
+            "made_from": origin,
+            "learned": {"identifier": subject["identifier"], "ids": ids},
+        },
+        steps=steps,
+    )
+
+
+def _in_memory(params: Params) -> dict[str, Tensor]:
+    return {
+        path: tensor_files.held(np.asarray(leaf))
+        for path, leaf in flatten(params).items()
+    }
+
+
+def export_folder(folder: epath.Path, parts: Sequence[str]) -> list[ExportedPart]:
+    """Collects the weights of a folder or a file in any layout that can be read.
+
+    Args:
+        folder: Folder in our layout or diffusers', or the place of a T5 encoder.
+        parts: Names of parts. Empty for all parts in our layout; in other layouts the
+            network then decides the name.
+
+    Raises:
+        InputError: There are no weights that can be read.
     """
     if (folder / native.MANIFEST).exists():
         manifest = native.read_manifest(folder)
         names = parts or sorted(manifest.get("parts", {}))
         cascade = CASCADES.get(manifest.get("cascade", ""))
-        return [_parcel(name, native.find(folder, name), cascade) for name in names]
-    parcels = []
+        return [_converted(name, native.find(folder, name), cascade) for name in names]
+    exported = []
     place = deepfloyd.network_folder(folder)
     if place is not None and list(parts) != ["text"]:
         config, size = deepfloyd.read_network(place / "config.json")
@@ -208,104 +246,110 @@ def export_folder(folder: epath.Path, parts: Sequence[str]) -> list[ExportedPart
             name = "sr256" if size <= 256 else load.TOP
         like = CASCADES["if_m"].stage("sr256" if config.level_input else "base")
         found = deepfloyd.find(folder, dataclasses.replace(like, name=name))
-        parcels.append(_parcel(name, found, CASCADES["if_m"]))
+        exported.append(_converted(name, found, CASCADES["if_m"]))
     if not parts or "text" in parts:
         found = t5.find(folder)
         if found is not None:
-            parcels.append(_parcel("text", found, CASCADES["if_m"]))
-    if not parcels:
+            exported.append(_converted("text", found, CASCADES["if_m"]))
+    if not exported:
         raise InputError(
-            f"--from={folder} holds no weights known here: neither "
-            f"{native.MANIFEST}, nor "
-            "a unet folder in diffusers' layout, nor a T5 encoder in safetensors or a "
+            f"--from={folder} holds no weights that can be read: no {native.MANIFEST}, "
+            "no unet folder in diffusers' layout, and no T5 encoder as safetensors or "
             "T5X checkpoint"
         )
-    return parcels
+    return exported
 
 
-def _parcel(name: str, found: WeightFiles, cascade: Cascade | None) -> ExportedPart:
+def _converted(name: str, found: WeightFiles, cascade: Cascade | None) -> ExportedPart:
     if found.describes is not None:
         cascade = (cascade or CASCADES["if_m"]).having(found.describes)
     if cascade is None:
         raise InputError(
-            f"{found.where} does not say what network it is of; its manifest names "
-            "neither a cascade nor a network"
+            f"{found.where} belongs to an unknown network: its manifest names neither "
+            "a cascade nor a network"
         )
     network = cascade.text.encoder if name == "text" else cascade.stage(name)
     return ExportedPart(
-        name,
-        found.matched(load.shapes(cascade, name)),
-        network,
-        cascade.name,
-        found.licence,
-        found.pretrained,
-        {"made_from": {"source": found.where, "licence": found.licence}},
+        name=name,
+        weights=found.matched(load.shapes(cascade, name)),
+        network=network,
+        cascade=cascade.name,
+        licence=found.licence,
+        pretrained=found.pretrained,
+        story={"made_from": {"source": found.where, "licence": found.licence}},
         sampler=SamplerConfig(**found.sampler) if found.sampler else None,
     )
 
 
 def write_native(
-    to: epath.Path, parcels: Iterable[ExportedPart], dtype: np.dtype | None
+    to: epath.Path, parts: Iterable[ExportedPart], dtype: np.dtype | None
 ) -> list[epath.Path]:
-    """Writes parts in our layout; what the folder holds of others stays.
+    """Writes parts in our layout; other parts in the folder stay as they are.
 
     Args:
-        dtype: of the tensors; None for each its own.
+        to: Folder to write.
+        parts: Parts to export.
+        dtype: Dtype of the tensors; None to keep each tensor's own.
 
     Returns:
-        Paths of the files of tensors.
+        Paths of the tensor files.
 
     Raises:
-        StorageError: they cannot be written.
+        StorageError: They cannot be written.
     """
     written = []
-    for parcel in parcels:
-        known = CASCADES[parcel.cascade]
+    for part in parts:
+        known = CASCADES[part.cascade]
         named = known.text.encoder
-        if isinstance(parcel.network, Stage):
+        if isinstance(part.network, Stage):
             names = [stage.name for stage in known.stages]
-            named = known.stage(parcel.name) if parcel.name in names else None
-        network = None if parcel.network == named else parcel.network
-        entry = {**parcel.story, "licence": parcel.licence}
-        if parcel.sampler is not None:
-            dynamic = parcel.sampler.threshold == "dynamic"
+            named = known.stage(part.name) if part.name in names else None
+        network = None if part.network == named else part.network
+        entry = {**part.story, "licence": part.licence}
+        if part.sampler is not None:
+            dynamic = part.sampler.threshold == "dynamic"
             fields = ("spacing", "threshold", *(("ratio", "cap") if dynamic else ()))
-            entry["sampler"] = {name: getattr(parcel.sampler, name) for name in fields}
-        path = native.write(to, parcel.name, parcel.weights, network, entry, dtype)
+            entry["sampler"] = {name: getattr(part.sampler, name) for name in fields}
+        path = native.write(to, part.name, part.weights, network, entry, dtype)
         native.record(
             to,
-            cascade=parcel.cascade,
-            licence=parcel.licence,
-            pretrained=parcel.pretrained,
+            cascade=part.cascade,
+            licence=part.licence,
+            pretrained=part.pretrained,
         )
         written.append(path)
     return written
 
 
 def write_diffusers(
-    to: epath.Path, parcels: Iterable[ExportedPart], dtype: np.dtype | None
+    to: epath.Path, parts: Iterable[ExportedPart], dtype: np.dtype | None
 ) -> list[epath.Path]:
     """Writes each stage as a folder that diffusers reads: ``TO/base``, ``TO/sr256``.
 
-    It holds the U-Net, the schedulers and a model card. Text encoders are passed
-    over: they belong to their own licence, and diffusers' IF pipelines take no learnt
-    words.
+    A folder holds the U-Net, the schedulers and a model card. Text encoders are not
+    written: they have their own licence, and diffusers' IF pipelines cannot load
+    learned words.
+
+    Args:
+        to: Folder to write.
+        parts: Parts to export.
+        dtype: Dtype of the tensors; None to keep each tensor's own.
 
     Returns:
         The folders.
 
     Raises:
-        InputError: a network or a schedule that diffusers does not have.
-        StorageError: they cannot be written.
+        InputError: diffusers does not have the network or the schedule.
+        StorageError: They cannot be written.
     """
-    written, parcels = [], list(parcels)
-    if all(parcel.name == "text" for parcel in parcels):
+    written, parts = [], list(parts)
+    if all(part.name == "text" for part in parts):
         raise InputError(
-            "there is only a text encoder to export, which diffusers' IF pipelines do "
-            "not take from elsewhere; use --layout=own"
+            "the only part to export is a text encoder, which diffusers' IF pipelines "
+            "cannot load; use --layout=own"
         )
-    for parcel in parcels:
-        stage = parcel.network
+    for part in parts:
+        stage = part.network
         if not isinstance(stage, Stage):
             continue
         model = stage.model
@@ -315,12 +359,12 @@ def write_diffusers(
             or (model.patch, model.norm_groups) != (1, 32)
         ):
             raise InputError(
-                f"{parcel.name} of the {parcel.cascade} cascade has no counterpart in "
+                f"{part.name} of the {part.cascade} cascade has no counterpart in "
                 "diffusers; export it with --layout=own"
             )
-        folder = to / parcel.name
+        folder = to / part.name
         spelt = {}
-        for path, tensor in parcel.weights.items():
+        for path, tensor in part.weights.items():
             name, axes = deepfloyd.spell(path, len(tensor.shape))
             back = tuple(int(axis) for axis in np.argsort(axes))
             spelt[name] = tensor.transposed(back)
@@ -331,7 +375,7 @@ def write_diffusers(
         files = {
             "unet/config.json": deepfloyd.write_network(model, stage.resolution),
             "scheduler/scheduler_config.json": deepfloyd.write_scheduler(
-                stage, parcel.sampler, learned
+                stage, part.sampler, learned
             ),
         }
         if stage.low_resolution is not None:
@@ -340,7 +384,7 @@ def write_diffusers(
         for name, content in files.items():
             text = json.dumps(content, indent=2) + "\n"
             write_atomic(folder / name, text.encode())
-        page = model_card.write(stage, parcel.licence, parcel.story, learned)
+        page = model_card.write(stage, part.licence, part.story, learned)
         write_atomic(folder / "README.md", page.encode())
         written.append(folder)
     return written

@@ -1,252 +1,314 @@
 """Public weights from the Hugging Face hub, into a folder.
 
-Only the files that are needed come, one after the other. A transfer that breaks goes
-on where it was, also in another run of the command; what arrives is compared with a
-checksum, our own or the hub's, before it gets its name.
+Only the files that are needed are downloaded, one after the other, by huggingface_hub.
+An interrupted download continues where it stopped, also in a later command. (The
+library's own ``hf_hub_download`` starts such a file again, so its ``http_get`` is
+called with the size of the partial file.) A file gets its name once its checksum, from
+our manifest or from the hub, is verified.
 """
 
+import contextlib
+import dataclasses
 import difflib
 import hashlib
-import http.client
 import json
+import logging
 import os
 import pathlib
-import time
-import urllib.error
-import urllib.parse
-import urllib.request
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
 from importlib import resources
-from typing import Any, BinaryIO
+from typing import Any
 
 import tqdm
 
 from imagen_booth.errors import BoothError, InputError, StorageError
 
+log = logging.getLogger(__name__)
+
 HUB = "https://huggingface.co"
 BLOCK = 2**20  # bytes
-ATTEMPTS = 4  # in a row that bring nothing
-TIMEOUT = 30.0  # seconds without a byte
+TEXT = ("t5_xxl", "t5_vocabulary")
+# The artefacts of a whole cascade.
+CASCADES = {
+    "if_m": ("if_i_m", "if_ii_m", *TEXT),
+    "if_l": ("if_i_l", "if_ii_m", *TEXT),
+    "if_xl": ("if_i_xl", "if_ii_l", *TEXT),
+}
 
 
 def known() -> dict[str, dict[str, Any]]:
-    """Every public artefact by name, see third_party/README.md."""
+    """Returns every public artefact by name, see third_party/README.md."""
     file = resources.files("imagen_booth.weights") / "public.json"
     return json.loads(file.read_text())
 
 
 def listing() -> str:
-    """The artefacts as a table for people."""
-    return "\n".join(
+    """Formats the artefacts and the cascades as a table."""
+    artefacts = [
         f"{name:20}{entry['what']}\n{'':20}{entry['where']}\n"
         f"{'':20}{entry['size'] or 'size not known'}; {entry['licence']}; for "
         f"{entry['loads']}"
         for name, entry in known().items()
-    )
+    ]
+    cascades = [
+        f"{name:20}the whole cascade: {', '.join(parts)}"
+        for name, parts in CASCADES.items()
+    ]
+    return "\n".join([*artefacts, *cascades])
 
 
 def default_folder() -> pathlib.Path:
-    """``imagen_booth`` in the user's cache folder."""
+    """Returns ``imagen_booth`` in the user's cache folder."""
     cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
     return pathlib.Path(cache) / "imagen_booth"
 
 
-def fetch(name: str, to: str | None = None) -> pathlib.Path:
-    """Downloads an artefact, or what is left of it.
+def fetch(name: str, to: str | None = None) -> dict[str, pathlib.Path]:
+    """Downloads an artefact, or those of a cascade, or what is missing of them.
+
+    The licences and the number of bytes are logged before the first byte arrives.
 
     Args:
-        name: of ``known``.
-        to: folder that gets a folder of that name; default ``default_folder``.
+        name: Name in ``known`` or in ``CASCADES``.
+        to: Folder in which each artefact gets a folder of its name; default
+            ``default_folder``.
 
     Returns:
-        The folder, with the files as they lie in the repository.
+        The folder of each artefact by its name, with files under the same paths as in
+        the repository.
 
     Raises:
-        InputError: unknown, not on the hub, or not to be had without accepting terms.
-        StorageError: the connection or the disk failed, or a file came damaged.
+        InputError: The name is unknown, the artefact is not on the hub, or its licence
+            has to be accepted first.
+        StorageError: The connection or the disk failed, the disk is too small, or a
+            file does not have its checksum.
     """
+    root = pathlib.Path(to or default_folder())
+    entries = {each: _entry(each) for each in CASCADES.get(name, (name,))}
+    hub = _Hub()
+    files = []
+    for each, entry in entries.items():
+        listed = hub.files(entry, root / each)
+        size = _bytes(sum(file.size for file in listed))
+        log.info("%s: %s, %s; licence: %s", each, entry["what"], size, entry["licence"])
+        files += listed
+    left = sum(file.size - file.present() for file in files)
+    log.info("%s to download into %s", _bytes(left), root)
+    _check_space(root, left)
+    for file in files:
+        hub.download(file)
+    return {each: root / each for each in entries}
+
+
+def setting(name: str, folder: pathlib.Path) -> str:
+    """Formats the flag that loads an artefact from its folder."""
+    entry = known()[name]
+    # A repository without a config.json is read as the file of tensors alone.
+    path = folder if entry["files"] else folder / entry["weights"][0]
+    return f"--{entry['loads']}={path}"
+
+
+def _entry(name: str) -> dict[str, Any]:
     artefacts = known()
     if name not in artefacts:
-        near = difflib.get_close_matches(name, artefacts, 1)
-        mend = f"did you mean {near[0]}?" if near else f"use {', '.join(artefacts)}"
-        raise InputError(f"{name!r} is no artefact known here; {mend}")
+        names = [*artefacts, *CASCADES]
+        near = difflib.get_close_matches(name, names, 1)
+        hint = f"did you mean {near[0]}?" if near else f"use one of {', '.join(names)}"
+        raise InputError(f"{name!r} is not a known artefact or cascade; {hint}")
     entry = artefacts[name]
     if "repo" not in entry:
         raise InputError(
             f"{name} is not fetched from the hub; it is at {entry['where']}, "
             f"for {entry['loads']}"
         )
-    repository = _Repository(entry)
-    folder = pathlib.Path(to or default_folder()) / name
-    files = list(entry["files"])
-    if entry["weights"]:
-        files += repository.weights(entry["weights"], folder)
-    for file in files:
-        repository.download(file, folder)
-    return folder
+    return entry
 
 
-class _Repository:
-    """One repository of the hub."""
+@dataclasses.dataclass(frozen=True)
+class _File:
+    """One file of a repository.
 
-    def __init__(self, entry: Mapping[str, Any]):
+    Attributes:
+        entry: The artefact it belongs to.
+        name: Path in the repository.
+        revision: Commit of the repository.
+        path: Where it goes.
+        size: In bytes.
+        digest: SHA-256, or for small files the SHA-1 of git's blob, in hex.
+    """
+
+    entry: Mapping[str, Any]
+    name: str
+    revision: str
+    path: pathlib.Path
+    size: int
+    digest: str
+
+    @property
+    def partial(self) -> pathlib.Path:
+        """The file while it is incomplete; another content has another name."""
+        return self.path.with_name(f".{self.path.name}.{self.digest[:16]}.part")
+
+    def present(self) -> int:
+        """Counts the bytes that need not be downloaded."""
+        for path in (self.path, self.partial):
+            if path.exists():
+                return min(self.size, path.stat().st_size)
+        return 0
+
+    def matches(self, path: pathlib.Path) -> bool:
+        """Checks the content of a file against the checksum."""
+        if len(self.digest) == 40:
+            computed = hashlib.sha1(f"blob {path.stat().st_size}\0".encode())
+        else:
+            computed = hashlib.sha256()
+        with path.open("rb") as file:
+            while block := file.read(BLOCK):
+                computed.update(block)
+        return computed.hexdigest() == self.digest
+
+
+class _Hub:
+    """The hub, with errors explained."""
+
+    def __init__(self) -> None:
         try:
-            # An extra, and slow.
-            import huggingface_hub
-            import huggingface_hub.errors
-            import huggingface_hub.utils
+            import huggingface_hub  # an extra, and slow
+            from huggingface_hub import errors, file_download
         except ImportError as error:
             raise InputError(
                 "fetching needs huggingface_hub: pip install 'imagen_booth[hub]'"
             ) from error
-        self._hub = huggingface_hub
-        self._entry = entry
         self._endpoint = os.environ.get("HF_ENDPOINT", HUB).rstrip("/")
-        self._told: dict[str, Any] = {}
+        self._api = huggingface_hub.HfApi(endpoint=self._endpoint)
+        self._library, self._errors = file_download, errors
 
-    def weights(self, choices: list[str], folder: pathlib.Path) -> list[str]:
-        """The first of several forms of the weights that the repository has.
+    def files(self, entry: Mapping[str, Any], folder: pathlib.Path) -> list[_File]:
+        """Lists the files of an artefact; downloads the index of sharded weights.
 
         Raises:
-            InputError: it has none of them.
+            InputError: The repository does not have them, or refuses access.
+            StorageError: The hub does not answer, or the index is damaged.
         """
-        for file in choices:
-            if self._ask(file) is None:
-                continue
-            if not file.endswith(".index.json"):
-                return [file]
-            index = self.download(file, folder)
+        with self._explained(entry):
+            info = self._api.model_info(entry["repo"], files_metadata=True)
+        stored = {each.rfilename: each for each in info.siblings or ()}
+
+        def file(name: str) -> _File:
+            if name not in stored:
+                raise InputError(f"{entry['where']} has no {name}")
+            found = stored[name]
+            from_hub = found.lfs.sha256 if found.lfs else found.blob_id
+            digest = entry["sha256"].get(name) or from_hub or ""
+            path = folder / name
+            return _File(entry, name, info.sha or "main", path, found.size or 0, digest)
+
+        files = [file(name) for name in entry["files"]]
+        choices = entry["weights"]
+        if not choices:
+            return files
+        chosen = next((name for name in choices if name in stored), None)
+        if chosen is None:
+            raise InputError(
+                f"{entry['where']} has none of {', '.join(choices)}; look there for "
+                "its weights as safetensors"
+            )
+        files.append(file(chosen))
+        if chosen.endswith(".index.json"):
+            self.download(files[-1])
             try:
-                shards = set(json.loads(index.read_text())["weight_map"].values())
+                index = json.loads(files[-1].path.read_text())
+                shards = sorted(set(index["weight_map"].values()))
             except (ValueError, KeyError, AttributeError) as error:
-                raise StorageError(f"{index} is not an index of weights") from error
-            return sorted(str(pathlib.PurePosixPath(file).with_name(s)) for s in shards)
-        raise InputError(
-            f"{self._entry['where']} has none of {', '.join(choices)}; look there for "
-            "its weights as safetensors"
-        )
-
-    def download(self, file: str, folder: pathlib.Path) -> pathlib.Path:
-        """One file, whole and checked, at its place in ``folder``."""
-        told = self._ask(file)
-        if told is None:
-            raise InputError(f"{self._entry['where']} has no {file}")
-        digest = self._entry["sha256"].get(file) or told.etag
-        path = folder / file
-        try:
-            if path.exists() and _matches(path, digest):
-                return path
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # Named by content, so that a change in the repository starts afresh.
-            part = path.with_name(f".{path.name}.{(digest or 'unknown')[:16]}.part")
-            self._transfer(told, part, file)
-            if not _matches(part, digest):
-                part.unlink()
                 raise StorageError(
-                    f"{file} of {self._entry['where']} came damaged: its checksum is "
-                    f"not {digest}; run the same command again"
+                    f"{files[-1].path} is not an index of weights"
+                ) from error
+            beside = pathlib.PurePosixPath(chosen)
+            files += [file(str(beside.with_name(shard))) for shard in shards]
+        return files
+
+    def download(self, file: _File) -> None:
+        """Downloads a file, or the rest of it, and verifies its checksum.
+
+        Raises:
+            InputError: The repository refuses access.
+            StorageError: The connection or the disk failed, or the checksum is wrong.
+        """
+        with self._explained(file.entry):
+            if file.path.exists() and file.matches(file.path):
+                return
+            file.path.parent.mkdir(parents=True, exist_ok=True)
+            with file.partial.open("ab") as out:
+                self._library.http_get(
+                    self._library.hf_hub_url(
+                        file.entry["repo"],
+                        file.name,
+                        revision=file.revision,
+                        endpoint=self._endpoint,
+                    ),
+                    out,
+                    resume_size=out.tell(),
+                    headers=self._library.build_hf_headers(),
+                    expected_size=file.size,
+                    displayed_filename=file.name,
                 )
-            part.replace(path)
-        except OSError as error:
-            raise StorageError(f"could not write {path}: {error}") from error
-        return path
+            if not file.matches(file.partial):
+                file.partial.unlink()
+                raise StorageError(
+                    f"{file.name} of {file.entry['where']} is damaged: its checksum is "
+                    f"not {file.digest}; run the same command again"
+                )
+            file.partial.replace(file.path)
 
-    def _ask(self, file: str) -> Any:
-        """What the hub tells of a file; None if there is no such file."""
-        if file not in self._told:
-            self._told[file] = self._head(file)
-        return self._told[file]
-
-    def _head(self, file: str) -> Any:
-        errors = self._hub.errors
-        url = self._hub.hf_hub_url(self._entry["repo"], file, endpoint=self._endpoint)
+    @contextlib.contextmanager
+    def _explained(self, entry: Mapping[str, Any]) -> Iterator[None]:
+        """Turns errors of the library into ours."""
+        refusals = (self._errors.GatedRepoError, self._errors.RepositoryNotFoundError)
         try:
-            return self._hub.get_hf_file_metadata(url, endpoint=self._endpoint)
-        except errors.EntryNotFoundError:
-            return None
-        except (errors.GatedRepoError, errors.RepositoryNotFoundError) as error:
-            raise self._refused() from error
-        except errors.HfHubHTTPError as error:
-            if error.response is not None and error.response.status_code in (401, 403):
-                raise self._refused() from error
-            raise self._unreachable(error) from error
+            yield
+        except BoothError:
+            raise
+        except refusals as error:
+            raise _refused(entry) from error
         except Exception as error:  # the HTTP library differs between hub versions
-            raise self._unreachable(error) from error
+            answer = getattr(error, "response", None)
+            if getattr(answer, "status_code", None) in (401, 403):
+                raise _refused(entry) from error
+            if (
+                isinstance(error, OSError)
+                and error.errno is not None
+                and error.filename
+            ):
+                raise StorageError(f"could not write: {error}") from error
+            raise StorageError(
+                f"{self._endpoint} does not answer ({error}); check the connection and "
+                "run the same command again, it continues where this one stopped"
+            ) from error
 
-    def _refused(self) -> BoothError:
-        where = self._entry["where"]
-        if not self._entry["gated"]:
-            return InputError(f"{where} refuses access; check the token in HF_TOKEN")
-        return InputError(
-            f"{where} is given only to those who accept its licence: log in there, "
-            "accept it on that page, then run `hf auth login` or set HF_TOKEN"
+
+def _refused(entry: Mapping[str, Any]) -> InputError:
+    where = entry["where"]
+    if not entry["gated"]:
+        return InputError(f"{where} refuses access; check the token in HF_TOKEN")
+    return InputError(
+        f"{where} requires that you accept its licence: log in there, accept it on "
+        "that page, then run `hf auth login` or set HF_TOKEN"
+    )
+
+
+def _check_space(root: pathlib.Path, needed: int) -> None:
+    """Raises StorageError unless the disk has room for so many bytes."""
+    there = root.absolute()
+    while not there.exists():
+        there = there.parent
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise StorageError(
+            f"{root} needs {_bytes(needed)}, but its disk has {_bytes(free)} free; "
+            "make room or give another folder with --to"
         )
 
-    def _unreachable(self, error: Exception) -> BoothError:
-        return StorageError(
-            f"{self._endpoint} does not answer ({error}); check the connection and run "
-            "the same command again"
-        )
 
-    def _transfer(self, told: Any, part: pathlib.Path, file: str) -> None:
-        """Brings ``part`` to the size that the hub told, from where it is."""
-        idle = 0
-        bar = tqdm.tqdm(total=told.size, unit="B", unit_scale=True, desc=file)
-        with part.open("ab") as out, bar:
-            while trouble := self._read(told, out, bar):
-                idle = idle + 1 if out.tell() == bar.n else 0
-                if idle == ATTEMPTS:
-                    raise StorageError(
-                        f"the connection for {file} broke at {out.tell()} of "
-                        f"{told.size} bytes ({trouble}); run the same command again, "
-                        "it goes on from there"
-                    )
-                time.sleep(0.5 * idle)
-
-    def _read(self, told: Any, out: BinaryIO, bar: tqdm.tqdm) -> str | None:
-        """Appends what comes in one answer; says what is wrong if more is wanted."""
-        bar.n = out.tell()  # what the last answer brought counts as progress
-        if out.tell() == told.size:
-            return None
-        request = urllib.request.Request(told.location)
-        own = urllib.parse.urlparse(self._endpoint).netloc
-        if urllib.parse.urlparse(told.location).netloc == own:
-            # Elsewhere the address itself is the permission.
-            for name, value in self._hub.utils.build_hf_headers().items():
-                request.add_header(name, value)
-        if out.tell():
-            request.add_header("Range", f"bytes={out.tell()}-")
-        try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
-                if answer.status != http.HTTPStatus.PARTIAL_CONTENT:
-                    out.seek(0)
-                    out.truncate()
-                while block := answer.read(BLOCK):
-                    out.write(block)
-                    bar.update(len(block))
-        except urllib.error.HTTPError as error:
-            error.close()
-            if error.code in (401, 403):
-                raise self._refused() from error
-            return str(error)
-        except (OSError, http.client.HTTPException) as error:
-            return str(error)
-        if told.size is not None and out.tell() < told.size:
-            return "it was closed early"
-        return None
-
-
-def _matches(path: pathlib.Path, digest: str | None) -> bool:
-    """Whether a file has a checksum: SHA-256, or the SHA-1 of git for small files."""
-    if digest is None:
-        return True
-    if len(digest) == 64:
-        sum_ = hashlib.sha256()
-    elif len(digest) == 40:
-        sum_ = hashlib.sha1(f"blob {path.stat().st_size}\0".encode())
-    else:
-        return True  # some other server's mark, which says nothing of the content
-    with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            sum_.update(block)
-    return sum_.hexdigest() == digest
+def _bytes(count: int) -> str:
+    return tqdm.tqdm.format_sizeof(count, "B")

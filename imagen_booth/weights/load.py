@@ -1,4 +1,7 @@
-"""A part of a cascade, from wherever its weights are, onto the mesh."""
+"""Loads a part of a cascade onto the mesh, from any source of weights.
+
+A source is ``shipped``, ``random``, or a folder or file that ``find`` can read.
+"""
 
 import dataclasses
 import functools
@@ -24,7 +27,7 @@ from imagen_booth.weights.tensor_files import WeightFiles
 
 log = logging.getLogger(__name__)
 
-TOP = "sr1024"  # the stage that some cascades leave to the user
+TOP = "sr1024"  # some cascades have this stage only if the user gives its weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,14 +35,14 @@ class Part:
     """One network of a cascade with its weights.
 
     Attributes:
-        apply: the pure forward function, parameters first.
-        params: tree of f32 arrays on the mesh.
+        apply: Pure forward function; its first argument is the parameters.
+        params: Tree of f32 arrays on the mesh.
         name: ``text`` or a stage's name.
-        source: where the weights came from.
-        fingerprint: identifies the weights, for caches and manifests.
-        licence: of the weights.
+        source: Source of the weights, as the configuration names it.
+        fingerprint: Digest that identifies the weights in caches and manifests.
+        licence: Licence of the weights.
         pretrained: False for random weights.
-        network: what the weights say of the network, for the manifest.
+        network: Description of the network by its weights, for the manifest.
     """
 
     apply: Callable[..., Any]
@@ -52,40 +55,30 @@ class Part:
     network: dict[str, Any] | None = None
 
     def origin(self) -> dict[str, Any]:
-        """For the manifest."""
-        about = self.fingerprint, self.licence, self.pretrained, self.network
-        return _origin(self.name, self.source, *about)
-
-
-def _origin(
-    name: str,
-    source: str,
-    fingerprint: str,
-    licence: str,
-    pretrained: bool,
-    network: dict[str, Any] | None,
-) -> dict[str, Any]:
-    described = {} if network is None else {"network": network}
-    return described | {
-        "name": name,
-        "source": source,
-        "sha256": fingerprint,
-        "licence": licence,
-        "pretrained": pretrained,
-    }
+        """Describes the weights for the manifest."""
+        described = {} if self.network is None else {"network": self.network}
+        return described | {
+            "name": self.name,
+            "source": self.source,
+            "sha256": self.fingerprint,
+            "licence": self.licence,
+            "pretrained": self.pretrained,
+        }
 
 
 def shipped_folder(cascade: str) -> epath.Path:
-    """Where the package keeps the weights of an embedded cascade."""
+    """Returns the folder of the weights that ship with the package."""
     return epath.Path(
         str(resources.files("imagen_booth.weights") / "shipped" / cascade)
     )
 
 
 def shipped_vocabulary(cascade: Cascade) -> dict[str, list[str]]:
-    """Words of the toybox that the shipped base stage knows, by field of ``Tier``.
+    """Returns the toybox words that the shipped base stage was trained on.
 
-    Empty where nothing ships, or where its manifest does not say.
+    Returns:
+        Words by field of ``Tier``; empty if nothing ships or the manifest does not list
+        them.
     """
     folder = shipped_folder(cascade.name)
     if not (folder / native.MANIFEST).exists():
@@ -96,11 +89,14 @@ def shipped_vocabulary(cascade: Cascade) -> dict[str, list[str]]:
 
 @functools.lru_cache(maxsize=64)
 def network(cascade: Cascade, name: str, dtype: Any) -> tuple[Any, Callable[..., Any]]:
-    """A part's network, with no weights yet; one, so that its programs compile once.
+    """Builds a part's network without weights.
+
+    The result is cached, so that its programs compile once.
 
     Args:
+        cascade: The cascade.
         name: ``text`` or a stage's name.
-        dtype: of the activations.
+        dtype: Dtype of the activations.
 
     Returns:
         ``init(key) -> params`` and ``apply(params, *inputs)``.
@@ -121,7 +117,7 @@ def network(cascade: Cascade, name: str, dtype: Any) -> tuple[Any, Callable[...,
 
 
 def _example(cascade: Cascade, name: str) -> tuple[Any, ...]:
-    """Inputs of a part's network, for its parameters' shapes."""
+    """Makes inputs of a part's network, from which its parameters get their shapes."""
     text = cascade.text
     if name == "text":
         return jnp.zeros((1, text.length), jnp.int32), None
@@ -138,10 +134,10 @@ def _example(cascade: Cascade, name: str) -> tuple[Any, ...]:
 
 
 def locate(cascade: Cascade, name: str, source: str) -> epath.Path | None:
-    """The folder that a part's weights come from; None for random ones.
+    """Returns the folder of a part's weights; None for random weights.
 
     Raises:
-        InputError: no source is given, or nothing ships for this cascade.
+        InputError: No source is given, or nothing ships for this cascade.
     """
     field = f"config.weights.{name}"
     if not source:
@@ -161,23 +157,23 @@ def locate(cascade: Cascade, name: str, source: str) -> epath.Path | None:
 
 
 def find(cascade: Cascade, name: str, source: str) -> WeightFiles | None:
-    """A part's weights where ``source`` says, told by what lies there.
+    """Finds a part's weights and reads their headers.
 
-    A folder is one of ours (it has ``manifest.json``) or in diffusers' layout; a
-    text encoder can also be in any form that ``t5.find`` reads.
+    A folder has our layout, with a ``manifest.json``, or that of diffusers. A text
+    encoder can also be in any form that ``t5.find`` reads.
 
     Returns:
-        None for random weights.
+        The weights, or None for random weights.
 
     Raises:
-        InputError: nothing of the kind there, or a damaged file.
+        InputError: There are no such weights, or a file is damaged.
     """
     place = locate(cascade, name, source)
     if place is None:
         return None
     if source == "shipped":
         _check_shipped(place, name)
-    # First, because it reads gs:// without further packages.
+    # Text comes first, because t5 reads gs:// without further packages.
     found = t5.find(place) if name == "text" else None
     if found is None and (place / native.MANIFEST).exists():
         found = native.find(place, name)
@@ -197,11 +193,11 @@ def find(cascade: Cascade, name: str, source: str) -> WeightFiles | None:
 
 
 def _check_shipped(folder: epath.Path, name: str) -> None:
-    """Raises InputError unless a part lies in the package as it was made."""
+    """Raises InputError if a part does not ship or its file was changed."""
     parts = native.read_manifest(folder).get("parts", {})
     if name not in parts:
         raise InputError(
-            f"config.weights.{name}='shipped', but of this cascade there ship only "
+            f"config.weights.{name}='shipped', but this cascade ships only "
             f"{', '.join(parts) or 'no parts'}; give a folder of weights, or 'random'"
         )
     path = folder / f"{name}.safetensors"
@@ -211,17 +207,18 @@ def _check_shipped(folder: epath.Path, name: str) -> None:
 
 
 def resolve(cascade: Cascade, sources: Mapping[str, str]) -> Cascade:
-    """A cascade as its weights describe it; reads headers only.
+    """Returns a cascade with its networks as the weights describe them.
 
-    Files that say what their network is have the last word on it, and each stage
-    takes the size that the stage below puts out. A cascade without a 1024 px stage
-    gets one if there are weights for it.
+    Only headers are read. A description in the files replaces the cascade's own, and
+    each stage's low resolution becomes the output size of the stage below. A cascade
+    without a 1024 px stage gets one if there are weights for it.
 
     Args:
-        sources: of ``text`` and every stage, as ``load`` takes them.
+        cascade: The cascade by its name.
+        sources: Sources of ``text`` and of every stage, as ``load`` takes them.
 
     Raises:
-        InputError: missing weights, or parts that do not go together.
+        InputError: Weights are missing, or parts do not fit together.
     """
     names = ["text", *(stage.name for stage in cascade.stages)]
     if TOP not in names and sources.get(TOP):
@@ -238,9 +235,9 @@ def resolve(cascade: Cascade, sources: Mapping[str, str]) -> Cascade:
     for below, stage in itertools.pairwise(cascade.stages):
         if stage.resolution % below.resolution:
             raise InputError(
-                f"config.weights.{stage.name}={sources[stage.name]} draws "
-                f"{stage.resolution} px, no multiple of the {below.resolution} px of "
-                f"{below.name}"
+                f"config.weights.{stage.name}={sources[stage.name]} outputs "
+                f"{stage.resolution} px, which is not a multiple of the "
+                f"{below.resolution} px of {below.name}"
             )
         cascade = cascade.having(
             dataclasses.replace(
@@ -258,35 +255,37 @@ def resolve(cascade: Cascade, sources: Mapping[str, str]) -> Cascade:
             )
         if cascade.text.masked and getattr(stage.model, "text_norm", "") == "group":
             raise InputError(
-                f"config.weights.{stage.name}={source} is of the kind of DeepFloyd IF, "
-                f"which the {cascade.name} cascade's text does not suit; use if_m"
+                f"config.weights.{stage.name}={source} is a DeepFloyd IF network, "
+                f"which does not fit the text of the {cascade.name} cascade; use if_m"
             )
     return cascade
 
 
 def weight_origin(cascade: Cascade, name: str, source: str) -> dict[str, Any]:
-    """``Part.origin`` of a part, without its tensors."""
-    about = _about(cascade, name, find(cascade, name, source))
-    return _origin(name, source, *about)
+    """Returns ``Part.origin`` of a part without loading its tensors."""
+    found = find(cascade, name, source)
+    return _part(cascade, name, source, found, apply=None, params={}).origin()
 
 
 def read_as(path: str, dtype: Any) -> Any:
-    """The dtype in which a parameter is read by a network that computes in ``dtype``.
+    """Returns the dtype in which a network that computes in ``dtype`` uses a parameter.
 
-    Kernels and embedding tables are cast on every use; all others work in f32.
+    Networks cast kernels and embedding tables to ``dtype`` on every use; all other
+    parameters are used in f32.
 
     Args:
-        path: of the parameter, such as ``layers_0/mlp/wo/kernel``.
+        path: Path of the parameter, such as ``layers_0/mlp/wo/kernel``.
+        dtype: Dtype of the activations.
     """
     cast = path.rpartition("/")[2] in ("kernel", "embedding")
     return dtype if cast else jnp.float32
 
 
 def to_frozen(params: Params, dtype: Any) -> Params:
-    """Parameters in the dtypes in which they are read; works on shapes too.
+    """Casts parameters, or their shapes, to the dtypes in which they are used.
 
     A network that is never trained gives the same numbers with these, in half the
-    memory where ``dtype`` is bfloat16.
+    memory if ``dtype`` is bfloat16.
     """
     flat = flatten(params)
     return unflatten(
@@ -304,52 +303,53 @@ def load(
     *,
     train: bool = True,
 ) -> Part:
-    """One part of a cascade with weights from ``source``.
+    """Loads one part of a cascade.
 
     Args:
-        cascade: as ``resolve`` gave it, if the weights describe themselves.
+        cascade: The cascade, from ``resolve`` if the weights describe themselves.
         name: ``text`` or a stage's name.
-        source: ``shipped``, ``random`` (seeded by the part's name), or where weights
-            are, see ``find``.
-        rules: how parameters are cut, see ``sharding.spec_at``.
-        train: keep f32 parameters, as training needs them; else what ``frozen`` makes
-            of them.
+        source: ``shipped``, ``random`` (seeded by the part's name), or the place of the
+            weights, see ``find``.
+        mesh: Devices to place the parameters on.
+        dtype: Dtype of the activations.
+        rules: Sharding rules, see ``sharding.spec_at``.
+        train: Whether to keep all parameters in f32, as training needs them; otherwise
+            they are cast by ``to_frozen``.
 
     Raises:
-        InputError: no such weights, or they do not fit the network or the rules.
+        InputError: There are no such weights, or they do not fit the network or the
+            rules.
     """
     init, apply = network(cascade, name, dtype)
     found = find(cascade, name, source)
-    about = _about(cascade, name, found)
     abstract = jax.eval_shape(init, jax.random.key(0))
     if found is None:
-        placement = sharding.tree_shardings(abstract, mesh, rules, kind_of(name))
+        shardings = sharding.tree_shardings(abstract, mesh, rules, kind_of(name))
 
         def start(key: jax.Array) -> Params:
             return init(key) if train else to_frozen(init(key), dtype)
 
-        params = jax.jit(start, out_shardings=placement)(jax.random.key(_seed(name)))
-        return Part(apply, params, name, source, *about)
-    kept = None if train else functools.partial(read_as, dtype=dtype)
-    params = tensor_files.place(
-        found.matched(abstract), mesh, rules, kind_of(name), kept
-    )
-    return Part(apply, params, name, source, *about)
+        params = jax.jit(start, out_shardings=shardings)(jax.random.key(_seed(name)))
+    else:
+        kept = None if train else functools.partial(read_as, dtype=dtype)
+        weights = found.matched(abstract)
+        params = tensor_files.place(weights, mesh, rules, kind_of(name), kept)
+    return _part(cascade, name, source, found, apply, params)
 
 
 def kind_of(name: str) -> str:
-    """``text`` or ``unet``, where the paths of a part's parameters begin."""
+    """Returns ``text`` or ``unet``, with which sharding rules' paths begin."""
     return "text" if name == "text" else "unet"
 
 
 def shapes(cascade: Cascade, name: str) -> Params:
-    """Shapes of a part's parameters, f32."""
+    """Returns the shapes of a part's f32 parameters."""
     init, _ = network(cascade, name, jnp.float32)
     return jax.eval_shape(init, jax.random.key(0))
 
 
 def random_params(cascade: Cascade, name: str) -> Params:
-    """The random weights of a part as numpy."""
+    """Returns the random weights of a part as numpy arrays."""
     init, _ = network(cascade, name, jnp.float32)
     params = jax.jit(init)(jax.random.key(_seed(name)))
     return jax.tree.map(np.asarray, params)
@@ -359,19 +359,36 @@ def _seed(name: str) -> int:
     return int(hashlib.sha256(name.encode()).hexdigest()[:7], 16)
 
 
-def _about(cascade: Cascade, name: str, found: WeightFiles | None) -> tuple:
-    """Fingerprint, licence, whether pretrained, and the network if it is described."""
-    if found is not None:
-        described = found.describes
-        network = None if described is None else dataclasses.asdict(described)
-        return found.fingerprint(), found.licence, found.pretrained, network
-    text = f"random {_seed(name)} {cascade.text.encoder} {shapes(cascade, name)}"
-    return hashlib.sha256(text.encode()).hexdigest(), "none", False, None
+def _part(
+    cascade: Cascade,
+    name: str,
+    source: str,
+    found: WeightFiles | None,
+    apply: Any,
+    params: Params,
+) -> Part:
+    """Makes a part with the origin of its weights; ``found`` is None for random."""
+    if found is None:
+        text = f"random {_seed(name)} {cascade.text.encoder} {shapes(cascade, name)}"
+        fingerprint = hashlib.sha256(text.encode()).hexdigest()
+    else:
+        fingerprint = found.fingerprint()
+    described = None if found is None else found.describes
+    return Part(
+        apply=apply,
+        params=params,
+        name=name,
+        source=source,
+        fingerprint=fingerprint,
+        licence="none" if found is None else found.licence,
+        pretrained=found is not None and found.pretrained,
+        network=None if described is None else dataclasses.asdict(described),
+    )
 
 
 def place(
     tree: Params, mesh: jax.sharding.Mesh, rules: Sequence[sharding.Rule] = ()
 ) -> Params:
-    """Host arrays of a stage's network as f32 on the mesh."""
+    """Places host arrays of a stage's network on the mesh, as f32."""
     held = {path: tensor_files.held(leaf) for path, leaf in flatten(tree).items()}
     return tensor_files.place(held, mesh, rules)

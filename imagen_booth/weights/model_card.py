@@ -1,86 +1,98 @@
 """The model card of an exported stage: what it is, how to use it, its licences."""
 
+import string
 from collections.abc import Mapping
 from typing import Any
 
 from imagen_booth.cascade import Stage
 
-PIPELINES = {False: "IFPipeline", True: "IFSuperResolutionPipeline"}
+CARD = string.Template("""\
+---
+license: other
+license_name: see-below
+library_name: diffusers
+pipeline_tag: $task
+---
+# U-Net that $purpose
+
+$made.
+
+## Use
+
+```python
+from diffusers import $pipeline, UNet2DConditionModel
+
+unet = UNet2DConditionModel.from_pretrained("THIS FOLDER", subfolder="unet")
+pipeline = $pipeline.from_pretrained("YOUR COPY OF THE ORIGINAL", unet=unet)
+```
+
+Use the scheduler of this folder too. $variance $cleaning
+
+## Licence
+
+- The weights this was made from: $licence.
+- Derived weights are under the same terms. They bind everyone who uses, changes or
+  redistributes this folder.
+- Made from: $source (fingerprint $fingerprint).
+- Photos of the subject: the photographer and the people in them keep their rights.
+
+The safety checker and the watermarker of the original pipeline are not part of this
+folder. Load them from the original: its terms require that they stay in use.
+""")
+VARIANCE = {
+    True: "The network's variance output was trained, and the scheduler uses it "
+    "(`variance_type: learned_range`).",
+    False: "Only the noise estimate was trained. The network's variance output is out "
+    "of date, and the scheduler ignores it (`variance_type: fixed_small`).",
+}
+CLEANING = {
+    "simple": "Prompts were lower-cased and not cleaned further during fine-tuning: "
+    "call the pipeline with `clean_caption=False`.",
+    "caption": "Prompts were cleaned as captions during fine-tuning: call the pipeline "
+    "with `clean_caption=True`, and install ftfy and beautifulsoup4.",
+}
 
 
 def write(
     stage: Stage, licence: str, story: Mapping[str, Any], learned_variance: bool
 ) -> str:
-    """Markdown with the front matter that the Hugging Face hub reads.
+    """Writes the card as Markdown with the front matter that the hub reads.
 
     Args:
-        licence: of the weights it was made from.
+        stage: The exported stage.
+        licence: Licence of the weights it was made from.
         story: ``steps``, ``subject``, ``run``, ``seed``, ``cleaning`` and
-            ``made_from``, as far as known.
-        learned_variance: the network's variance is up to date.
+            ``made_from``, as far as they are known.
+        learned_variance: Whether the network's variance output is up to date.
     """
-    enlarging = stage.low_resolution is not None
-    pipeline = PIPELINES[enlarging]
     origin = story.get("made_from") or {}
-    steps, subject = story.get("steps", 0), story.get("subject")
-    task = (
-        f"enlarges pictures from {stage.low_resolution} to {stage.resolution} px"
-        if enlarging
-        else f"draws pictures of {stage.resolution} px"
+    if stage.low_resolution is None:
+        task, pipeline = "text-to-image", "IFPipeline"
+        purpose = f"samples images of {stage.resolution} px"
+    else:
+        task, pipeline = "image-to-image", "IFSuperResolutionPipeline"
+        purpose = f"upsamples {stage.low_resolution} px to {stage.resolution} px"
+    return CARD.substitute(
+        task=task,
+        purpose=purpose,
+        made=_history(story),
+        pipeline=pipeline,
+        variance=VARIANCE[learned_variance],
+        cleaning=CLEANING.get(story.get("cleaning") or "", ""),
+        licence=licence,
+        source=origin.get("source") or "not recorded",
+        fingerprint=origin.get("sha256") or "not recorded",
     )
-    made = (
-        f"Fine-tuned for {steps} steps with imagen_booth"
-        + (f" on photos of the subject that it knows as `{subject}`" if subject else "")
-        if steps
-        else "Converted by imagen_booth, not fine-tuned"
-    )
+
+
+def _history(story: Mapping[str, Any]) -> str:
+    """States how the weights were made."""
+    if not story.get("steps"):
+        made = "Converted by imagen_booth, not fine-tuned"
+    else:
+        made = f"Fine-tuned for {story['steps']} steps with imagen_booth"
+        if story.get("subject"):
+            made += f" on photos of the subject `{story['subject']}`"
     if story.get("run"):
         made += f" (run `{story['run']}`, seed {story.get('seed')})"
-    variance = (
-        "The variance that the network puts out is up to date, and the scheduler uses "
-        "it (`variance_type: learned_range`)."
-        if learned_variance
-        else "Only the noise estimate was trained; the variance that the network puts "
-        "out is out of date, and the scheduler passes it over "
-        "(`variance_type: fixed_small`)."
-    )
-    cleaning = {
-        "simple": "Prompts were lower-cased and not cleaned further when this was "
-        "tuned: call the pipeline with `clean_caption=False`.",
-        "caption": "Prompts were cleaned as captions when this was tuned: call the "
-        "pipeline with `clean_caption=True`, and install ftfy and beautifulsoup4.",
-    }.get(story.get("cleaning") or "", "")
-    return f"""---
-license: other
-license_name: see-below
-library_name: diffusers
-pipeline_tag: {"image-to-image" if enlarging else "text-to-image"}
----
-# U-Net that {task}
-
-{made}.
-
-## Use
-
-```python
-from diffusers import {pipeline}, UNet2DConditionModel
-
-unet = UNet2DConditionModel.from_pretrained("THIS FOLDER", subfolder="unet")
-pipeline = {pipeline}.from_pretrained("YOUR COPY OF THE ORIGINAL", unet=unet)
-```
-
-Take the scheduler from this folder too. {variance} {cleaning}
-
-## Licence
-
-- The weights this was made from: {licence}.
-- What is derived from them is under the same terms: they bind whoever uses, changes or
-  passes on this folder.
-- Made from: {origin.get("source") or "not recorded"} (fingerprint {
-        origin.get("sha256") or "not recorded"
-    }).
-- Photos of the subject: the rights of whoever took them, and of who is seen in them.
-
-The safety checker and the watermarker of the original pipeline are not part of this
-folder. Load them from the original: its terms ask that they stay in use.
-"""
+    return made

@@ -1,9 +1,9 @@
-"""Our own weight files: one safetensors file per part, a manifest beside them.
+"""Weights in our own layout: one safetensors file per part, and a manifest.
 
 A folder of weights holds ``text.safetensors``, ``base.safetensors``, ... and
 ``manifest.json``. Tensor names are the paths of the parameter tree, so a file is
-readable without this package. Where a network is not of a size known by name, the
-manifest describes it.
+readable without this package. The manifest describes a network that differs from the
+one in the named cascade.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ MANIFEST = "manifest.json"
 
 
 def sha256(path: epath.Path) -> str:
-    """Hex digest of a file's content."""
+    """Computes the hex digest of a file's content."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(2**22):
@@ -42,10 +42,10 @@ def sha256(path: epath.Path) -> str:
 
 
 def read_manifest(folder: epath.Path) -> dict[str, Any]:
-    """The manifest of a folder of weights.
+    """Reads the manifest of a folder of weights.
 
     Raises:
-        InputError: missing or not JSON.
+        InputError: It does not exist or is not JSON.
     """
     path = folder / MANIFEST
     try:
@@ -59,13 +59,15 @@ def read_manifest(folder: epath.Path) -> dict[str, Any]:
 
 
 def find(folder: epath.Path, name: str) -> WeightFiles:
-    """A part's weights in a folder of ours.
+    """Finds a part's weights in a folder in our layout.
 
     Args:
+        folder: The folder.
         name: ``text`` or a stage's name.
 
     Raises:
-        InputError: no such part, a damaged file, or a description that is not known.
+        InputError: There is no such part, a file is damaged, or the description has
+            unknown fields.
     """
     manifest = read_manifest(folder)
     path = folder / f"{name}.safetensors"
@@ -76,25 +78,29 @@ def find(folder: epath.Path, name: str) -> WeightFiles:
     sampler = entry.get("sampler", {})
     build.build(SamplerConfig, sampler, f"{folder / MANIFEST}: {name}.sampler")
     return WeightFiles(
-        tensor_files.open_file(path),
-        lambda path, ndim: (path, tuple(range(ndim))),
-        described,
-        str(path),
-        entry.get("licence") or manifest.get("licence", "not stated"),
-        manifest.get("pretrained", True),
+        tensors=tensor_files.open_file(path),
+        spell=lambda path, ndim: (path, tuple(range(ndim))),
+        describes=described,
+        where=str(path),
+        licence=entry.get("licence") or manifest.get("licence", "not stated"),
+        pretrained=manifest.get("pretrained", True),
         sampler=sampler,
     )
 
 
 def read_network(entry: dict[str, Any], where: str) -> Stage | T5Config:
-    """What ``dataclasses.asdict`` of a stage or an encoder described.
+    """Builds a stage or an encoder from its ``dataclasses.asdict``.
+
+    Args:
+        entry: The fields.
+        where: Where they were read, for messages.
 
     Raises:
-        InputError: a field that is not known, naming ``where``.
+        InputError: A field is unknown or has a wrong value.
     """
     if "schedule" not in entry:
         return build.build(T5Config, entry, where)
-    # The field is declared as any schedule; which, only its own fields tell.
+    # Stage declares any kind of schedule; the fields decide which kind it is.
     kinds = CosineSchedule | LinearSchedule | TableSchedule
     schedule = build.build(kinds, entry["schedule"], f"{where}.schedule")
     return build.build(Stage, entry | {"schedule": schedule}, where)
@@ -108,19 +114,22 @@ def write(
     entry: Mapping[str, Any],
     dtype: np.dtype | None = None,
 ) -> epath.Path:
-    """Writes a part into a folder; what it holds of other parts stays.
+    """Writes a part into a folder; other parts there stay as they are.
 
     Args:
-        weights: by path.
-        network: what it is, unless its cascade's name says so.
-        entry: what else the manifest says of the part.
-        dtype: of the tensors; None for each its own.
+        folder: The folder.
+        name: ``text`` or a stage's name.
+        weights: Tensors by path of the parameter.
+        network: The network, for the manifest; None if it is the one in the named
+            cascade.
+        entry: Further entries of the part in the manifest.
+        dtype: Dtype of the tensors; None to keep each tensor's own.
 
     Returns:
-        Path of the file of tensors.
+        Path of the tensor file.
 
     Raises:
-        StorageError: it cannot be written.
+        StorageError: The file cannot be written.
     """
     path = folder / f"{name}.safetensors"
     tensor_files.save(path, weights, dtype)
@@ -139,7 +148,7 @@ def write(
 
 
 def record(folder: epath.Path, **entries: Any) -> None:
-    """Adds entries to a folder's manifest; those of ``parts`` are merged."""
+    """Adds entries to a folder's manifest; ``parts`` is merged part by part."""
     manifest: dict[str, Any] = {}
     if (folder / MANIFEST).exists():
         manifest = read_manifest(folder)

@@ -1,4 +1,4 @@
-"""The mesh and dtype for a job, and whether its sharding rules fit the parameters."""
+"""Chooses the mesh and dtype of a job, and checks its sharding rules."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -19,10 +19,10 @@ Shapes = Mapping[str, train_state.Params]
 
 
 def mesh_to_draw(cascade: Cascade, job: jobs.Job) -> Mesh:
-    """The mesh for a finished run, with room for the parameters of all its parts.
+    """Chooses the mesh for sampling, with memory for the parameters of all parts.
 
     Raises:
-        InputError: as ``mesh_to_tune``.
+        InputError: The mesh does not fit the devices, or a rule is wrong.
     """
     return choose_mesh(cascade, job.mesh, device_memory.size)
 
@@ -34,10 +34,22 @@ def choose_mesh(
     among: Sequence[Any] | None = None,
     memory: int | None = None,
 ) -> Mesh:
+    """Chooses the mesh for a job.
+
+    Args:
+        cascade: The cascade.
+        mesh: Settings of the job.
+        need: Function from the shapes of all parts to the bytes that have to fit.
+        among: Devices to use; None for all.
+        memory: Bytes of memory per device with ``among``; otherwise it is measured.
+
+    Raises:
+        InputError: The mesh does not fit the devices, or a rule is wrong.
+    """
     devices = jax.device_count() if among is None else len(among)
     open_ = mesh.fsdp == 0 and mesh.data < 1 and devices > 1
     if open_ and among is None:
-        # One answer for all hosts, or each would make another mesh.
+        # All hosts use the same number, or they would choose different meshes.
         memory = processes.least(device_memory.available() or 0) or None
     parts = shapes_of(cascade) if open_ or mesh.rules else {}
     chosen = sharding.make_mesh(
@@ -53,17 +65,16 @@ def choose_mesh(
 
 
 def shapes_of(cascade: Cascade) -> dict[str, train_state.Params]:
-    """Parameters of every part of a cascade as shapes."""
+    """Returns the parameter shapes of every part of a cascade."""
     names = ["text", *(stage.name for stage in cascade.stages)]
     return {name: shapes(cascade, name) for name in names}
 
 
 def check_rules(shapes: Shapes, mesh: Mesh, rules: tuple[sharding.Rule, ...]) -> None:
-    """Makes sure that every rule is of use and every parameter can follow them.
+    """Checks that every rule matches a parameter and fits its shape.
 
     Raises:
-        InputError: a pattern that matches no parameter of any part, or a shape that
-            a rule does not fit.
+        InputError: A pattern matches no parameter, or a rule does not fit a shape.
     """
     paths = [
         f"{kind_of(name)}/{path}"
@@ -81,13 +92,14 @@ def check_rules(shapes: Shapes, mesh: Mesh, rules: tuple[sharding.Rule, ...]) ->
 
 
 def activation_dtype(name: str, accelerated: bool | None = None) -> Any:
-    """bfloat16 on an accelerator and float32 on a CPU, unless named.
+    """Returns bfloat16 on an accelerator and float32 on a CPU, or the named dtype.
 
     Args:
-        accelerated: whether it runs on an accelerator; None to look.
+        name: ``float32``, ``bfloat16``, or empty for the default.
+        accelerated: Whether the job runs on an accelerator; None to detect it.
 
     Raises:
-        InputError: a name that is neither.
+        InputError: The name is unknown.
     """
     if name not in ("", "float32", "bfloat16"):
         raise InputError(

@@ -1,7 +1,7 @@
-"""T5 v1.1 encoders in: safetensors as Hugging Face names them, and T5X checkpoints.
+"""Reads T5 v1.1 encoders from Hugging Face's safetensors and from T5X checkpoints.
 
-The shape of the encoder is read off the tensors; a ``config.json`` beside them is
-checked for what shapes cannot tell. Decoders are passed over.
+The size of the encoder follows from the tensors' shapes. A ``config.json`` beside them
+is checked for what shapes do not show. Decoders are ignored.
 """
 
 import json
@@ -42,46 +42,46 @@ _OUTSIDE = {
 
 
 def spell(path: str, ndim: int) -> tuple[str, tuple[int, ...]]:
-    """The name and the axes in Hugging Face's files of a parameter of ours."""
+    """Returns a parameter's name and axes in Hugging Face's files."""
     layer = re.fullmatch(r"layers_(\d+)/(.+)", path)
     if layer:
         name = f"encoder.block.{layer[1]}.layer.{_LAYER[layer[2]]}.weight"
     else:
         name = _OUTSIDE[path]
-    # Kernels and the table of the bias are transposed, the embedding is not.
+    # Kernels and the bias table are transposed, the embedding is not.
     return name, (1, 0) if ndim == 2 and name != EMBEDDING else tuple(range(ndim))
 
 
 def spell_t5x(path: str, ndim: int) -> tuple[str, tuple[int, ...]]:
-    """The same in T5X checkpoints, whose axes are ours."""
+    """Returns the same for T5X checkpoints, which have our axes."""
     above = "target" if path.startswith("token_embedder/") else "target/encoder"
     return f"{above}/{path}", tuple(range(ndim))
 
 
 def find(place: epath.PathLike) -> WeightFiles | None:
-    """An encoder's weights.
+    """Finds an encoder's weights.
 
     Args:
-        place: a safetensors file; a folder with ``model.safetensors``, whole or in
-            shards, in it or in ``text_encoder``; or a T5X checkpoint, a folder with
-            a file ``checkpoint`` or that file itself, local or ``gs://``.
+        place: A safetensors file; or a folder with ``model.safetensors``, one file or
+            shards, in it or in ``text_encoder``; or a T5X checkpoint, which is a folder
+            with a file ``checkpoint``, or that file, local or ``gs://``.
 
     Returns:
-        None where there is nothing of the kind.
+        The weights, or None if there are none.
 
     Raises:
-        InputError: a damaged file, or another architecture.
+        InputError: A file is damaged, or the architecture differs.
     """
     place = epath.Path(place)
     arrays = t5x.open_checkpoint(place)
     if arrays is not None:
         return WeightFiles(
-            arrays,
-            spell_t5x,
-            _shape(arrays, spell_t5x),
-            str(place),
-            APACHE,
-            rowwise=False,  # they are compressed
+            tensors=arrays,
+            spell=spell_t5x,
+            describes=_shape(arrays, spell_t5x),
+            where=str(place),
+            licence=APACHE,
+            rowwise=False,  # the arrays are compressed
         )
     licence = APACHE
     if place.suffix == ".safetensors":
@@ -105,7 +105,7 @@ def find(place: epath.PathLike) -> WeightFiles | None:
 
 
 def _shape(found: Mapping[str, Tensor], spelling: Any) -> T5Config | None:
-    """What the tensors say of the encoder; None if those that say it are missing."""
+    """Derives the encoder from shapes; None if tensors are missing."""
 
     def shape(path: str) -> tuple[int, int]:
         name, axes = spelling(path, 2)

@@ -1,9 +1,9 @@
-"""T5X checkpoints: a msgpack file ``checkpoint``, and a zarr array per large tensor.
+"""T5X checkpoints: a msgpack file ``checkpoint`` and a zarr array per large tensor.
 
-The msgpack holds the tree of parameters. A leaf is an array, as Flax packs them, or
-describes a zarr array in the folder; where that was written is of no matter, the copy
-beside the file is read. Newer files keep the tree under ``optimizer``. Only the
-parameters (``target``) are taken, neither the decoder nor the optimizer's state.
+The msgpack file holds the tree of parameters. A leaf is an array as Flax packs it, or
+the description of a zarr array in the same folder. The path in that description is
+where the array was first written, so only its last part is used. Newer files have the
+tree under ``optimizer``. Only the encoder's parameters (in ``target``) are read.
 
 Source: the formats of T5X's checkpoints.py and Flax's serialization.py.
 """
@@ -21,7 +21,7 @@ import tensorstore as ts
 from etils import epath
 
 from imagen_booth.errors import InputError
-from imagen_booth.weights.tensor_files import Index, Tensor, held, stored
+from imagen_booth.weights.tensor_files import Index, Tensor, held
 
 FILE = "checkpoint"
 CHUNKED = "__msgpack_chunked_array__"  # marks an array over a gigabyte, in pieces
@@ -29,18 +29,28 @@ LARGEST = 2**32 - 1  # bytes of one msgpack object
 # Bytes before the content of a msgpack extension, by its first byte.
 EXTENSIONS = {0xC7: 3, 0xC8: 4, 0xC9: 6} | dict.fromkeys(range(0xD4, 0xD9), 2)
 
+# Raised while a damaged file is read.
+DAMAGED = (
+    AttributeError,
+    IndexError,
+    KeyError,
+    TypeError,
+    ValueError,
+    msgpack.UnpackException,
+)
+
 
 def open_checkpoint(place: epath.Path) -> dict[str, Tensor] | None:
-    """The tensors of the encoder, by their paths from ``target`` on.
+    """Lists the tensors of the encoder by their paths, which begin with ``target``.
 
     Args:
-        place: the folder of a checkpoint, or its msgpack file; local or ``gs://``.
+        place: Folder of a checkpoint, or its msgpack file; local or ``gs://``.
 
     Returns:
-        None if there is no checkpoint.
+        The tensors, or None if there is no checkpoint.
 
     Raises:
-        InputError: the file is cut short, or an array or a part of one is missing.
+        InputError: The file is truncated, or an array or a chunk of one is missing.
     """
     folder = place.parent if place.name == FILE else place
     return _Checkpoint(folder).tensors() if _exists(folder) else None
@@ -51,7 +61,7 @@ def _remote(folder: epath.Path) -> bool:
 
 
 def _store(folder: epath.Path) -> ts.KvStore:
-    # Tensorstore reads gs:// by itself, which epath does not.
+    # Tensorstore reads gs:// without further packages; epath needs gcsfs.
     path = str(folder) if _remote(folder) else f"file://{folder.resolve()}"
     return ts.KvStore.open(f"{path}/").result()
 
@@ -64,7 +74,7 @@ def _exists(folder: epath.Path) -> bool:
 
 
 class _Checkpoint:
-    """One checkpoint while its msgpack file is walked."""
+    """Reads one checkpoint."""
 
     def __init__(self, folder: epath.Path):
         self._folder = folder
@@ -90,22 +100,19 @@ class _Checkpoint:
             tree = tree.get("optimizer", tree)["target"]
             encoder = {name: node for name, node in tree.items() if name != "decoder"}
             found = dict(self._leaves(encoder, "target"))
-        except (
-            *(AttributeError, IndexError, KeyError, TypeError, ValueError),
-            msgpack.UnpackException,
-        ) as error:
+        except DAMAGED as error:
             raise InputError(
                 f"{self._folder / FILE} is not a whole T5X checkpoint ({error!r}); "
                 "copy it again"
             ) from error
-        # All arrays are opened at once; only then is one waited for.
+        # Opening is asynchronous, so wait only after all arrays are being opened.
         return {
             path: leaf if isinstance(leaf, Tensor) else self._zarr(*leaf)
             for path, leaf in found.items()
         }
 
     def _walk(self, unpacker: msgpack.Unpacker) -> Any:
-        """Maps as dicts, and of all else where it lies: (first byte, end)."""
+        """Returns maps as dicts, and the (first byte, end) of everything else."""
         first = unpacker.tell()
         kind = self._data[first]
         if 0x80 <= kind <= 0x8F or kind in (0xDE, 0xDF):
@@ -118,14 +125,14 @@ class _Checkpoint:
         return msgpack.unpackb(self._data[slice(*place)])
 
     def _leaves(self, node: Any, path: str) -> Iterator[tuple[str, Any]]:
-        """Packed arrays as tensors, zarr arrays as (name, what is being opened)."""
+        """Yields (path, tensor) or (path, (name, opening array, its files))."""
         if not isinstance(node, dict):
             yield path, self._packed(node)
         elif CHUNKED in node:
             shape = [self._value(size) for size in node["shape"].values()]
             yield path, self._joined(shape, list(node["chunks"].values()))
         elif "kvstore" in node:
-            # Older writers put the path beside the store and not inside.
+            # Older files have the path beside the store, not inside it.
             written = node["kvstore"].get("path") or node["path"]
             name = self._value(written).rstrip("/").split("/")[-1]
             spec = {"driver": "zarr", "kvstore": (self._store / f"{name}/").spec()}
@@ -136,7 +143,7 @@ class _Checkpoint:
                 yield from self._leaves(inner, f"{path}/{name}")
 
     def _packed(self, place: tuple[int, int]) -> Tensor:
-        """An array that Flax packed: shape, dtype and bytes in an extension."""
+        """Finds an array that Flax packed as an extension of shape, dtype and bytes."""
         first, end = place
         head = msgpack.Unpacker(raw=False)
         first += EXTENSIONS[self._data[first]]
@@ -148,9 +155,15 @@ class _Checkpoint:
         if _remote(self._folder):
             flat = np.frombuffer(self._data[first:end], dtype)
             return held(flat.reshape(shape))
-        return stored(self._folder / FILE, first, shape, dtype)
+
+        def read(index: Index) -> np.ndarray:
+            # Mapped for one read, so that the host never holds the whole file.
+            return np.memmap(self._folder / FILE, dtype, "r", first, shape)[index]
+
+        return Tensor(shape, dtype, read)
 
     def _joined(self, shape: list[int], places: list[tuple[int, int]]) -> Tensor:
+        """Joins the pieces of an array that Flax packed in chunks."""
         parts = [self._packed(place) for place in places]
 
         def read(index: Index) -> np.ndarray:
@@ -160,6 +173,7 @@ class _Checkpoint:
         return Tensor(tuple(shape), parts[0].dtype, read)
 
     def _zarr(self, name: str, opening: Any, listing: Any) -> Tensor:
+        """Waits until a zarr array is open, and checks that no chunk is missing."""
         where = self._folder / name
         try:
             array = opening.result()
@@ -168,18 +182,19 @@ class _Checkpoint:
                 f"{where} is missing or damaged, {self._folder / FILE} refers to it: "
                 f"{error}"
             ) from error
-        # Zarr takes an absent chunk for zeros; here it is a copy that was cut short.
+        # Zarr reads an absent chunk as zeros; here it means an incomplete copy.
         chunks = array.chunk_layout.read_chunk.shape or ()
-        wanted = math.prod(
+        expected = math.prod(
             -(-size // chunk) for size, chunk in zip(array.shape, chunks, strict=True)
         )
-        have = sum(not key.startswith(b".") for key in listing.result())
-        if have < wanted:
+        found = sum(not key.startswith(b".") for key in listing.result())
+        if found < expected:
             raise InputError(
-                f"{where} has {have} of its {wanted} chunks; copy the checkpoint again"
+                f"{where} has {found} of its {expected} chunks; copy the checkpoint "
+                "again"
             )
         dtype = array.dtype.numpy_dtype
-        # An older version stored bfloat16 under this name.
+        # Older versions of T5X stored bfloat16 as uint16.
         kind = np.dtype(jnp.bfloat16) if dtype == np.uint16 else dtype
 
         def read(index: Index) -> np.ndarray:

@@ -1,7 +1,7 @@
-"""Tensors in files: found by reading headers, read one at a time, put on the mesh.
+"""Tensors in files: listed from headers, read one at a time, placed on the mesh.
 
-A part of a cascade is found as a set of tensors under the names of whoever wrote
-them. Each is read when its place on the devices is known, and only the slices that
+The weights of a part are a set of tensors under the names that their authors gave
+them. A tensor is read when its place on the devices is known, and only the slices that
 this process needs, so the host never holds a second copy of a model.
 """
 
@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh, NamedSharding
+from safetensors import SafetensorError, safe_open
 
 from imagen_booth.distributed import sharding
 from imagen_booth.errors import InputError, StorageError
@@ -28,11 +29,15 @@ Index = tuple[slice, ...]
 SHOWN = 12  # names in an error; the rest are counted
 STRIP = 16  # elements
 
-DTYPES = {
+FLOATS = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(jnp.bfloat16),
+}
+DTYPES = FLOATS | {
+    "F8_E4M3": np.dtype(jnp.float8_e4m3fn),
+    "F8_E5M2": np.dtype(jnp.float8_e5m2),
     "I64": np.dtype(np.int64),
     "I32": np.dtype(np.int32),
     "I16": np.dtype(np.int16),
@@ -40,6 +45,15 @@ DTYPES = {
     "U8": np.dtype(np.uint8),
     "BOOL": np.dtype(np.bool_),
 }
+# Raised while the header of a damaged file is read.
+DAMAGED = (
+    SafetensorError,
+    UnicodeDecodeError,
+    json.JSONDecodeError,
+    KeyError,
+    TypeError,
+    AttributeError,
+)
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
@@ -48,8 +62,10 @@ class Tensor:
     """A tensor that is not read yet.
 
     Attributes:
-        shape, dtype: as stored.
-        read: one slice per axis -> that part of it; may be a view of a file.
+        shape: Shape as stored.
+        dtype: Dtype as stored.
+        read: Function from one slice per axis to that part of the tensor; the result
+            may be a view of a file.
     """
 
     shape: tuple[int, ...]
@@ -57,11 +73,11 @@ class Tensor:
     read: Callable[[Index], np.ndarray]
 
     def whole(self) -> np.ndarray:
-        """All of it."""
+        """Reads the whole tensor."""
         return self.read((slice(None),) * len(self.shape))
 
     def transposed(self, axes: tuple[int, ...]) -> "Tensor":
-        """With axis i taken from axis ``axes[i]`` of this one, as in numpy."""
+        """Permutes the axes as numpy does: axis i is ``axes[i]`` of this tensor."""
         if axes == tuple(range(len(self.shape))):
             return self
 
@@ -75,25 +91,28 @@ class Tensor:
 
 
 def held(array: np.ndarray) -> Tensor:
-    """An array in memory as a tensor."""
+    """Wraps an array in memory as a tensor."""
     return Tensor(array.shape, array.dtype, lambda index: array[index])
 
 
 @dataclasses.dataclass(frozen=True)
 class WeightFiles:
-    """Weights of one part where they were found.
+    """The weights of one part, as found in files.
 
     Attributes:
-        tensors: by the names in the files.
-        spell: (path, axes) of a parameter of ours -> its name there, and the axes of
-            the stored tensor in our order.
-        describes: what the files say of the network, a Stage or a T5Config; None if
-            they say nothing.
-        where: the files, for messages.
-        licence: of the weights.
+        tensors: Tensors by their names in the files.
+        spell: Function from (path, number of axes) of one of our parameters to its
+            name in the files and the axes of the stored tensor in our order.
+        describes: The network as the files describe it, a Stage or a T5Config; None if
+            they do not describe it.
+        where: The files, for messages.
+        licence: Licence of the weights.
         pretrained: False for random weights.
-        rowwise: a row can be read without its whole tensor.
-        sampler: fields of a SamplerConfig that the files name; empty if none.
+        rowwise: Whether a row can be read without reading its whole tensor.
+        sampler: Fields of a SamplerConfig that the files name; empty if none.
+
+    Raises:
+        InputError: A tensor is not of a floating-point dtype of 16 bits or more.
     """
 
     tensors: Mapping[str, Tensor]
@@ -105,11 +124,21 @@ class WeightFiles:
     rowwise: bool = True
     sampler: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-    def fingerprint(self) -> str:
-        """Digest that tells weights apart without reading all of them.
+    def __post_init__(self) -> None:
+        for name, tensor in self.tensors.items():
+            if tensor.dtype not in FLOATS.values():
+                raise InputError(
+                    f"{self.where} holds quantised or integer tensors ({name} is "
+                    f"{tensor.dtype}), which are not supported as weights; use the "
+                    "float32, bfloat16 or float16 files of this network"
+                )
 
-        SHA-256 over every name, shape and dtype, all vectors and, where it costs
-        little, the first and the last row of larger tensors: training moves each.
+    def fingerprint(self) -> str:
+        """Computes a digest that identifies the weights without reading all of them.
+
+        It is the SHA-256 of every name, shape and dtype, of all vectors and, where
+        rows can be read alone, of the first and last row of larger tensors. Training
+        changes all of these.
         """
         digest = hashlib.sha256()
         for name in sorted(self.tensors):
@@ -129,13 +158,17 @@ class WeightFiles:
         return digest.hexdigest()
 
     def matched(self, wanted: Params) -> dict[str, Tensor]:
-        """Every parameter's tensor, by path, in our axes.
+        """Finds the tensor of every parameter of a network.
 
         Args:
-            wanted: shapes of the network.
+            wanted: Shapes of the network's parameters.
+
+        Returns:
+            Tensors by path of the parameter, with axes in our order.
 
         Raises:
-            InputError: listing missing, surplus and wrong-shaped tensors together.
+            InputError: Tensors are missing, unexpected or of the wrong shape; the
+                message lists all of them.
         """
         flat = flatten(wanted)
         spelt = {path: self.spell(path, len(leaf.shape)) for path, leaf in flat.items()}
@@ -169,11 +202,11 @@ def _near(name: str, others: Iterable[str]) -> str:
 
 
 def copied(view: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """A C-ordered copy, also where the array would do: files can change below it."""
+    """Copies an array in C order, in any case: it may be the view of a file."""
     if view.flags.c_contiguous:
         return view.astype(dtype)
-    # A transposed view is copied in strips that stay in the cache: several times
-    # faster than at once.
+    # Strips of a transposed view stay in the cache, which makes the copy several times
+    # faster.
     out = np.empty(view.shape, dtype)
     for first in range(0, view.shape[-1], STRIP):
         out[..., first : first + STRIP] = view[..., first : first + STRIP]
@@ -187,11 +220,18 @@ def place(
     part: str = "unet",
     kept: Callable[[str], Any] | None = None,
 ) -> Params:
-    """Reads tensors by path onto the mesh, one after the other.
+    """Reads tensors onto the mesh, one after the other.
 
     Args:
-        rules, part: as ``sharding.tree_shardings`` takes them.
-        kept: path -> dtype to keep it in; None for f32 throughout.
+        tensors: Tensors by path of the parameter.
+        mesh: Devices to place them on.
+        rules: Sharding rules, see ``sharding.tree_shardings``.
+        part: Kind of the network, see ``sharding.tree_shardings``.
+        kept: Function from a path to the dtype on the devices; None for f32
+            throughout.
+
+    Returns:
+        Tree of arrays.
     """
 
     def put(path: str, tensor: Tensor) -> jax.Array:
@@ -200,7 +240,7 @@ def place(
         def read(index: Any) -> np.ndarray:
             view = tensor.read(index)
             if view.dtype == dtype and not view.flags.c_contiguous:
-                return view  # which jax copies, and faster
+                return view  # jax copies it, faster than numpy
             return view.astype(dtype)
 
         spec = sharding.spec_at(f"{part}/{path}", tensor.shape, mesh, rules)
@@ -211,70 +251,87 @@ def place(
 
 
 def open_file(path: epath.PathLike) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, from its header.
-
-    A local file is mapped into memory tensor by tensor, and unmapped again.
+    """Lists the tensors of a safetensors file, local or in an object store.
 
     Raises:
-        InputError: no such file, or one that is cut short or not of this format.
+        InputError: The file does not exist, is truncated or damaged, or has a dtype
+            that is not supported.
     """
     path = epath.Path(path)
     try:
-        size = path.stat().length
-        with path.open("rb") as file:
-            start = 8 + int.from_bytes(file.read(8), "little")
-            if not 8 < start <= size:
-                raise ValueError("its header is cut short")
-            header = json.loads(file.read(start - 8))
-        header.pop("__metadata__", None)
-        end, tensors = 0, {}
-        for name, entry in sorted(
-            header.items(), key=lambda item: item[1]["data_offsets"]
-        ):
-            dtype, shape = DTYPES.get(entry["dtype"]), tuple(entry["shape"])
-            if dtype is None:
-                raise ValueError(f"{name} has dtype {entry['dtype']}")
-            first, last = entry["data_offsets"]
-            if first != end or last - first != math.prod(shape) * dtype.itemsize:
-                raise ValueError(f"{name} has the wrong number of bytes")
-            end = last
-            tensors[name] = stored(path, start + first, shape, dtype)
-        if start + end != size:
-            raise ValueError(f"it has {size} bytes, its header says {start + end}")
+        return _open_remote(path) if "://" in str(path) else _open_local(path)
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist; it should hold weights") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except DAMAGED as error:
         raise InputError(
             f"{path} is not a whole safetensors file ({error}); copy it again"
         ) from error
-    return tensors
 
 
-def stored(
-    path: epath.Path, offset: int, shape: tuple[int, ...], dtype: np.dtype
-) -> Tensor:
-    """A tensor that lies in a file as it is, from byte ``offset`` on."""
-    count = math.prod(shape)
+def _open_local(path: epath.Path) -> dict[str, Tensor]:
+    file = safe_open(str(path), "numpy")
 
-    def read(index: Index) -> np.ndarray:
-        if count == 0:
-            return np.zeros(shape, dtype)[index]
-        if "://" not in str(path):
-            data = np.memmap(path, np.uint8, "r", offset, (count * dtype.itemsize,))
-        else:
+    def tensor(name: str) -> Tensor:
+        stored = file.get_slice(name)
+
+        def read(index: Index) -> np.ndarray:
+            if all(part == slice(None) for part in index):
+                return file.get_tensor(name)  # slices of empty tensors are refused
+            return stored[index]
+
+        dtype = _dtype(path, name, stored.get_dtype())
+        return Tensor(tuple(stored.get_shape()), dtype, read)
+
+    return {name: tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def _open_remote(path: epath.Path) -> dict[str, Tensor]:
+    """Reads the header now and one range of bytes for each tensor later.
+
+    The safetensors package reads files of the file system only.
+    """
+    size = path.stat().length
+    with path.open("rb") as file:
+        start = 8 + int.from_bytes(file.read(8), "little")
+        if not 8 < start <= size:
+            raise SafetensorError("its header is truncated")
+        header = json.loads(file.read(start - 8))
+    header.pop("__metadata__", None)
+    end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    if start + end != size:
+        raise SafetensorError(f"it has {size} bytes, its header says {start + end}")
+
+    def tensor(name: str, entry: Mapping[str, Any]) -> Tensor:
+        shape, dtype = tuple(entry["shape"]), _dtype(path, name, entry["dtype"])
+        first, last = entry["data_offsets"]
+        if last - first != math.prod(shape) * dtype.itemsize:
+            raise SafetensorError(f"{name} has the wrong number of bytes")
+
+        def read(index: Index) -> np.ndarray:
             with path.open("rb") as file:
-                file.seek(offset)
-                data = np.frombuffer(file.read(count * dtype.itemsize), np.uint8)
-        return np.asarray(data).view(dtype).reshape(shape)[index]
+                file.seek(start + first)
+                data = file.read(last - first)
+            return np.frombuffer(data, dtype).reshape(shape)[index]
 
-    return Tensor(shape, dtype, read)
+        return Tensor(shape, dtype, read)
+
+    return {name: tensor(name, entry) for name, entry in header.items()}
+
+
+def _dtype(path: epath.Path, name: str, code: str) -> np.dtype:
+    if code not in DTYPES:
+        raise InputError(
+            f"{path}: {name} has dtype {code}, which is not supported; use the "
+            "float32, bfloat16 or float16 files of this network"
+        )
+    return DTYPES[code]
 
 
 def open_shards(folder: epath.Path, index: epath.Path) -> dict[str, Tensor]:
-    """The tensors of several safetensors files, by the index that lists them.
+    """Lists the tensors of several safetensors files that share an index.
 
     Raises:
-        InputError: the index, a file, or a tensor that it promises is missing.
+        InputError: The index is damaged, or a file or tensor that it names is missing.
     """
     try:
         files = json.loads(index.read_text())["weight_map"]
@@ -284,25 +341,25 @@ def open_shards(folder: epath.Path, index: epath.Path) -> dict[str, Tensor]:
             f"{index} is not an index of safetensors files ({error!r}); copy it again"
         ) from error
     shards = {name: open_file(folder / name) for name in names}
-    lost = [name for name, file in files.items() if name not in shards[file]]
-    if lost:
+    absent = [name for name, file in files.items() if name not in shards[file]]
+    if absent:
         raise InputError(
-            f"{folder / files[lost[0]]} lacks {lost[0]}, which {index.name} promises; "
+            f"{folder / files[absent[0]]} lacks {absent[0]}, which {index.name} names; "
             "copy both again"
         )
     return {name: each for shard in shards.values() for name, each in shard.items()}
 
 
 def open_stem(folder: epath.Path, stem: str) -> tuple[dict[str, Tensor], str] | None:
-    """Tensors of ``STEM.safetensors`` in a folder, whole or in shards.
+    """Lists the tensors of ``STEM.safetensors`` in a folder, one file or shards.
 
-    Full precision goes before ``STEM.fp16``.
+    ``STEM.fp16.safetensors`` is read where there is no file of full precision.
 
     Returns:
-        The tensors and the file that names them, or None if there are none.
+        The tensors and the file that lists them, or None if there are none.
 
     Raises:
-        InputError: a damaged file, or pickled weights alone.
+        InputError: A file is damaged, or the folder has pickled weights only.
     """
     for variant in ("", ".fp16"):
         path = folder / f"{stem}{variant}.safetensors"
@@ -326,13 +383,18 @@ def open_stem(folder: epath.Path, stem: str) -> tuple[dict[str, Tensor], str] | 
 def save(
     path: epath.Path, tensors: Mapping[str, Tensor], dtype: np.dtype | None = None
 ) -> None:
-    """Writes a safetensors file, holding one tensor at a time; replaces atomically.
+    """Writes a safetensors file and replaces an earlier one atomically.
+
+    The safetensors package writes from memory only. This holds one tensor at a time, so
+    that a network larger than the host's memory can be converted.
 
     Args:
-        dtype: of all tensors; None for each its own.
+        path: File to write.
+        tensors: Tensors by name.
+        dtype: Dtype in the file; None to keep each tensor's own.
 
     Raises:
-        StorageError: it cannot be written.
+        StorageError: The file cannot be written.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0

@@ -1,7 +1,7 @@
-"""Weights that PyTorch pickled, rewritten as safetensors; needs torch.
+"""Rewrites weights that PyTorch pickled as safetensors; needs torch.
 
-Nothing else here reads pickles, since they can hold programs. This asks torch for
-tensors alone: a file with anything else in it is refused.
+No other module reads pickles, since they can hold programs. Here torch reads tensors
+only, and a file with anything else in it is refused.
 """
 
 import json
@@ -19,11 +19,12 @@ def rewrite(folder: epath.Path) -> list[epath.Path]:
     """Writes each ``.bin`` of a folder, and its index, as safetensors beside it.
 
     Returns:
-        Paths of the files of tensors.
+        Paths of the tensor files.
 
     Raises:
-        InputError: torch is not installed, no such file, or not one of tensors.
-        StorageError: they cannot be written.
+        InputError: torch is not installed, or the folder has no such file, or a file
+            does not hold tensors only.
+        StorageError: The files cannot be written.
     """
     try:
         import torch  # an extra, and slow
@@ -52,23 +53,23 @@ def rewrite(folder: epath.Path) -> list[epath.Path]:
         held = {name: tensor_files.held(array) for name, array in arrays.items()}
         tensor_files.save(written[-1], held)
     for index in folder.glob("*.bin.index.json"):
-        told = json.loads(index.read_text())
-        told["weight_map"] = {
-            name: _name(file) for name, file in told["weight_map"].items()
+        content = json.loads(index.read_text())
+        content["weight_map"] = {
+            name: _name(file) for name, file in content["weight_map"].items()
         }
-        write_atomic(folder / _name(index.name), json.dumps(told).encode())
+        write_atomic(folder / _name(index.name), json.dumps(content).encode())
     return written
 
 
 def _array(torch: Any, value: Any) -> Any:
     value = value.detach().contiguous()
-    if value.dtype == torch.bfloat16:  # which numpy has from elsewhere
+    if value.dtype == torch.bfloat16:  # numpy has no bfloat16 of its own
         return value.view(torch.uint16).numpy().view(jnp.bfloat16)
     return value.numpy()
 
 
 def _name(file: str) -> str:
-    """``pytorch_model-1-of-2.bin`` is ``model-1-of-2.safetensors``."""
+    """Maps ``pytorch_model-1-of-2.bin`` to ``model-1-of-2.safetensors``."""
     if file.startswith("pytorch_model"):
         file = file.removeprefix("pytorch_")
     return file.replace(".bin", ".safetensors")

@@ -1,14 +1,14 @@
-"""Weights of the networks that scores look through, in the layouts of the hub.
+"""Loads the networks that compute scores from the files of the Hugging Face hub.
 
 ``dino_vits16`` reads ``facebook/dino-vits16`` (transformers' ViTModel) and
 ``clip_vit_*`` reads ``openai/clip-vit-*`` (CLIPModel): a folder with
 ``model.safetensors``, whole or in shards, or such a file. A ``config.json`` beside it
-is checked for what shapes cannot tell.
+is checked for what shapes do not show.
 
-``lpips_alex`` has no safetensors of its own. Its file holds, under their own names, the
-tensors of torchvision's AlexNet (``features.N.weight``, ``features.N.bias``) and those
-of the lpips package's ``weights/v0.1/alex.pth`` (``linN.model.1.weight``). Where torch
-is installed, two calls make it::
+``lpips_alex`` is not published as safetensors. Its file holds, under their own names,
+the tensors of torchvision's AlexNet (``features.N.weight``, ``features.N.bias``) and
+those of the lpips package's ``weights/v0.1/alex.pth`` (``linN.model.1.weight``). With
+torch installed, two calls write it::
 
     files = [torch.load(path, weights_only=True) for path in (ALEXNET, ALEX)]
     safetensors.torch.save_file(files[0] | files[1], "lpips_alex.safetensors")
@@ -44,13 +44,14 @@ STEM = "model"
 
 @dataclasses.dataclass(frozen=True)
 class _Layout:
-    """How files spell a network.
+    """Names of a network's tensors in files.
 
     Attributes:
-        names: path of a module, or of a parameter without one, -> its name there;
+        names: Names in the file by path of a module, or of a parameter outside modules;
             ``*`` stands for the number of a layer.
-        wrapped: pattern of tensors kept in further axes of length 1.
-        unread: pattern of tensors that scores have no use for.
+        wrapped: Pattern of tensors with additional axes of length 1.
+        unread: Pattern of tensors that scores do not use.
+        licence: Licence of the weights.
     """
 
     names: Mapping[str, str]
@@ -59,7 +60,7 @@ class _Layout:
     licence: str
 
     def spell(self, path: str, ndim: int) -> tuple[str, tuple[int, ...]]:
-        """The name and the axes in the file of a parameter of ours."""
+        """Returns the name and the axes in the file of one of our parameters."""
         layer = re.search(r"layers_(\d+)/", path)
         key = re.sub(r"layers_\d+/", "layers_*/", path)
         module, _, leaf = key.rpartition("/")
@@ -143,48 +144,57 @@ _LAYOUTS = {
 
 
 def load(name: str, place: str, mesh: jax.sharding.Mesh) -> Part:
-    """A network of ``SIZES`` with its weights, f32 on the mesh.
+    """Loads a network of ``SIZES``, in f32 on the mesh.
 
-    Its ``apply(params, pixels)`` is compiled once and gives features [B, F] of pictures
-    [B, H, W, 3]: of DINO and CLIP, or the distances [B, B] of LPIPS.
+    Its ``apply(params, pixels)`` is compiled once. For images [B, H, W, 3] it returns
+    features [B, F] (DINO, CLIP) or distances [B, B] (LPIPS).
 
     Args:
-        place: of the weights, see above, or ``random``.
+        name: Name in ``SIZES``.
+        place: Folder or file of the weights, see above, or ``random``.
+        mesh: Devices to place the parameters on.
 
     Raises:
-        InputError: an unknown name; no weights, damaged ones or another network's.
+        InputError: The name is unknown, or the weights are missing, damaged or of
+            another network.
     """
     if name not in SIZES:
         raise InputError(
-            f"{name!r} is no network of the scores; use one of {', '.join(SIZES)}"
+            f"{name!r} is not a network for scores; use one of {', '.join(SIZES)}"
         )
     config = SIZES[name]
     found = None if place == "random" else find(name, place)
     shapes = _shapes(config)
     apply = _compiled(config, "image" if isinstance(config, CLIPConfig) else "__call__")
     if found is None:
-        digest = hashlib.sha256(f"random {name} {config}".encode()).hexdigest()
-        weights, about = _random(shapes), (digest, "none", False)
+        fingerprint = hashlib.sha256(f"random {name} {config}".encode()).hexdigest()
+        weights = _random(shapes)
     else:
-        weights = found.matched(shapes)
-        about = found.fingerprint(), found.licence, True
-    params = tensor_files.place(weights, mesh)
-    return Part(apply, params, name, place, *about)
+        fingerprint, weights = found.fingerprint(), found.matched(shapes)
+    return Part(
+        apply=apply,
+        params=tensor_files.place(weights, mesh),
+        name=name,
+        source=place,
+        fingerprint=fingerprint,
+        licence="none" if found is None else found.licence,
+        pretrained=found is not None,
+    )
 
 
 def text_tower(clip: Part) -> Part:
-    """The same CLIP with ``apply(params, tokens)`` from ids [B, L] to features."""
+    """Returns the same CLIP with ``apply(params, tokens)``: ids [B, L] to features."""
     config = SIZES[clip.name]
     assert isinstance(config, CLIPConfig), f"{clip.name} reads no text"
     return dataclasses.replace(clip, apply=_compiled(config, "text"))
 
 
 def find(name: str, place: str) -> WeightFiles:
-    """The weights of a network of ``SIZES`` where ``place`` says; reads headers only.
+    """Finds the weights of a network of ``SIZES`` and reads their headers.
 
     Raises:
-        InputError: no weights there, or damaged ones, or a ``config.json`` that
-            describes another network.
+        InputError: The weights are missing or damaged, or a ``config.json`` describes
+            another network.
     """
     config, path = SIZES[name], epath.Path(place)
     layout = _LAYOUTS[type(config)]
@@ -224,7 +234,7 @@ def _shapes(config: Config) -> Params:
 
 
 def _random(shapes: Params) -> dict[str, Tensor]:
-    """Weights of no meaning, the same every time, with no program to compile."""
+    """Makes reproducible random weights without compiling a program."""
     rng = np.random.default_rng(0)
 
     def draw(path: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -245,7 +255,7 @@ def _compiled(config: Config, method: str) -> Callable[..., jax.Array]:
 
     @jax.jit
     def apply(params: Any, inputs: jax.Array) -> Any:
-        # Scores are compared with those of others: no short cuts of the hardware.
+        # Full precision, because scores are compared with published ones.
         with jax.default_matmul_precision("highest"):
             return module.apply({"params": params}, inputs, method=method)
 
@@ -253,7 +263,7 @@ def _compiled(config: Config, method: str) -> Callable[..., jax.Array]:
 
 
 def _unwrapped(tensor: Tensor) -> Tensor:
-    """Without the axes of length 1."""
+    """Removes the axes of length 1."""
     kept = [axis for axis, size in enumerate(tensor.shape) if size != 1]
     shape = tuple(tensor.shape[axis] for axis in kept)
 

@@ -491,13 +491,14 @@ def test_if_networks_read_every_position(folder):
 MEASURE = """
 import dataclasses, os, sys, threading
 import jax, jax.numpy as jnp
-from imagen_booth import sharding
+from imagen_booth.distributed import sharding
 from imagen_booth.cascade import by_name
 from imagen_booth.weights.load import load, resolve
 
 def resident():
+    # Without pages of mapped files, which the system drops when memory is short.
     status = open("/proc/self/status").read()
-    return 1024 * int(status.split("VmRSS:")[1].split()[0])
+    return 1024 * int(status.split("RssAnon:")[1].split()[0])
 
 folder = sys.argv[1]
 stages = by_name("if_m").stages[:1]

@@ -1,20 +1,27 @@
-"""Fetching, against a local server that speaks the hub's file interface."""
+"""Fetching, against a local server with the hub's interface for files."""
 
 import hashlib
 import http.server
 import json
+import math
+import pathlib
 import threading
+import types
+import urllib.parse
 
+import jax
 import pytest
 
+from imagen_booth.cascade import CASCADES
 from imagen_booth.errors import InputError, StorageError
-from imagen_booth.weights import fetch
+from imagen_booth.weights import fetch, load
 
-pytest.importorskip("huggingface_hub")
+file_download = pytest.importorskip("huggingface_hub.file_download")
 
 WEIGHTS = bytes(range(256)) * 4000
 SMALL = b'{"sample_size": 64}'
 REPO = "someone/model"
+COMMIT = "0" * 40
 ENTRY = {
     "what": "a model",
     "repo": REPO,
@@ -35,6 +42,7 @@ class Hub:
     def __init__(self):
         self.files = {"unet/config.json": SMALL, "unet/w.safetensors": WEIGHTS}
         self.refusal: tuple[int, str] | None = None  # status and error code
+        self.hidden = False  # whether the list of files is refused too
         self.cut_after = None  # bytes of an answer, then the connection closes
         self.cuts = 0
         self.ranges = True
@@ -53,7 +61,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
 
     def find(self) -> tuple[str, bytes] | None:
-        prefix = f"/{REPO}/resolve/main/"
+        prefix = f"/{REPO}/resolve/{COMMIT}/"
         name = self.path.removeprefix(prefix)
         if self.hub.refusal:
             self.refuse(*self.hub.refusal)
@@ -63,21 +71,32 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return name, self.hub.files[name]
         return None
 
-    def do_HEAD(self):
-        if found := self.find():
-            name, data = found
-            digest = (
-                hashlib.sha256(data)
-                if name.endswith(".safetensors")
-                else hashlib.sha1(f"blob {len(data)}\0".encode() + data)
-            )
-            self.send_response(200)
-            self.send_header("ETag", f'"{digest.hexdigest()}"')
-            self.send_header("X-Repo-Commit", "0" * 40)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
+    def list_files(self):
+        siblings = []
+        for name, data in self.hub.files.items():
+            blob = hashlib.sha1(f"blob {len(data)}\0".encode() + data).hexdigest()
+            entry = {"rfilename": name, "size": len(data), "blobId": blob}
+            if name.endswith(".safetensors"):
+                digest = hashlib.sha256(data).hexdigest()
+                entry |= {
+                    "blobId": "f" * 40,  # of the pointer
+                    "lfs": {"sha256": digest, "size": len(data), "pointerSize": 1},
+                }
+            siblings.append(entry)
+        body = json.dumps({"id": REPO, "sha": COMMIT, "siblings": siblings}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
 
     def do_GET(self):
+        if urllib.parse.urlparse(self.path).path == f"/api/models/{REPO}":
+            if self.hub.hidden and self.hub.refusal:
+                self.refuse(*self.hub.refusal)
+            else:
+                self.list_files()
+            return
         if not (found := self.find()):
             return
         name, data = found
@@ -119,10 +138,16 @@ def hub(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(fetch, "known", lambda: {"model": ENTRY})
-    monkeypatch.setattr(fetch.time, "sleep", lambda _: None)
+    monkeypatch.setattr(file_download.time, "sleep", lambda _: None)
+    # Of an incomplete answer only whole chunks are written.
+    monkeypatch.setattr(file_download.constants, "DOWNLOAD_CHUNK_SIZE", 50_000)
     yield hub
     server.shutdown()
     server.server_close()
+
+
+def fetched(to) -> pathlib.Path:
+    return fetch.fetch("model", str(to))["model"]
 
 
 def content(folder):
@@ -137,7 +162,7 @@ def names(folder):
 
 def test_only_what_is_needed(hub, tmp_path):
     hub.files["unet/other.bin"] = b"x" * 10
-    folder = fetch.fetch("model", str(tmp_path / "to"))
+    folder = fetched(tmp_path / "to")
     assert folder == tmp_path / "to/model"
     assert names(folder) == ["unet/config.json", "unet/w.safetensors"]
     assert content(folder) == WEIGHTS
@@ -145,57 +170,84 @@ def test_only_what_is_needed(hub, tmp_path):
 
 
 def test_again_takes_nothing(hub, tmp_path):
-    fetch.fetch("model", str(tmp_path))
+    fetched(tmp_path)
     hub.asked.clear()
-    fetch.fetch("model", str(tmp_path))
+    fetched(tmp_path)
     assert hub.asked == []
 
 
-def test_damage_on_the_disk_is_mended(hub, tmp_path):
-    folder = fetch.fetch("model", str(tmp_path))
+def test_damage_on_the_disk_is_repaired(hub, tmp_path):
+    folder = fetched(tmp_path)
     (folder / "unet/w.safetensors").write_bytes(WEIGHTS[:-1] + b"?")
-    fetch.fetch("model", str(tmp_path))
+    fetched(tmp_path)
     assert content(folder) == WEIGHTS
 
 
-def test_a_cut_connection_goes_on_where_it_was(hub, tmp_path):
+def test_a_broken_connection_resumes(hub, tmp_path):
     hub.cut_after, hub.cuts = 300_000, 2
-    assert content(fetch.fetch("model", str(tmp_path))) == WEIGHTS
+    assert content(fetched(tmp_path)) == WEIGHTS
     ranges = [wanted for name, wanted in hub.asked if name.endswith(".safetensors")]
     assert ranges == [None, "bytes=300000-", "bytes=600000-"]
 
 
-def test_another_command_goes_on_where_the_first_was(hub, tmp_path):
+def test_another_command_resumes(hub, tmp_path, monkeypatch):
     hub.cut_after, hub.cuts = 300_000, 1
 
-    def die(_):
+    def interrupt(_):
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fetch.time, "sleep", die)
+        patch.setattr(file_download.time, "sleep", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            fetch.fetch("model", str(tmp_path))
+            fetched(tmp_path)
     hub.asked.clear()
-    assert content(fetch.fetch("model", str(tmp_path))) == WEIGHTS
+    assert content(fetched(tmp_path)) == WEIGHTS
     assert hub.asked == [("unet/w.safetensors", "bytes=300000-")]
     assert names(tmp_path / "model") == ["unet/config.json", "unet/w.safetensors"]
 
 
 def test_a_server_without_ranges(hub, tmp_path):
     hub.cut_after, hub.cuts, hub.ranges = 300_000, 1, False
-    assert content(fetch.fetch("model", str(tmp_path))) == WEIGHTS
+    assert content(fetched(tmp_path)) == WEIGHTS
 
 
-def test_a_connection_that_stays_dead(hub, tmp_path):
+def test_a_connection_that_stays_broken(hub, tmp_path):
     hub.cut_after, hub.cuts = 0, 100
-    with pytest.raises(StorageError, match=r"broke at 0 of 1024000 bytes .*goes on"):
-        fetch.fetch("model", str(tmp_path))
+    with pytest.raises(StorageError, match=r"does not answer .*continues where"):
+        fetched(tmp_path)
+
+
+def test_licence_and_size_come_first(hub, tmp_path, caplog):
+    hub.refusal = 403, "GatedRepo"
+    with caplog.at_level("INFO", fetch.log.name), pytest.raises(InputError):
+        fetched(tmp_path)
+    artefact, total = (
+        record.getMessage()
+        for record in caplog.records
+        if record.name == fetch.log.name
+    )
+    assert artefact == "model: a model, 1.02MB; licence: theirs"
+    assert total == f"1.02MB to download into {tmp_path}"
+
+
+def test_a_disk_that_is_too_small(hub, tmp_path, monkeypatch):
+    usage = types.SimpleNamespace(free=1_000_000)
+    monkeypatch.setattr(fetch.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(StorageError, match=r"needs 1.02MB, .* 1.00MB free; .*--to"):
+        fetched(tmp_path / "not/there/yet")
+    assert hub.asked == []
+    folder = tmp_path / "model/unet"
+    folder.mkdir(parents=True)
+    digest = hashlib.sha256(WEIGHTS).hexdigest()
+    (folder / f".w.safetensors.{digest[:16]}.part").write_bytes(WEIGHTS[:500_000])
+    usage.free = 600_000  # enough for the rest
+    assert content(fetched(tmp_path)) == WEIGHTS
 
 
 def test_a_wrong_checksum(hub, tmp_path):
     hub.false_content = True
-    with pytest.raises(StorageError, match=r"config.json .* came damaged"):
-        fetch.fetch("model", str(tmp_path))
+    with pytest.raises(StorageError, match=r"config.json .* is damaged"):
+        fetched(tmp_path)
     assert names(tmp_path) == []
 
 
@@ -203,18 +255,19 @@ def test_our_own_checksum_goes_first(hub, tmp_path, monkeypatch):
     entry = ENTRY | {"sha256": {"unet/w.safetensors": "0" * 64}}
     monkeypatch.setattr(fetch, "known", lambda: {"model": entry})
     with pytest.raises(StorageError, match=f"w.safetensors .*not {'0' * 64}"):
-        fetch.fetch("model", str(tmp_path))
+        fetched(tmp_path)
 
 
+@pytest.mark.parametrize("hidden", [False, True])
 @pytest.mark.parametrize(
     "refusal",
     [(401, "GatedRepo"), (403, "GatedRepo"), (401, "RepoNotFound"), (403, "")],
 )
-def test_a_gated_repository(hub, tmp_path, refusal):
-    hub.refusal = refusal
+def test_a_gated_repository(hub, tmp_path, refusal, hidden):
+    hub.refusal, hub.hidden = refusal, hidden
     with pytest.raises(InputError) as error:
-        fetch.fetch("model", str(tmp_path))
-    assert "https://huggingface.co/someone/model is given only to" in str(error.value)
+        fetched(tmp_path)
+    assert "https://huggingface.co/someone/model requires that you" in str(error.value)
     assert "accept it on that page" in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -225,7 +278,7 @@ def test_the_form_that_is_there(hub, tmp_path):
     hub.files |= {f"unet/{name}": data for name, data in shards.items()}
     index = {"weight_map": dict(zip("ab", shards, strict=True))}
     hub.files["unet/w.safetensors.index.json"] = json.dumps(index).encode()
-    folder = fetch.fetch("model", str(tmp_path))
+    folder = fetched(tmp_path)
     assert names(folder) == [
         "unet/config.json",
         *(f"unet/{name}" for name in shards),
@@ -236,17 +289,17 @@ def test_the_form_that_is_there(hub, tmp_path):
 def test_no_form_is_there(hub, tmp_path):
     hub.files.pop("unet/w.safetensors")
     with pytest.raises(InputError, match="has none of unet/w.safetensors"):
-        fetch.fetch("model", str(tmp_path))
+        fetched(tmp_path)
     hub.files.pop("unet/config.json")
     hub.files["unet/w.safetensors"] = WEIGHTS
     with pytest.raises(InputError, match="has no unet/config.json"):
-        fetch.fetch("model", str(tmp_path))
+        fetched(tmp_path)
 
 
 def test_nobody_answers(hub, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(StorageError, match="http://127.0.0.1:9 does not answer"):
-        fetch.fetch("model", str(tmp_path))
+        fetched(tmp_path)
 
 
 def test_the_manifest():
@@ -268,3 +321,30 @@ def test_names_that_cannot_be_fetched(tmp_path):
         fetch.fetch("if_ii_n", str(tmp_path))
     with pytest.raises(InputError, match="gs://t5-data"):
         fetch.fetch("t5_xxl_t5x", str(tmp_path))
+
+
+@pytest.mark.parametrize("name", fetch.CASCADES)
+def test_a_cascade_has_all_its_parts(name):
+    """Its stages are those of ``cascade.CASCADES``, and each setting is complete."""
+    cascade = CASCADES[name]
+    artefacts = fetch.known()
+    loads = [artefacts[part]["loads"] for part in fetch.CASCADES[name]]
+    stages = [f"config.weights.{stage.name}" for stage in cascade.stages]
+    assert loads == [*stages, "config.weights.text", "config.weights.vocabulary"]
+    for part, stage in zip(fetch.CASCADES[name], cascade.stages, strict=False):
+        shapes = jax.tree.leaves(load.shapes(cascade, stage.name))
+        count = sum(math.prod(leaf.shape) for leaf in shapes)
+        assert f"{count:,} parameters" in artefacts[part]["what"]
+
+
+def test_a_cascade_in_one_command(hub, tmp_path, monkeypatch):
+    monkeypatch.setitem(fetch.CASCADES, "both", ("model", "second"))
+    second = ENTRY | {"files": [], "weights": ["unet/w.safetensors"]}
+    monkeypatch.setattr(fetch, "known", lambda: {"model": ENTRY, "second": second})
+    folders = fetch.fetch("both", str(tmp_path))
+    assert folders == {name: tmp_path / name for name in ("model", "second")}
+    assert names(folders["second"]) == ["unet/w.safetensors"]
+    assert fetch.setting("model", tmp_path) == f"--config.weights.base={tmp_path}"
+    assert fetch.setting("second", tmp_path) == (
+        f"--config.weights.base={tmp_path}/unet/w.safetensors"
+    )

@@ -54,7 +54,7 @@ def test_the_place_is_in_the_package():
 
 
 def test_missing_and_damaged_files_are_named(shipped):
-    with pytest.raises(InputError, match="there ship only base"):
+    with pytest.raises(InputError, match="this cascade ships only base"):
         find("sr256")
     path = shipped / "base.safetensors"
     whole = path.read_bytes()

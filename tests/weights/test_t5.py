@@ -80,7 +80,7 @@ def told():
     return files.fill(files.encoder_shapes())
 
 
-def test_shape_is_read_off_the_tensors(tmp_path, told):
+def test_the_shape_follows_from_the_tensors(tmp_path, told):
     save_file(told, tmp_path / "model.safetensors")
     found = t5.find(tmp_path)
     assert found is not None
@@ -104,7 +104,7 @@ def test_a_file_alone(tmp_path, told):
     check(read(tmp_path / "t5xxl_fp16.safetensors"), told)
 
 
-def test_the_decoder_is_passed_over(tmp_path, told):
+def test_the_decoder_is_ignored(tmp_path, told):
     extra = {
         "decoder.block.0.layer.0.SelfAttention.q.weight": (8, 16),
         "decoder.final_layer_norm.weight": (16,),
@@ -159,7 +159,7 @@ def test_missing_tensors_are_named(tmp_path, told):
 
 
 @pytest.mark.parametrize("name", ["pytorch_model", "pytorch_model-00001-of-00002"])
-def test_pickled_weights_are_refused_with_the_mend(tmp_path, name):
+def test_pickled_weights_are_refused_with_a_way_out(tmp_path, name):
     (tmp_path / f"{name}.bin").write_bytes(b"PK")
     with pytest.raises(InputError, match=f"convert unpickle --from={tmp_path}`"):
         t5.find(tmp_path)
@@ -281,7 +281,7 @@ def test_t5x_by_its_file(tmp_path, told):
     check(read(tmp_path / "checkpoint_7/checkpoint"), told)
 
 
-def test_t5x_in_bfloat16_kept_as_integers(tmp_path, told):
+def test_t5x_in_bfloat16_stored_as_integers(tmp_path, told):
     halves = {name: value.astype(jnp.bfloat16) for name, value in told.items()}
     tree = t5x_tree(halves)
     write_t5x(tmp_path, tree, dtype="<u2", small=0)
