@@ -19,7 +19,7 @@ pip install 'imagen_booth[tpu]'.
 
 import sys
 import textwrap
-from collections.abc import Sequence, Sized
+from collections.abc import Iterable, Sized
 from typing import TYPE_CHECKING
 
 from absl import flags
@@ -83,7 +83,7 @@ def main() -> None:
             raise InputError(f"--{flag.name} needs --topology")
     findings = checks.check(job, epath.Path(workdir), _CLIP.value, _JUDGE.value)
     print(f"{file} -> {workdir}\n")
-    _print(findings)
+    _print(checks.shortened(findings))
     problems = [each for each in findings if each.level == checks.PROBLEM]
     warnings = [each for each in findings if each.level == checks.WARNING]
     verdict = _number(problems, "problem") if problems else "ready"
@@ -92,7 +92,7 @@ def main() -> None:
         sys.exit(min(each.exit_code for each in problems))
 
 
-def _print(findings: "Sequence[Finding]") -> None:
+def _print(findings: "Iterable[Finding]") -> None:
     """Prints one paragraph a finding; a topic is printed with its first one."""
     topic = ""
     for finding in findings:

@@ -16,7 +16,7 @@ from imagen_booth.cascade import by_name
 from imagen_booth.config import build, presets
 from imagen_booth.distributed import device_memory
 from imagen_booth.preflight import checks
-from imagen_booth.preflight.checks import OK, PROBLEM, WARNING
+from imagen_booth.preflight.checks import OK, PROBLEM, WARNING, Finding
 from imagen_booth.toybox import grammar
 from imagen_booth.train_state import flatten
 from imagen_booth.weights import load, native, tensor_files
@@ -142,6 +142,16 @@ def test_no_photo_is_good(examine, photos):
     findings = examine(subject__photos=str(photos))
     assert len(texts(findings, PROBLEM, "photos")) == 1
     assert len(texts(findings, WARNING, "photos")) == 3
+
+
+def test_many_findings_of_a_kind_are_counted():
+    warnings = [Finding("photos", WARNING, f"{i}.jpg is blurred") for i in range(300)]
+    problems = [Finding("photos", PROBLEM, f"problem {i}", 2) for i in range(30)]
+    other = [Finding("disk", OK, "enough")]
+    shown = list(checks.shortened([*warnings, *problems, *other]))
+    assert [each.text for each in shown[:20]] == [each.text for each in warnings[:20]]
+    assert shown[20] == Finding("photos", WARNING, "and 280 more of this kind")
+    assert shown[21:] == problems + other
 
 
 def test_weights_are_read_by_their_header(examine, tmp_path):

@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import os
 import shutil
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -18,7 +18,7 @@ from imagen_booth.cascade import Cascade, Stage, by_name
 from imagen_booth.config.schema import Job
 from imagen_booth.data import photos
 from imagen_booth.diffusion import sampler
-from imagen_booth.distributed import device_memory, sharding
+from imagen_booth.distributed import device_memory
 from imagen_booth.errors import BoothError, DoesNotFit, InputError, StorageError
 from imagen_booth.preflight import class_noun, memory
 from imagen_booth.preflight.memory import StageCost
@@ -31,11 +31,11 @@ from imagen_booth.sampling.text_embeddings import cleaning_name, load_tokenizer
 from imagen_booth.text import caption_cleaning, prompts
 from imagen_booth.text.tokenizer import UNKNOWN, Tokenizer
 from imagen_booth.toybox import coverage
-from imagen_booth.train_state import Params
 from imagen_booth.training import mesh_choice, subject_photos, subject_prompts
 from imagen_booth.weights import load, placement
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
+LISTED = 20  # findings of one topic and level that are shown one by one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +53,23 @@ class Finding:
     level: str
     text: str
     exit_code: int = 0
+
+
+def shortened(findings: Sequence[Finding]) -> Iterator[Finding]:
+    """The first ``LISTED`` findings of each topic and level, then a count of the rest.
+
+    Problems are never left out.
+    """
+    total = Counter((each.topic, each.level) for each in findings)
+    seen = Counter[tuple[str, str]]()
+    for finding in findings:
+        kind = finding.topic, finding.level
+        seen[kind] += 1
+        if finding.level == PROBLEM or seen[kind] <= LISTED:
+            yield finding
+        elif seen[kind] == LISTED + 1:
+            rest = f"and {total[kind] - LISTED} more of this kind"
+            yield dataclasses.replace(finding, text=rest)
 
 
 class _Findings(list[Finding]):
@@ -94,18 +111,12 @@ def check(
     with found.about("noun"):
         class_noun.check_class_noun(found, job, cascade, clip, judge)
     with found.about("identifier"):
-        subject_photos.check_class_noun(job.subject)
-        _check_words(found, job, cascade)
+        _check_identifier_and_prompts(found, job, cascade)
     with found.about("prior"):
         _check_prior(found, job, cascade)
     mesh = None
     with found.about("devices"):
-        mesh = mesh_choice.mesh_to_tune(cascade, job)
-        kind = jax.devices()[0].device_kind
-        dtype = placement.activation_dtype(job.dtype)
-        sizes = " x ".join(f"{axis} {count}" for axis, count in mesh.shape.items())
-        found.ok(f"{mesh.size} x {kind} as {sizes}, {dtype} activations")
-
+        mesh = _check_devices(found, job, cascade)
     costs: dict[str, StageCost] = {}
     for stage in cascade.stages:
         with found.about(stage.name):
@@ -115,19 +126,40 @@ def check(
             _check_work(found, job, stage, cost)
     if mesh is not None:
         with found.about("memory"):
-            dtype = placement.activation_dtype(job.dtype)
-            text = jax.eval_shape(
-                lambda params: load.to_frozen(params, dtype),
-                load.shapes(cascade, "text"),
-            )
-            _check_memory(found, costs, text, mesh, job.mesh.rules)
+            _check_memory(found, job, cascade, costs, mesh)
     with found.about("disk"):
-        manifest = RunDirectory(workdir).manifest
-        if manifest:
-            status = manifest.get("status", "unknown")
-            found.ok(f"{workdir} holds a run ({status}); train would resume it")
         _check_disk(found, job, cascade, costs, workdir)
     return found
+
+
+def _check_weights(found: _Findings, job: Job, cascade: Cascade) -> Cascade:
+    """Finds the weights of every network and checks their names and shapes.
+
+    Returns:
+        The cascade as the weights describe it, if all are there.
+    """
+    sources, described, before = dataclasses.asdict(job.weights), cascade, len(found)
+    for name in ("text", *(stage.name for stage in cascade.stages)):
+        with found.about("weights"):
+            place = load.find(cascade, name, sources[name])
+            if place is None:
+                found.warn(f"{name}: random weights; the pictures will be noise")
+                continue
+            if place.describes is not None:
+                described = described.having(place.describes)
+            place.matched(load.shapes(described, name))
+            size = in_bytes(device_memory.size(place.tensors))
+            found.ok(f"{name}: {size}, {place.where}; licence: {place.licence}")
+            if not place.pretrained:
+                found.warn(
+                    f"{name}: the metadata of the weights says they are untrained"
+                )
+    if any(each.level == PROBLEM for each in found[before:]):
+        return cascade
+    cascade = load.resolve(cascade, sources)
+    for warning in cascade_sampler.scheduler_warnings(job, cascade):
+        found.warn(warning)
+    return cascade
 
 
 def _check_photos(found: _Findings, job: Job, cascade: Cascade) -> None:
@@ -162,7 +194,8 @@ def _check_photos(found: _Findings, job: Job, cascade: Cascade) -> None:
         found.warn(warning)
 
 
-def _check_words(found: _Findings, job: Job, cascade: Cascade) -> None:
+def _check_identifier_and_prompts(found: _Findings, job: Job, cascade: Cascade) -> None:
+    subject_photos.check_class_noun(job.subject)
     noun = job.subject.class_noun
     pieces = load_tokenizer(cascade, job.weights.vocabulary)
     name, ids, warnings = subject_prompts.choose_identifier(job, cascade, pieces)
@@ -231,34 +264,13 @@ def _check_prior(found: _Findings, job: Job, cascade: Cascade) -> None:
             )
 
 
-def _check_weights(found: _Findings, job: Job, cascade: Cascade) -> Cascade:
-    """Finds the weights of every network and checks their names and shapes.
-
-    Returns:
-        The cascade as the weights describe it, if all are there.
-    """
-    sources, described, before = dataclasses.asdict(job.weights), cascade, len(found)
-    for name in ("text", *(stage.name for stage in cascade.stages)):
-        with found.about("weights"):
-            place = load.find(cascade, name, sources[name])
-            if place is None:
-                found.warn(f"{name}: random weights; the pictures will be noise")
-                continue
-            if place.describes is not None:
-                described = described.having(place.describes)
-            place.matched(load.shapes(described, name))
-            size = in_bytes(device_memory.size(place.tensors))
-            found.ok(f"{name}: {size}, {place.where}; licence: {place.licence}")
-            if not place.pretrained:
-                found.warn(
-                    f"{name}: the metadata of the weights says they are untrained"
-                )
-    if any(each.level == PROBLEM for each in found[before:]):
-        return cascade
-    cascade = load.resolve(cascade, sources)
-    for warning in cascade_sampler.scheduler_warnings(job, cascade):
-        found.warn(warning)
-    return cascade
+def _check_devices(found: _Findings, job: Job, cascade: Cascade) -> jax.sharding.Mesh:
+    mesh = mesh_choice.mesh_to_tune(cascade, job)
+    kind = jax.devices()[0].device_kind
+    dtype = placement.activation_dtype(job.dtype)
+    sizes = " x ".join(f"{axis} {count}" for axis, count in mesh.shape.items())
+    found.ok(f"{mesh.size} x {kind} as {sizes}, {dtype} activations")
+    return mesh
 
 
 def _check_work(found: _Findings, job: Job, stage: Stage, cost: StageCost) -> None:
@@ -292,12 +304,16 @@ def _picture(stage: Stage, config: sampler.SamplerConfig, cost: StageCost) -> fl
 
 def _check_memory(
     found: _Findings,
+    job: Job,
+    cascade: Cascade,
     costs: dict[str, StageCost],
-    encoder: Params,
     mesh: jax.sharding.Mesh,
-    rules: Sequence[sharding.Rule],
 ) -> None:
     """Bytes on each device in every phase of a run, without activations."""
+    rules, dtype = job.mesh.rules, placement.activation_dtype(job.dtype)
+    encoder = jax.eval_shape(
+        lambda params: load.to_frozen(params, dtype), load.shapes(cascade, "text")
+    )
     text = device_memory.size_per_device(encoder, mesh, rules, "text")
     needs = {"text encoder": text}
     found.ok(f"text encoder: parameters {in_bytes(text)} on each device")
@@ -337,6 +353,9 @@ def _check_disk(
     workdir: epath.Path,
 ) -> None:
     """Compares the free space with the most that the run writes."""
+    if manifest := RunDirectory(workdir).manifest:
+        status = manifest.get("status", "unknown")
+        found.ok(f"{workdir} holds a run ({status}); train would resume it")
     checkpoints = sum(
         # KEEP checkpoints, one being written, and the last has the parameters twice.
         (KEEP + 1) * device_memory.size(cost.training) + device_memory.size(cost.params)
