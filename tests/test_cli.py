@@ -136,14 +136,13 @@ def test_closed_streams_change_nothing(closed):
 def test_pipe_without_a_reader_ends_silently(stream, flag, code):
     read, write = os.pipe()
     os.close(read)
-    other = {"stdout": "stderr", "stderr": "stdout"}[stream]
-    streams = {stream: write, other: subprocess.PIPE}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, *flag],
         cwd=ROOT,
+        stdout=write if stream == "stdout" else subprocess.PIPE,
+        stderr=write if stream == "stderr" else subprocess.PIPE,
         text=True,
         check=False,
-        **streams,
     )
     os.close(write)
     assert done.returncode == code
