@@ -1,10 +1,12 @@
-"""What all commands share: flags, exit codes, one sentence instead of a traceback."""
+"""What all commands share: flags, exit codes, one-line errors instead of tracebacks."""
 
 import difflib
 import logging
 import os
 import pathlib
+import select
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
 
@@ -15,22 +17,52 @@ from imagen_booth.distributed import cpu_flags, supervisor
 from imagen_booth.errors import BoothError, StorageError
 
 USAGE = 2
+BROKEN_PIPE = 141  # exit code of a program that SIGPIPE ended, as a shell reports it
+_TRUE = ("y", "yes", "t", "true", "on", "1")  # of an environment variable, for jax
 
 
 def run(
     main: Callable[..., None], doc: str | None, verbs: Mapping[str, int] | None = None
 ) -> NoReturn:
-    """Parses flags, runs ``main`` and exits with the code of what happened.
+    """Parses the flags, runs ``main`` and exits with the code of what happened.
 
-    0 done; 2 bad input, configuration or usage; 3 does not fit in memory; 4 not
-    finite; 5 storage; 75 saved and stopped, run the same command again.
+    Exit codes: 0 done; 2 bad input, configuration or usage; 3 does not fit in memory;
+    4 not finite; 5 storage; 75 saved and stopped, run the same command again. A command
+    whose reader has closed the pipe (``| head``) ends silently with 141.
 
     Args:
-        main: the command; reads ``flags.FLAGS``, and is given its words, if any.
-        doc: what ``--help`` says first.
-        verbs: words of which one has to follow the command's name, and how many
-            others may follow it.
+        main: The command. It reads ``flags.FLAGS`` and takes the words, if any.
+        doc: The text that ``--help`` prints first.
+        verbs: The words of which one has to follow the command's name, each with the
+            number of further words that may follow it.
     """
+    _open_closed_streams()
+    try:
+        words = _parse(doc, verbs)
+        _start_logging()
+        main(*words)
+        sys.stdout.flush()
+    except BoothError as error:
+        _fail(str(error), error.exit_code)
+    except OSError as error:
+        if isinstance(error, BrokenPipeError) and _silence_broken_streams():
+            _end(BROKEN_PIPE)
+        if error.errno is None:
+            raise
+        _fail(str(error), StorageError.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted; run the same command again to go on", supervisor.AGAIN)
+    except Exception as error:
+        if message := _jax_refusal(error) or _device_failure(error):
+            _fail(message, USAGE)
+        if _is_lost_host(error):
+            supervisor.exit_lost()
+        raise
+    _end(0)
+
+
+def _parse(doc: str | None, verbs: Mapping[str, int] | None) -> list[str]:
+    """Reads the flags; returns the words of the command line, see ``run``."""
     sys.modules["__main__"].__doc__ = doc
     cpu_flags.prefer_speed(os.environ)
     app.define_help_flags()
@@ -40,6 +72,7 @@ def run(
     try:
         rest = flags.FLAGS(sys.argv)
     except SystemExit:
+        sys.stdout.flush()
         sys.exit(0)  # absl ends --help with 1
     except flags.UnrecognizedFlagError as error:
         _fail(_unknown_flag(error.flagname), USAGE)
@@ -48,49 +81,86 @@ def run(
     words: list[str] = []
     if verbs:
         if len(rest) < 2 or rest[1] not in verbs:
-            _fail(f"say what to do: {' or '.join(verbs)}; see --help", USAGE)
+            _fail(f"give one of these words: {', '.join(verbs)}; see --help", USAGE)
         words = rest[1 : 2 + verbs[rest[1]]]
         del rest[1 : 1 + len(words)]
     if len(rest) > 1:
         _fail(f"{rest[1]!r} is not expected; settings are given as --flag=value", USAGE)
-    # Our own lines are for the user; other libraries speak only of trouble.
+    wide = os.environ.get("JAX_ENABLE_X64", "")
+    if wide.lower() in _TRUE:
+        _fail(
+            f"JAX_ENABLE_X64={wide} is not supported: imagen_booth computes in 32 bits "
+            "or fewer; unset JAX_ENABLE_X64",
+            USAGE,
+        )
+    return words
+
+
+def _start_logging() -> None:
+    """Shows the package's own log lines, and of other libraries warnings alone."""
     absl_logging.set_verbosity(absl_logging.WARNING)
     ours = logging.getLogger("imagen_booth")
     ours.setLevel(logging.INFO)
     ours.propagate = False
     ours.addHandler(_ProgressSafeHandler())
-    try:
-        main(*words)
-    except BoothError as error:
-        _fail(str(error), error.exit_code)
-    except OSError as error:
-        if error.errno is None:
-            raise
-        _fail(str(error), StorageError.exit_code)
-    except KeyboardInterrupt:
-        _fail("interrupted; run the same command again to go on", supervisor.AGAIN)
-    except Exception as error:
-        if _is_lost(error):
-            supervisor.exit_lost()
-        raise
-    supervisor.record_exit(0)
-    sys.exit(0)
+
+
+def _open_closed_streams() -> None:
+    """Opens /dev/null where a standard stream was closed (``2>&-``).
+
+    Python sets such a stream to None, and the next file that is opened would get its
+    descriptor: messages of C++ libraries would end up in that file.
+    """
+    for number, name, mode in (
+        (0, "stdin", "r"),
+        (1, "stdout", "w"),
+        (2, "stderr", "w"),
+    ):
+        try:
+            os.fstat(number)
+        except OSError:
+            # It gets the lowest free descriptor, which is this one.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+
+
+def _silence_broken_streams() -> bool:
+    """Points standard streams that nobody reads any more at /dev/null.
+
+    Returns:
+        Whether there was one. If not, a broken pipe is that of a file or a connection.
+    """
+    broken = False
+    for number in (1, 2):
+        poll = select.poll()
+        poll.register(number, 0)
+        if any(event & select.POLLERR for _, event in poll.poll(0)):
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, number)  # what is still buffered goes there
+            os.close(null)
+            broken = True
+    return broken
 
 
 def define_hosts() -> None:
-    """Flags of commands that several hosts can run together."""
+    """Defines the flags of commands that several hosts can run together."""
     flags.DEFINE_string(
-        "coordinator", "", "HOST:PORT of process 0; found on TPU VM, GKE and Slurm"
+        "coordinator",
+        "",
+        "HOST:PORT of process 0; found automatically on a TPU VM, GKE and Slurm",
     )
-    flags.DEFINE_integer("processes", 0, "how many processes; goes with --coordinator")
-    flags.DEFINE_integer("process_id", -1, "which of them this is, from 0")
+    flags.DEFINE_integer("processes", 0, "number of processes; goes with --coordinator")
+    flags.DEFINE_integer(
+        "process_id", -1, "number of this process, from 0; goes with --coordinator"
+    )
 
 
 def start_hosts() -> None:
-    """Joins the processes that the flags or the surroundings tell of.
+    """Joins the processes that the flags or the environment name.
 
     Raises:
-        InputError: as ``hosts.start``.
+        InputError: As ``processes.start`` raises it.
     """
     from imagen_booth.distributed import processes  # slow; --help does without
 
@@ -101,10 +171,49 @@ def start_hosts() -> None:
     processes.start(*where)
 
 
-def _is_lost(error: Exception) -> bool:
+def _is_lost_host(error: Exception) -> bool:
     """Whether an error says that another host is gone."""
-    hosts = sys.modules.get("imagen_booth.distributed.processes")
-    return hosts is not None and hosts.lost(error)
+    processes = sys.modules.get("imagen_booth.distributed.processes")
+    return processes is not None and processes.is_lost_host(error)
+
+
+def _jax_refusal(error: BaseException) -> str | None:
+    """One sentence if jax could not be imported for a variable of the environment."""
+    frames = traceback.extract_tb(error.__traceback__)
+    raised_in = pathlib.PurePath(frames[-1].filename if frames else "").parts[-3:]
+    if "jax" in sys.modules or raised_in != ("jax", "_src", "config.py"):
+        return None
+    return f"jax refuses its environment: {error}; correct or unset that variable"
+
+
+def _device_failure(error: Exception) -> str | None:
+    """One sentence if jax finds no device to work on.
+
+    It reports that in several ways, one of them an assertion without a message, so it
+    is asked again.
+    """
+    if not isinstance(error, AssertionError | RuntimeError):
+        return None
+    import jax
+
+    if jax.distributed.is_initialized():
+        return None
+    try:
+        jax.devices()
+    except (AssertionError, RuntimeError) as cause:
+        reason = _first_line(cause).partition(" (set JAX_PLATFORMS=")[0].rstrip(".")
+        platforms = jax.config.values["jax_platforms"]
+        if platforms:
+            return (
+                f"JAX_PLATFORMS={platforms} names a platform that jax cannot use here: "
+                f"{reason or 'no such device'}; unset JAX_PLATFORMS, or set it to cpu"
+            )
+        return f"jax cannot use a device here: {reason}; set JAX_PLATFORMS=cpu"
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [""])[0]
 
 
 def default_workdir(config: str) -> str:
@@ -146,13 +255,17 @@ def _unknown_flag(name: str) -> str:
 
 
 def _explain(error: BaseException, config: str | None) -> str:
-    """One sentence for what went wrong while flags were read."""
-    told, cause = None, error.__context__
+    """One sentence for what went wrong while the flags were read."""
+    reason, cause = None, error.__context__
     while cause is not None:
-        told = cause if isinstance(cause, BoothError) else told
+        # Raised inside the config file; what is wrapped around it adds nothing.
+        if isinstance(cause, BoothError):
+            reason = str(cause)
+        else:
+            reason = reason or _jax_refusal(cause)
         cause = cause.__context__
-    if told is not None:  # from inside the config file, less what was wrapped around
-        return str(told)
+    if reason is not None:
+        return reason
     if config is not None and isinstance(error, AttributeError | KeyError):
         known = _settings("config", flags.FLAGS["config"].parser.parse(config))
         for argument in sys.argv[1:]:
@@ -188,6 +301,13 @@ class _ProgressSafeHandler(logging.Handler):
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    print(f"{message.strip()}", file=sys.stderr)
+    try:
+        print(message.strip(), file=sys.stderr)
+    except BrokenPipeError:  # nobody reads it
+        _silence_broken_streams()
+    _end(code)
+
+
+def _end(code: int) -> NoReturn:
     supervisor.record_exit(code)
     sys.exit(code)

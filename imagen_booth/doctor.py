@@ -1,24 +1,26 @@
-"""Looks at a job before it runs: photos, words, weights, memory, disk.
+"""Checks a job before it runs: photos, identifier, prompts, weights, memory, disk.
 
     python -m imagen_booth.doctor --config=configs/dog.py
     python -m imagen_booth.doctor --config=configs/subject.py:if_m \\
         --config.subject.photos=DIR --config.subject.class_noun=dog
 
-Takes what train takes, answers in seconds, downloads and writes nothing.  With --clip
-it also says what the photos seem to show, and whether the class noun fits; on subjects
-of the toybox the judge does.  Exits with 0 if the job is ready, with 2 for bad input,
-3 if it does not fit in memory, 5 if the disk is too small.
+It takes the flags of train, answers in seconds, downloads nothing and writes nothing.
+With --clip it also reports what the photos seem to show and whether the class noun
+fits; for subjects of the toybox it uses the toybox judge. Exit codes: 0 the job is
+ready, 2 bad input, 3 it does not fit in memory, 5 the disk is too small.
 
     python -m imagen_booth.doctor --config=configs/dog.py:imagen --topology=v4:1x1x1
 
-With --topology it compiles the job's programs for TPUs that need not be there, which
-takes minutes each and pip install 'imagen_booth[tpu]': memory, minutes, and whether it
-fits, with what to change if not.  Answers are kept in the cache folder of the run.
+With --topology it compiles the job's programs for TPUs that need not be there: peak
+memory, whether it fits (exit code 3 if not), and minutes of the job. A program takes
+minutes to compile; the answers are cached beside the run. This needs the TPU compiler:
+pip install 'imagen_booth[tpu]'.
 """
 
 import sys
 import textwrap
-from collections.abc import Sized
+from collections.abc import Iterable, Sized
+from typing import TYPE_CHECKING
 
 from absl import flags
 from ml_collections import config_flags
@@ -26,30 +28,30 @@ from ml_collections import config_flags
 from imagen_booth import cli
 from imagen_booth.errors import InputError
 
+if TYPE_CHECKING:
+    from imagen_booth.preflight.checks import Finding
+
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "settings, FILE.py or FILE.py:CASCADE", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "where the run is to live; default runs/CONFIG"
+    "workdir", None, "run directory of the job; default runs/CONFIG"
 )
 _CLIP = flags.DEFINE_string(
-    "clip", "", "folder of openai/clip-vit-base-patch32, to name what the photos show"
+    "clip", "", "folder of openai/clip-vit-base-patch32, to check the class noun"
 )
-_JUDGE = flags.DEFINE_string("judge", "", "folder of a judge of the toybox")
+_JUDGE = flags.DEFINE_string("judge", "", "folder of a toybox judge")
 _TOPOLOGY = flags.DEFINE_string(
     "topology", None, "TPUs to compile for: v4:2x2x1, or as sold, v4-8, v5e-4, v6e-1"
 )
 _PARTS = flags.DEFINE_list(
     "parts",
     [],
-    "programs to compile: base, base.train, sr256.sample, text; default all, "
-    "none for the minutes alone",
-)
-_COMPUTED_FROM = flags.DEFINE_string(
-    "computed_from", "", "with --topology: compile for this one and compute from that"
+    "with --topology: programs to compile, such as base, base.train, sr256.sample or "
+    "text; default all; none for the minutes alone",
 )
 _MARKDOWN = flags.DEFINE_bool(
-    "markdown", False, "with --topology: print rows of a Markdown table instead"
+    "markdown", False, "with --topology: print a Markdown table of the peaks instead"
 )
 
 
@@ -68,20 +70,30 @@ def main() -> None:
     if _TOPOLOGY.value is not None:
         from imagen_booth.preflight import tpu_report
 
-        said = tpu_report.Request(
-            file,
+        tpu_report.report(
+            job,
+            epath.Path(workdir),
             _TOPOLOGY.value,
             _PARTS.value,
-            _MARKDOWN.value,
-            _COMPUTED_FROM.value,
+            in_markdown=_MARKDOWN.value,
         )
-        tpu_report.answer(job, epath.Path(workdir), said)
         return
-    for flag in (_PARTS, _MARKDOWN, _COMPUTED_FROM):
+    for flag in (_PARTS, _MARKDOWN):
         if flag.value:
-            raise InputError(f"--{flag.name} goes with --topology")
+            raise InputError(f"--{flag.name} needs --topology")
     findings = checks.check(job, epath.Path(workdir), _CLIP.value, _JUDGE.value)
     print(f"{file} -> {workdir}\n")
+    _print(checks.shortened(findings))
+    problems = [each for each in findings if each.level == checks.PROBLEM]
+    warnings = [each for each in findings if each.level == checks.WARNING]
+    verdict = _number(problems, "problem") if problems else "ready"
+    print(f"\n{verdict}" + (f", {_number(warnings, 'warning')}" if warnings else ""))
+    if problems:
+        sys.exit(min(each.exit_code for each in problems))
+
+
+def _print(findings: "Iterable[Finding]") -> None:
+    """Prints one paragraph a finding; a topic is printed with its first one."""
     topic = ""
     for finding in findings:
         head = "" if finding.topic == topic else finding.topic
@@ -96,12 +108,6 @@ def main() -> None:
                 break_on_hyphens=False,
             )
         )
-    problems = [each for each in findings if each.level == checks.PROBLEM]
-    warnings = [each for each in findings if each.level == checks.WARNING]
-    verdict = _number(problems, "problem") if problems else "ready"
-    print(f"\n{verdict}" + (f", {_number(warnings, 'warning')}" if warnings else ""))
-    if problems:
-        sys.exit(min(each.exit_code for each in problems))
 
 
 def _number(some: Sized, noun: str) -> str:

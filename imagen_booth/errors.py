@@ -1,7 +1,7 @@
-"""Errors a user can meet, each with the exit code its command ends with.
+"""Errors that are explained to the user, each with the exit code of the command.
 
-The message names the field or file, the value found and what to do about it;
-commands print the message alone, without a traceback.
+The message names the field or file, the value found and what to do about it. Commands
+print the message alone, without a traceback.
 """
 
 
@@ -36,6 +36,6 @@ class StorageError(BoothError):
 
 
 class Stopped(BoothError):
-    """The run was asked to stop, saved its state, and can be continued."""
+    """A signal stopped the run; its state is saved and the same command resumes it."""
 
     exit_code = 75

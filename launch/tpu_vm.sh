@@ -3,31 +3,31 @@
 #
 #   launch/tpu_vm.sh up-run-down train --config=configs/dog.py:if_m
 #
-# does everything: creates the machine, sets it up, runs the command on all workers,
-# follows its log, starts it again where it was stopped or preempted, fetches the
-# results and deletes the machine, also when something fails. The parts by themselves:
+# creates the machine, sets it up, runs the command on all workers, follows its log,
+# restarts it after a stop or a preemption, fetches the results and deletes the
+# machine, also when something fails. Each part alone:
 #
-#   create                    the machine, on demand, as spot, or queued
-#   setup                     this repository and its needs, on all workers
+#   create                    creates the machine, on demand, as spot, or queued
+#   setup                     installs this repository on all workers
 #   run COMMAND [FLAG ...]    starts train, sample or pretrain on all workers
 #   logs                      follows worker 0 to the end; exits with the job's code
-#   fetch                     everything of the run but its checkpoints
-#   delete                    the machine and its queued request
+#   fetch                     copies everything of the run but its checkpoints
+#   delete                    deletes the machine and its queued request
 #
 # Variables:
-#   PROJECT, ZONE, NAME       where the machine is, and what it is called
+#   PROJECT, ZONE, NAME       project, zone and name of the machine
 #   ACCELERATOR               v4-8, v5litepod-16, ...
-#   VERSION                   software of the machine, such as tpu-ubuntu2204-base
+#   VERSION                   runtime version, such as tpu-ubuntu2204-base
 #   KIND                      on-demand, spot, queued or queued-spot
-#   WORKDIR                   gs://BUCKET/FOLDER that the run lives in
-#   TO                        local folder for what is fetched
-#   RESTARTS                  starts after a stop or a preemption; default 20
-#   PAUSE                     seconds between looks; default 20
-# shellcheck disable=SC2153 # names in capitals come from outside; need checks them
+#   WORKDIR                   run directory, gs://BUCKET/FOLDER
+#   TO                        local folder for the results
+#   RESTARTS                  most restarts after a stop or a preemption; default 20
+#   PAUSE                     seconds between two status queries; default 20
+# shellcheck disable=SC2153 # variables in capitals come from the environment; need checks them
 set -euo pipefail
 
-readonly SAVED=75     # exit code: saved and stopped early, run me again
-readonly PREEMPTED=79 # of logs: the machine is gone
+readonly SAVED=75     # exit code: saved and stopped early, run the command again
+readonly PREEMPTED=79 # exit code of logs: the machine is gone
 
 say() { printf '%s\n' "$*" >&2; }
 
@@ -39,7 +39,7 @@ fail() {
 need() {
   local name
   for name in "$@"; do
-    [[ -n ${!name:-} ]] || fail "$name is not set; launch/tpu_vm.sh --help says what it is"
+    [[ -n ${!name:-} ]] || fail "$name is not set; launch/tpu_vm.sh --help explains it"
   done
 }
 
@@ -53,7 +53,7 @@ check_kind() {
 
 check_workdir() {
   need WORKDIR
-  # It has to outlive the machine, and every host has to see it.
+  # It must outlive the machine and be visible to every host.
   [[ $WORKDIR == gs://?* ]] || fail "WORKDIR=$WORKDIR should be a folder like gs://BUCKET/dog"
 }
 
@@ -101,7 +101,7 @@ wait_for_queue() {
     state=$(tpu queued-resources describe "$NAME" '--format=value(state.state)')
     case $state in
       ACTIVE) return ;;
-      FAILED | SUSPENDED) fail "the queued request $NAME is $state; delete it and ask again" ;;
+      FAILED | SUSPENDED) fail "the queued request $NAME is $state; delete it and create it again" ;;
     esac
     say "the queued request $NAME is $state"
     sleep "$PAUSE"
@@ -113,7 +113,7 @@ setup() {
   local root archive
   root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
   archive=$(mktemp -d)/imagen_booth.tar.gz
-  git -C "$root" diff --quiet HEAD || say "what is not committed stays behind"
+  git -C "$root" diff --quiet HEAD || say "changes that are not committed are not sent"
   git -C "$root" archive --format=tar.gz "--output=$archive" HEAD
   tpu tpu-vm scp "$archive" "$NAME:imagen_booth.tar.gz" --worker=all
   rm -r "$(dirname "$archive")"
@@ -125,8 +125,8 @@ setup() {
     "&& python3 -m uv pip install --quiet --editable '.[tpu,gcs]'"
 }
 
-# Detached, so that a broken connection does not end the job; locked, so that a worker
-# that is still stopping is not overtaken by its own next start.
+# Detached, so that a broken connection does not end the job; locked, so that a restart
+# waits for a worker that is still stopping.
 start() {
   need PROJECT ZONE NAME
   check_workdir
@@ -142,7 +142,8 @@ start() {
     '< /dev/null > /dev/null 2>&1 &)'
 }
 
-# Lost connections are not the job's end: only its code, or the machine's, is.
+# A lost connection does not end the job: only its exit code does, or the end of the
+# machine.
 follow() {
   need PROJECT ZONE NAME
   local code state
@@ -190,7 +191,7 @@ clean_up() {
 }
 
 up_run_down() {
-  # All that can be wrong is said before anything costs money.
+  # Check everything before anything costs money.
   need PROJECT ZONE NAME ACCELERATOR VERSION TO
   check_kind
   check_workdir
@@ -201,12 +202,12 @@ up_run_down() {
   trap 'exit 143' TERM
   for ((started = 0; started <= RESTARTS; started++)); do
     if ((code == PREEMPTED)); then
-      # What was preempted may be there still, or gone altogether.
+      # A preempted machine may still be listed, or be gone.
       ((started == 0)) || delete || true
       create
       setup
     else
-      say "saved and stopped early; starting again"
+      say "saved and stopped early; restarting"
     fi
     start "$@"
     code=0
@@ -215,7 +216,7 @@ up_run_down() {
   done
   ((code != PREEMPTED)) || code=$SAVED
   ((code == 0)) || say "the job ended with code $code"
-  # A run that failed leaves a report too.
+  # A failed run has a report too.
   fetch || ((code != 0)) || fail "the results are in $WORKDIR but could not be fetched"
   exit "$code"
 }

@@ -1,4 +1,4 @@
-"""The doctor: what it finds, that it finds all of it, and its exit codes."""
+"""The checks of doctor: each one, all of them together, and the exit codes."""
 
 import dataclasses
 import shutil
@@ -16,7 +16,7 @@ from imagen_booth.cascade import by_name
 from imagen_booth.config import build, presets
 from imagen_booth.distributed import device_memory
 from imagen_booth.preflight import checks
-from imagen_booth.preflight.checks import OK, PROBLEM, WARNING
+from imagen_booth.preflight.checks import OK, PROBLEM, WARNING, Finding
 from imagen_booth.toybox import grammar
 from imagen_booth.train_state import flatten
 from imagen_booth.weights import load, native, tensor_files
@@ -95,7 +95,7 @@ def test_all_problems_come_together(examine):
 
 
 @pytest.mark.parametrize(("name", "why"), [("sks", "pieces"), ("blue", "common word")])
-def test_weak_identifier_is_warned_of(examine, name, why):
+def test_warning_for_a_weak_identifier(examine, name, why):
     findings = examine(subject__identifier=name)
     assert texts(findings, PROBLEM) == []
     assert any(why in text for text in texts(findings, WARNING, "identifier"))
@@ -107,7 +107,7 @@ def test_weak_identifier_is_warned_of(examine, name, why):
     [
         ("a [V] [N] in the snow " * 9, "cut off"),
         ("a [V] [N] 狗", "lacks characters of 狗"),
-        ("a [V] [N] wearing qzxkv", "never read qzxkv"),
+        ("a [V] [N] wearing qzxkv", "lacks qzxkv"),
     ],
 )
 def test_prompts_that_cannot_be_read(examine, prompt, why):
@@ -119,7 +119,9 @@ def test_prompts_that_cannot_be_read(examine, prompt, why):
 def test_prompt_with_an_unknown_place(examine):
     findings = examine(pictures__prompts=("a [X] dog", "a [V] [N] 狗"))
     assert "[X]" in texts(findings, PROBLEM, "prompts")[0]
-    assert "狗" in texts(findings, WARNING, "prompts")[0]  # and the rest is read
+    assert (
+        "狗" in texts(findings, WARNING, "prompts")[0]
+    )  # the other prompts are checked too
 
 
 def test_refused_and_skipped_photos_are_named(examine, photos):
@@ -140,6 +142,16 @@ def test_no_photo_is_good(examine, photos):
     findings = examine(subject__photos=str(photos))
     assert len(texts(findings, PROBLEM, "photos")) == 1
     assert len(texts(findings, WARNING, "photos")) == 3
+
+
+def test_many_findings_of_a_kind_are_counted():
+    warnings = [Finding("photos", WARNING, f"{i}.jpg is blurred") for i in range(300)]
+    problems = [Finding("photos", PROBLEM, f"problem {i}", 2) for i in range(30)]
+    other = [Finding("disk", OK, "enough")]
+    shown = list(checks.shortened([*warnings, *problems, *other]))
+    assert [each.text for each in shown[:20]] == [each.text for each in warnings[:20]]
+    assert shown[20] == Finding("photos", WARNING, "and 280 more of this kind")
+    assert shown[21:] == problems + other
 
 
 def test_weights_are_read_by_their_header(examine, tmp_path):
@@ -167,7 +179,7 @@ def test_weights_are_read_by_their_header(examine, tmp_path):
     assert "not a whole safetensors file" in texts(findings, PROBLEM)[0]
 
 
-def test_words_beyond_the_shipped_prior_are_named(examine, tmp_path, monkeypatch):
+def test_words_unknown_to_the_shipped_prior_are_named(examine, tmp_path, monkeypatch):
     knows = dataclasses.asdict(grammar.TIER_A)
     folder = epath.Path(tmp_path / "shipped")
     for part in ("text", "base"):
@@ -180,7 +192,7 @@ def test_words_beyond_the_shipped_prior_are_named(examine, tmp_path, monkeypatch
     monkeypatch.setattr(load, "shipped_folder", lambda cascade: folder)
     prompts = ("a [V] [N] in the snow", "a pink [V] [N] in the desert seen from above")
 
-    def said(source, noun="dog"):
+    def warnings(source, noun="dog"):
         findings = examine(
             pictures__prompts=prompts,
             subject__class_noun=noun,
@@ -190,14 +202,14 @@ def test_words_beyond_the_shipped_prior_are_named(examine, tmp_path, monkeypatch
         assert texts(findings, PROBLEM) == []
         return texts(findings, WARNING, "prior")
 
-    (warning,) = said("shipped")
+    (warning,) = warnings("shipped")
     assert prompts[1] in warning
     assert "the colour pink and the context desert and the view above" in warning
-    first, second = said("shipped", "clock")
+    first, second = warnings("shipped", "clock")
     assert "config.subject.class_noun" in first
     assert "the noun clock" in first
     assert second == warning
-    assert said("random", "clock") == said(str(folder), "clock") == []
+    assert warnings("random", "clock") == warnings(str(folder), "clock") == []
 
 
 def test_what_does_not_fit_in_memory(examine, monkeypatch):
@@ -206,7 +218,7 @@ def test_what_does_not_fit_in_memory(examine, monkeypatch):
     assert (problem.topic, problem.exit_code) == ("memory", 3)
 
 
-def test_stages_drawn_by_a_sampler_they_cannot_use(examine):
+def test_sampler_that_a_stage_cannot_use(examine):
     findings = examine(settings_of="if_m", cascade="tiny")
     assert "predicts no variance" in texts(findings, PROBLEM, "sr256")[0]
 

@@ -1,7 +1,7 @@
-"""Launch files: their exact calls, what they do when something fails, their form.
+"""Launch files: their exact calls, their reaction to failures, their form.
 
-gcloud, kubectl and git are stood in for by a recorder that writes down each call and
-answers as a test asks, so nothing leaves this machine and nothing costs money.
+A recorder replaces gcloud, kubectl and git: it writes down each call and answers as a
+test sets, so nothing leaves this machine and nothing costs money.
 """
 
 import json
@@ -25,8 +25,8 @@ JOBSET = ROOT / "launch" / "gke" / "jobset.yaml"
 SAMPLE_JOB = ROOT / "launch" / "sample_job.yaml"
 NOTEBOOK = ROOT / "launch" / "colab.ipynb"
 
-# Each rule is a file: a part of the call, then one answer a line, "CODE OUTPUT"; the
-# last answer stays.
+# Each rule is a file: a part of the call, then one answer a line, "CODE OUTPUT". The
+# last answer is repeated.
 RECORDER = """#!/usr/bin/env bash
 printf '%q ' "${0##*/}" "$@" >> "$RECORD/calls"
 printf '\\n' >> "$RECORD/calls"
@@ -66,7 +66,7 @@ FETCH = [
     *("gcloud", "storage", "rsync", "--recursive"),
     *("--exclude=^(base|sr256|sr1024)/", "gs://bucket/dog", "results"),
 ]
-SHORT = {  # a call by what it does
+SHORT = {  # a name for each call
     "diff": "git",
     "archive": "pack",
     "tpu-vm create": "create",
@@ -85,8 +85,8 @@ SHORT = {  # a call by what it does
 SETUP = ["git", "pack", "copy", "install"]
 
 
-class Desk:
-    """A folder in which a launch script meets recorders in place of its tools."""
+class Sandbox:
+    """A folder in which launch scripts call recorders in place of their tools."""
 
     def __init__(self, folder: pathlib.Path):
         self.folder = folder
@@ -99,7 +99,7 @@ class Desk:
         self.rules = 0
 
     def answer(self, part: str, *answers: str) -> None:
-        """Calls that contain ``part`` are answered in turn, "CODE OUTPUT" each."""
+        """Answers calls that contain ``part`` in turn, each with "CODE OUTPUT"."""
         self.rules += 1
         rule = self.folder / f"rule{self.rules}"
         rule.write_text("\n".join([part, *answers]) + "\n")
@@ -122,8 +122,8 @@ class Desk:
         return [shlex.split(line) for line in lines]
 
     @property
-    def story(self) -> list[str]:
-        """What was done, in one word a call."""
+    def steps(self) -> list[str]:
+        """The calls, one word each."""
         return [
             next(word for part, word in SHORT.items() if part in " ".join(call))
             for call in self.calls
@@ -131,16 +131,16 @@ class Desk:
 
 
 @pytest.fixture
-def desk(tmp_path) -> Desk:
-    return Desk(tmp_path)
+def sandbox(tmp_path) -> Sandbox:
+    return Sandbox(tmp_path)
 
 
-def test_a_spot_run_from_nothing_to_nothing(desk):
-    desk.answer(CODE, "0 0")
-    answer = desk.run(TPU_VM, "up-run-down", *TRAIN, **VARIABLES)
+def test_a_spot_run_from_nothing_to_nothing(sandbox):
+    sandbox.answer(CODE, "0 0")
+    answer = sandbox.run(TPU_VM, "up-run-down", *TRAIN, **VARIABLES)
     assert answer.returncode == 0, answer.stderr
-    calls = desk.calls
-    assert desk.story == [
+    calls = sandbox.calls
+    assert sandbox.steps == [
         *("create", *SETUP, "start", "follow", "code", "fetch", "delete")
     ]
     assert calls[0] == CREATE_SPOT
@@ -164,15 +164,15 @@ def test_a_spot_run_from_nothing_to_nothing(desk):
 @pytest.mark.parametrize(
     ("kind", "spot"), [("queued", []), ("queued-spot", ["--spot"])]
 )
-def test_a_queued_machine_is_waited_for(desk, kind, spot):
-    desk.answer("describe", "0 WAITING_FOR_RESOURCES", "0 PROVISIONING", "0 ACTIVE")
-    answer = desk.run(TPU_VM, "create", **VARIABLES | {"KIND": kind})
+def test_a_queued_machine_is_waited_for(sandbox, kind, spot):
+    sandbox.answer("describe", "0 WAITING_FOR_RESOURCES", "0 PROVISIONING", "0 ACTIVE")
+    answer = sandbox.run(TPU_VM, "create", **VARIABLES | {"KIND": kind})
     assert answer.returncode == 0, answer.stderr
     look = [
         *(*TPU, "queued-resources", "describe", "dog"),
         *("--format=value(state.state)", *WHERE),
     ]
-    assert desk.calls == [
+    assert sandbox.calls == [
         [
             *(*TPU, "queued-resources", "create", "dog", "--node-id=dog"),
             *("--accelerator-type=v4-8", "--runtime-version=tpu-ubuntu2204-base"),
@@ -182,97 +182,99 @@ def test_a_queued_machine_is_waited_for(desk, kind, spot):
     ]
 
 
-def test_a_queue_that_fails_is_cleaned_up(desk):
-    desk.answer("describe", "0 FAILED")
-    answer = desk.run(TPU_VM, "up-run-down", *TRAIN, **VARIABLES | {"KIND": "queued"})
+def test_a_queue_that_fails_is_cleaned_up(sandbox):
+    sandbox.answer("describe", "0 FAILED")
+    answer = sandbox.run(
+        TPU_VM, "up-run-down", *TRAIN, **VARIABLES | {"KIND": "queued"}
+    )
     assert answer.returncode == 2
     assert "the queued request dog is FAILED" in answer.stderr
-    assert desk.calls[-1] == [
+    assert sandbox.calls[-1] == [
         *(*TPU, "queued-resources", "delete", "dog", "--force", "--quiet", *WHERE)
     ]
 
 
-def test_on_demand_has_no_spot(desk):
-    desk.run(TPU_VM, "create", **VARIABLES | {"KIND": "on-demand"})
-    assert desk.calls == [[each for each in CREATE_SPOT if each != "--spot"]]
+def test_on_demand_has_no_spot(sandbox):
+    sandbox.run(TPU_VM, "create", **VARIABLES | {"KIND": "on-demand"})
+    assert sandbox.calls == [[each for each in CREATE_SPOT if each != "--spot"]]
 
 
 @pytest.mark.parametrize(
     "part", ["tpu-vm create", "tpu-vm scp", "uv venv", "setsid nohup"]
 )
-def test_whatever_fails_the_machine_is_deleted(desk, part):
-    desk.answer(part, "1")
-    answer = desk.run(TPU_VM, "up-run-down", *TRAIN, **VARIABLES)
+def test_whatever_fails_the_machine_is_deleted(sandbox, part):
+    sandbox.answer(part, "1")
+    answer = sandbox.run(TPU_VM, "up-run-down", *TRAIN, **VARIABLES)
     assert answer.returncode == 1
-    assert part in " ".join(desk.calls[-2])
-    assert desk.calls[-1] == DELETE
+    assert part in " ".join(sandbox.calls[-2])
+    assert sandbox.calls[-1] == DELETE
 
 
-def test_a_machine_that_cannot_be_deleted_is_named(desk):
-    desk.answer("tpu-vm scp", "1")
-    desk.answer("tpu-vm delete", "1")
-    answer = desk.run(TPU_VM, "up-run-down", *TRAIN, **VARIABLES)
+def test_a_machine_that_cannot_be_deleted_is_named(sandbox):
+    sandbox.answer("tpu-vm scp", "1")
+    sandbox.answer("tpu-vm delete", "1")
+    answer = sandbox.run(TPU_VM, "up-run-down", *TRAIN, **VARIABLES)
     assert answer.returncode == 1
     assert "dog could not be deleted and may cost money" in answer.stderr
 
 
-def test_a_job_that_fails_is_not_tried_again(desk):
-    desk.answer(CODE, "0 4")
-    answer = desk.run(TPU_VM, "up-run-down", *TRAIN, **VARIABLES)
+def test_a_job_that_fails_is_not_tried_again(sandbox):
+    sandbox.answer(CODE, "0 4")
+    answer = sandbox.run(TPU_VM, "up-run-down", *TRAIN, **VARIABLES)
     assert answer.returncode == 4
-    assert desk.story.count("start") == 1
-    assert desk.calls[-2:] == [FETCH, DELETE]
+    assert sandbox.steps.count("start") == 1
+    assert sandbox.calls[-2:] == [FETCH, DELETE]
 
 
-def test_a_job_that_saved_and_stopped_is_started_again(desk):
-    desk.answer(CODE, "0 75", "0 75", "0 0")
-    answer = desk.run(TPU_VM, "up-run-down", *TRAIN, **VARIABLES)
+def test_a_job_that_saved_and_stopped_is_started_again(sandbox):
+    sandbox.answer(CODE, "0 75", "0 75", "0 0")
+    answer = sandbox.run(TPU_VM, "up-run-down", *TRAIN, **VARIABLES)
     assert answer.returncode == 0, answer.stderr
     again = ["start", "follow", "code"]
-    assert desk.story == ["create", *SETUP, *again * 3, "fetch", "delete"]
+    assert sandbox.steps == ["create", *SETUP, *again * 3, "fetch", "delete"]
 
 
 @pytest.mark.parametrize("state", ["0 PREEMPTED", "1"])
-def test_a_preempted_machine_is_made_anew(desk, state):
-    """Taken while it ran: it is listed as preempted, or not at all."""
-    desk.answer(CODE, "1", "0 0")
-    desk.answer("tail --lines", "255", "0")
-    desk.answer(STATE, state)
-    answer = desk.run(TPU_VM, "up-run-down", *TRAIN, **VARIABLES)
+def test_a_preempted_machine_is_made_anew(sandbox, state):
+    """A machine preempted while it ran is listed as such, or not at all."""
+    sandbox.answer(CODE, "1", "0 0")
+    sandbox.answer("tail --lines", "255", "0")
+    sandbox.answer(STATE, state)
+    answer = sandbox.run(TPU_VM, "up-run-down", *TRAIN, **VARIABLES)
     assert answer.returncode == 0, answer.stderr
     once = ["create", *SETUP, "start", "follow", "code"]
-    assert desk.story == [*once, "look", "delete", *once, "fetch", "delete"]
+    assert sandbox.steps == [*once, "look", "delete", *once, "fetch", "delete"]
 
 
-def test_a_lost_connection_is_taken_up_again(desk):
-    desk.answer(CODE, "255", "0 0")
-    desk.answer("tail --lines", "255", "0")
-    desk.answer(STATE, "0 READY")
-    answer = desk.run(TPU_VM, "logs", **VARIABLES)
+def test_a_lost_connection_is_taken_up_again(sandbox):
+    sandbox.answer(CODE, "255", "0 0")
+    sandbox.answer("tail --lines", "255", "0")
+    sandbox.answer(STATE, "0 READY")
+    answer = sandbox.run(TPU_VM, "logs", **VARIABLES)
     assert answer.returncode == 0
-    assert desk.story == ["follow", "code", "look", "follow", "code"]
+    assert sandbox.steps == ["follow", "code", "look", "follow", "code"]
 
 
-def test_restarts_have_an_end(desk):
-    desk.answer(CODE, "1")
-    desk.answer(STATE, "0 PREEMPTED")
-    answer = desk.run(TPU_VM, "up-run-down", *TRAIN, **VARIABLES | {"RESTARTS": "2"})
+def test_restarts_have_an_end(sandbox):
+    sandbox.answer(CODE, "1")
+    sandbox.answer(STATE, "0 PREEMPTED")
+    answer = sandbox.run(TPU_VM, "up-run-down", *TRAIN, **VARIABLES | {"RESTARTS": "2"})
     assert answer.returncode == 75
-    assert desk.story.count("create") == 3
-    assert desk.story.count("delete") == 3
+    assert sandbox.steps.count("create") == 3
+    assert sandbox.steps.count("delete") == 3
 
 
 @pytest.mark.parametrize("name", [name for name in VARIABLES if name != "PAUSE"])
-def test_a_missing_variable_is_named_before_anything_is_made(desk, name):
+def test_a_missing_variable_is_named_before_anything_starts(sandbox, name):
     variables = {key: value for key, value in VARIABLES.items() if key != name}
-    answer = desk.run(TPU_VM, "up-run-down", *TRAIN, **variables)
+    answer = sandbox.run(TPU_VM, "up-run-down", *TRAIN, **variables)
     assert answer.returncode == 2
     assert answer.stderr.startswith(f"{name} is not set")
-    assert not desk.calls
+    assert not sandbox.calls
 
 
 @pytest.mark.parametrize(
-    ("arguments", "variables", "said"),
+    ("arguments", "variables", "message"),
     [
         (TRAIN, {"KIND": "cheap"}, "KIND=cheap is not known; use on-demand, spot"),
         (TRAIN, {"WORKDIR": "runs/dog"}, "WORKDIR=runs/dog should be a folder like gs"),
@@ -282,25 +284,25 @@ def test_a_missing_variable_is_named_before_anything_is_made(desk, name):
         ([], {}, "run '' is not known"),
     ],
 )
-def test_what_cannot_be_is_said_before_anything_is_made(
-    desk, arguments, variables, said
+def test_wrong_arguments_are_refused_before_anything_starts(
+    sandbox, arguments, variables, message
 ):
-    answer = desk.run(TPU_VM, "up-run-down", *arguments, **VARIABLES | variables)
+    answer = sandbox.run(TPU_VM, "up-run-down", *arguments, **VARIABLES | variables)
     assert answer.returncode == 2
-    assert said in answer.stderr
+    assert message in answer.stderr
     assert len(answer.stderr.splitlines()) == 1
-    assert not desk.calls
+    assert not sandbox.calls
 
 
 @pytest.mark.parametrize("script", [TPU_VM, GKE])
-def test_help_and_a_wrong_verb(desk, script):
-    assert "Variables" in desk.run(script, "--help").stdout
-    answer = desk.run(script, "upp")
+def test_help_and_a_wrong_verb(sandbox, script):
+    assert "Variables" in sandbox.run(script, "--help").stdout
+    answer = sandbox.run(script, "upp")
     assert answer.returncode == 2
     assert "'upp' is not known; use" in answer.stderr
 
 
-# Stands in for python on a worker.
+# Replaces python on a worker.
 WAITING = """#!/bin/sh
 until [ -f go ]; do sleep 0.1; done
 printf '%s\\n' "$@"
@@ -309,7 +311,7 @@ exit 75
 
 
 def on_a_worker(folder: pathlib.Path, command: str) -> subprocess.CompletedProcess:
-    """Runs what a worker would be sent, with ``folder`` as its home."""
+    """Runs the command that a worker would get, with ``folder`` as its home."""
     return subprocess.run(
         ["bash", "-c", command],
         cwd=folder,
@@ -321,11 +323,11 @@ def on_a_worker(folder: pathlib.Path, command: str) -> subprocess.CompletedProce
 
 
 @pytest.mark.skipif(not shutil.which("flock"), reason="needs flock")
-def test_what_a_worker_is_sent_works_there(desk, tmp_path):
-    """The start goes on by itself, takes odd words, and leaves its code."""
+def test_what_a_worker_is_sent_works_there(sandbox, tmp_path):
+    """The job runs detached, takes unusual arguments, and writes its exit code."""
     prompt = 'a [V] dog\'s "hat" & $HOME'
-    desk.run(TPU_VM, "run", "sample", f"--prompt={prompt}", **VARIABLES)
-    [start] = [call[7].removeprefix("--command=") for call in desk.calls]
+    sandbox.run(TPU_VM, "run", "sample", f"--prompt={prompt}", **VARIABLES)
+    [start] = [call[7].removeprefix("--command=") for call in sandbox.calls]
 
     home = tmp_path / "home"
     python = home / "imagen_booth" / ".venv" / "bin" / "python"
@@ -336,9 +338,9 @@ def test_what_a_worker_is_sent_works_there(desk, tmp_path):
     assert on_a_worker(home, "cat imagen_booth/job.code").returncode != 0
     (home / "imagen_booth" / "go").touch()
 
-    desk.answer(CODE, "0 75")
-    assert desk.run(TPU_VM, "logs", **VARIABLES).returncode == 75
-    follow, code = (call[7].removeprefix("--command=") for call in desk.calls[1:])
+    sandbox.answer(CODE, "0 75")
+    assert sandbox.run(TPU_VM, "logs", **VARIABLES).returncode == 75
+    follow, code = (call[7].removeprefix("--command=") for call in sandbox.calls[1:])
     assert on_a_worker(home, follow).stdout.splitlines() == [
         *("-m", "imagen_booth.sample"),
         *(f"--prompt={prompt}", "--run=gs://bucket/dog"),
@@ -369,21 +371,21 @@ LAST_WORDS = ["kubectl", "logs", "--selector=booth=dog", "--prefix", "--tail=20"
 REMOVE = ["kubectl", "delete", "jobset/dog", "--ignore-not-found"]
 
 
-def filled(desk: Desk, manifest: pathlib.Path) -> dict:
-    """A manifest as the cluster gets it."""
+def filled(sandbox: Sandbox, manifest: pathlib.Path) -> dict:
+    """A manifest, filled in."""
     yaml = pytest.importorskip("yaml")
-    answer = desk.run(GKE, "show", manifest, **FILLED)
+    answer = sandbox.run(GKE, "show", manifest, **FILLED)
     assert answer.returncode == 0, answer.stderr
     return yaml.safe_load(answer.stdout)
 
 
-def test_a_job_on_gke_is_sent_and_waited_for(desk):
-    desk.answer("get jobset", "0", "1", "0 Suspended", "0 Completed")
-    answer = desk.run(GKE, "run", JOBSET, **FILLED)
+def test_a_job_on_gke_is_sent_and_waited_for(sandbox):
+    sandbox.answer("get jobset", "0", "1", "0 Suspended", "0 Completed")
+    answer = sandbox.run(GKE, "run", JOBSET, **FILLED)
     assert answer.returncode == 0, answer.stderr
-    assert desk.calls == [APPLY, *[LOOK] * 4]
-    sent = (desk.folder / "sent").read_text()
-    assert sent == desk.run(GKE, "show", JOBSET, **FILLED).stdout
+    assert sandbox.calls == [APPLY, *[LOOK] * 4]
+    sent = (sandbox.folder / "sent").read_text()
+    assert sent == sandbox.run(GKE, "show", JOBSET, **FILLED).stdout
     assert "--workdir=gs://bucket/dog&co" in sent
 
 
@@ -391,26 +393,26 @@ def test_a_job_on_gke_is_sent_and_waited_for(desk):
     ("part", "answers", "code"),
     [("apply", ["1"], 1), ("get jobset", ["0 Failed"], 1), ("get jobset", ["1"], 2)],
 )
-def test_a_job_on_gke_that_fails_is_deleted(desk, part, answers, code):
-    desk.answer(part, *answers)
-    answer = desk.run(GKE, "run", JOBSET, **FILLED)
+def test_a_job_on_gke_that_fails_is_deleted(sandbox, part, answers, code):
+    sandbox.answer(part, *answers)
+    answer = sandbox.run(GKE, "run", JOBSET, **FILLED)
     assert answer.returncode == code
-    assert desk.calls[-2:] == [LAST_WORDS, REMOVE]
+    assert sandbox.calls[-2:] == [LAST_WORDS, REMOVE]
 
 
 @pytest.mark.parametrize("name", ["NAME", "IMAGE", "TOPOLOGY", "HOSTS"])
-def test_a_missing_value_of_a_manifest_is_named(desk, name):
+def test_a_missing_value_of_a_manifest_is_named(sandbox, name):
     variables = {key: value for key, value in FILLED.items() if key != name}
-    answer = desk.run(GKE, "run", JOBSET, **variables)
+    answer = sandbox.run(GKE, "run", JOBSET, **variables)
     assert answer.returncode == 2
     assert answer.stderr.startswith(f"{name} is not set")
-    assert not desk.calls
+    assert not sandbox.calls
 
 
 def check_pods(job: dict) -> None:
-    """What Kubernetes asks of a job's pods and a schema does not say."""
+    """Rules of Kubernetes for a job's pods that the schema does not contain."""
     spec = job["template"]["spec"]
-    # A policy on exit codes is refused with any other restart policy.
+    # A policy on exit codes requires this restart policy.
     assert spec["restartPolicy"] == "Never"
     [container] = spec["containers"]
     limits = container["resources"]["limits"]
@@ -421,13 +423,13 @@ def check_pods(job: dict) -> None:
             assert rule["onExitCodes"]["containerName"] == container["name"]
             assert rule["onExitCodes"]["operator"] == "In"
     failing = job["podFailurePolicy"]["rules"][0]
-    # Saved and stopped, storage, a killed process: these may start again.
+    # Saved and stopped, storage, a killed process: these may restart.
     assert failing["action"] == "FailJob"
     assert set(failing["onExitCodes"]["values"]).isdisjoint({0, 1, 5, 75, 137, 143})
 
 
-def test_the_sampling_job_is_a_kubernetes_job(desk):
-    job = filled(desk, SAMPLE_JOB)
+def test_the_sampling_job_is_a_kubernetes_job(sandbox):
+    job = filled(sandbox, SAMPLE_JOB)
     assert (job["apiVersion"], job["kind"]) == ("batch/v1", "Job")
     check_pods(job["spec"])
     [container] = job["spec"]["template"]["spec"]["containers"]
@@ -439,9 +441,9 @@ def test_the_sampling_job_is_a_kubernetes_job(desk):
     kubernetes.validate(job, kubernetes.latest_version(), strict=True)
 
 
-def test_the_job_set_holds_a_kubernetes_job(desk):
-    """Job sets are no part of Kubernetes' own schemas; the job inside them is."""
-    jobset = filled(desk, JOBSET)
+def test_the_job_set_holds_a_kubernetes_job(sandbox):
+    """Kubernetes' own schemas lack job sets, but have the job inside them."""
+    jobset = filled(sandbox, JOBSET)
     assert jobset["apiVersion"] == "jobset.x-k8s.io/v1alpha2"
     assert jobset["kind"] == "JobSet"
     assert jobset["metadata"]["name"] == "dog"
@@ -459,9 +461,9 @@ def test_the_job_set_holds_a_kubernetes_job(desk):
     job = replicated["template"]["spec"]
     check_pods(job)
     assert job["completionMode"] == "Indexed"
-    # 2x2x4 chips at four a host, and one pod for each.
+    # 2x2x4 chips with four on a host, and one pod for each host.
     assert job["parallelism"] == job["completions"] == 4
-    assert job["backoffLimit"] == 0  # the job set starts all again together
+    assert job["backoffLimit"] == 0  # the job set restarts all together
     [container] = job["template"]["spec"]["containers"]
     assert container["args"] == [
         *("imagen_booth.train", "--config=configs/dog.py:if_m"),
@@ -490,12 +492,12 @@ def test_the_image_has_what_it_copies():
     for _, *sources, _ in steps:
         for source in sources:
             assert (ROOT / source).exists(), source
-    # In exec form: signals reach python, which saves and stops.
+    # In exec form, signals reach python, which saves and stops.
     assert 'ENTRYPOINT ["python", "-m"]' in text
 
 
 def test_shellcheck_finds_nothing():
-    # An environment that is not activated keeps it beside its interpreter.
+    # Without activation it is beside the interpreter of the environment.
     here = pathlib.Path(sys.executable).parent
     shellcheck = shutil.which("shellcheck", path=f"{here}:{os.environ['PATH']}")
     if shellcheck is None:
@@ -519,7 +521,7 @@ def test_the_notebook_is_whole_and_clean():
 
 
 def cell_with(part: str) -> str:
-    """Source of the notebook's one code cell that has this in it."""
+    """Source of the only code cell of the notebook that contains ``part``."""
     cells = json.loads(NOTEBOOK.read_text())["cells"]
     sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     [found] = [source for source in sources if part in source]
@@ -527,7 +529,7 @@ def cell_with(part: str) -> str:
 
 
 def test_the_notebook_installs_around_the_jax_that_is_there(monkeypatch):
-    """pip is held to the versions of all that came with the runtime."""
+    """pip keeps the versions of the runtime's packages."""
     calls = []
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(

@@ -1,4 +1,4 @@
-"""What makes a job shorter, step by step from the faithful one to the fast one."""
+"""The fast form of a job: fewer previews, the few-step solver, larger groups."""
 
 import dataclasses
 
@@ -10,30 +10,8 @@ FEW_STEPS = {"base": 25, "sr256": 16, "sr1024": 8}
 MORE = 4  # times as many class images at once
 
 
-def ladder(job: Job) -> list[tuple[str, Job]]:
-    """Ways to make a job shorter, each on top of those before it.
-
-    The last is no setting: runs of a class share its class images, so only the first
-    of them draws any.
-
-    Returns:
-        What is done, and the job with it.
-    """
-    found = []
-    job = _seldom_shown(job)
-    found.append(("previews before and after, none between", job))
-    job = _few_steps(job)
-    found.append(("the few-step solver dpmpp_2m", job))
-    job = _more_at_once(job)
-    found.append((f"{MORE} times as many class images at once", job))
-    shared = dataclasses.replace(job.class_images, count=0)
-    job = dataclasses.replace(job, class_images=shared)
-    found.append(("class images that an earlier run has drawn", job))
-    return found
-
-
 def fast(job: Job) -> Job:
-    """A job with all of these; class images are drawn if no run has drawn them."""
+    """A job with few previews, few-step sampling and larger groups."""
     return _more_at_once(_few_steps(_seldom_shown(job)))
 
 

@@ -1,4 +1,4 @@
-"""How much memory a device has, and how many bytes arrays take on each."""
+"""Memory of a device, and the bytes that arrays take on it."""
 
 import math
 import os
@@ -11,7 +11,7 @@ from imagen_booth.distributed import sharding
 
 
 def size(tree: Any) -> int:
-    """Bytes of a tree of shapes, counted once."""
+    """Bytes of one copy of a tree of shapes."""
     return sum(
         math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
     )
@@ -23,16 +23,16 @@ def size_per_device(
     rules: Sequence[sharding.Rule] = (),
     part: str = "",
 ) -> int:
-    """Bytes of a tree of shapes on each device, placed as parameters are.
+    """Bytes on each device of a tree of shapes that is sharded like parameters.
 
     Args:
-        rules, part: as ``sharding.tree_shardings`` takes them.
+        rules, part: As in ``sharding.tree_shardings``.
     """
     return held(sharding.laid(tree, mesh, rules, part))
 
 
 def held(tree: Any) -> int:
-    """Bytes on each device of a tree of shapes that have their shardings."""
+    """Bytes on each device of a tree of shapes with shardings."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
@@ -40,7 +40,7 @@ def held(tree: Any) -> int:
 
 
 def available() -> int | None:
-    """Bytes that one device may use, or None where the backend does not tell.
+    """Bytes that one device may use; None if the backend does not report it.
 
     The devices of a CPU share the machine's memory.
     """

@@ -1,7 +1,7 @@
-"""Which process this is, how the processes of a job find each other, and what only
-one of them may do.
+"""Which process of a job this is, how processes find each other, and collectives.
 
-No other module asks jax about processes: code elsewhere takes (host, hosts).
+This is the only module that asks jax about processes: code elsewhere takes (host,
+hosts).
 """
 
 import contextlib
@@ -20,12 +20,12 @@ from jax.experimental import multihost_utils
 from imagen_booth.errors import InputError, StorageError
 from imagen_booth.storage import write_atomic
 
-# Seconds after which a process that says nothing counts as dead, which ends the
-# others, and that a process which is done waits for the others.  A connection that
+# Heartbeat timeout in seconds. A process silent for this long is treated as lost and
+# the job ends; a finished process waits this long for the others. A connection that
 # breaks is noticed at once.
 SILENCE = 60
 
-# What an operation over several hosts says when one of them is gone.
+# Parts of the messages that a collective operation raises when a host is gone.
 LOST_SIGNS = (
     "Connection closed by peer",
     "Connection reset by peer",
@@ -37,64 +37,74 @@ LOST_SIGNS = (
 
 
 def start(coordinator: str = "", processes: int = 0, process_id: int = -1) -> None:
-    """Joins the processes of a job; comes before jax meets any device.
+    """Joins the processes of a job. Call it before jax initialises its devices.
 
-    Without arguments the cluster is looked for, see ``cluster``; where there is none
+    Without arguments it looks for a cluster, see ``cluster``; where there is none,
     this process works alone.
 
     Args:
-        coordinator: ``HOST:PORT`` of process 0, reached by all.
-        processes: how many there are.
-        process_id: which of them this is, from 0.
+        coordinator: ``HOST:PORT`` of process 0, which every process can reach.
+        processes: Number of processes in the job.
+        process_id: Number of this process, from 0.
 
     Raises:
-        InputError: arguments that do not go together, or a cluster that does not
+        InputError: The arguments are incomplete or wrong, or the cluster does not
             answer.
     """
     given = (bool(coordinator), processes != 0, process_id != -1)
-    if any(given) and not all(given):
-        raise InputError(
-            "--coordinator, --processes and --process_id go together; give all three, "
-            "or none on a TPU VM, on GKE and under Slurm"
+    if any(given):
+        if not all(given):
+            raise InputError(
+                "--coordinator, --processes and --process_id go together; give all "
+                "three, or none on a TPU VM, on GKE and under Slurm"
+            )
+        _check_arguments(coordinator, processes, process_id)
+        _initialize(
+            coordinator,
+            coordinator_address=coordinator,
+            num_processes=processes,
+            process_id=process_id,
+            cluster_detection_method="deactivate",
         )
-    if all(given):
-        host, _, port = coordinator.rpartition(":")
-        if not host or not port.isdecimal():
-            raise InputError(
-                f"--coordinator={coordinator} should be HOST:PORT of process 0, such "
-                "as 10.0.0.2:8476"
-            )
-        if not 0 <= process_id < processes:
-            raise InputError(
-                f"--process_id={process_id} of --processes={processes} should be "
-                f"from 0 to {processes - 1}"
-            )
-        known: dict[str, Any] = {
-            "coordinator_address": coordinator,
-            "num_processes": processes,
-            "process_id": process_id,
-            "cluster_detection_method": "deactivate",
-        }
-        where = coordinator
-    else:
-        kind = cluster(os.environ, _has_chips())
-        if kind is None:
-            return
-        known, where = {"cluster_detection_method": kind}, f"this cluster ({kind})"
-    # jax's own service would take every SIGTERM for itself and know no SIGINT, and
-    # orbax asks it from a thread of its own with a stage's steps, which must not go
-    # back; the loop asks all hosts itself between steps, see ``any_host``.
+    elif kind := cluster(os.environ, _has_chips()):
+        _initialize(f"this cluster ({kind})", cluster_detection_method=kind)
+
+
+def _check_arguments(coordinator: str, processes: int, process_id: int) -> None:
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdecimal():
+        raise InputError(
+            f"--coordinator={coordinator} should be HOST:PORT of process 0, such as "
+            "10.0.0.2:8476"
+        )
+    if not 0 <= process_id < processes:
+        raise InputError(
+            f"--process_id={process_id} of --processes={processes} should be from 0 to "
+            f"{processes - 1}"
+        )
+
+
+def _initialize(name: str, **settings: Any) -> None:
+    """Connects to the other processes.
+
+    Args:
+        name: Name of the job's place, for the error.
+        settings: Arguments of ``jax.distributed.initialize``.
+    """
+    # jax's own preemption service would catch every SIGTERM and no SIGINT, and orbax
+    # queries it from its own thread with the steps of a stage, which must not go back.
+    # The loop asks all hosts itself between steps, see ``any_host``.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
-            **known,
+            **settings,
             heartbeat_timeout_seconds=SILENCE,
             shutdown_timeout_seconds=SILENCE,
         )
     except (OSError, RuntimeError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"the processes of {where} did not find each other: {reason}. Start the "
+            f"the processes of {name} did not find each other: {reason}. Start the "
             "same command on every host, or give --coordinator, --processes and "
             "--process_id"
         ) from error
@@ -104,7 +114,7 @@ def may_be_several(coordinator: str, processes: int, process_id: int) -> bool:
     """Whether ``start`` would look for other processes; wrong arguments look for none.
 
     Args:
-        coordinator, processes, process_id: as for ``start``.
+        coordinator, processes, process_id: As in ``start``.
     """
     if coordinator or processes or process_id != -1:
         return bool(coordinator) and 0 <= process_id < processes and processes > 1
@@ -112,7 +122,7 @@ def may_be_several(coordinator: str, processes: int, process_id: int) -> bool:
 
 
 def is_lost_host(error: BaseException) -> bool:
-    """Whether an error comes from another process that is gone."""
+    """Whether an error says that another process is gone."""
     text = str(error)
     return (
         isinstance(error, RuntimeError | ValueError)
@@ -123,15 +133,15 @@ def is_lost_host(error: BaseException) -> bool:
 
 
 def cluster(environ: Mapping[str, str], chips: bool) -> str | None:
-    """Where this process runs, by jax's name for it; None if it is alone.
+    """The cluster that this process is part of, by jax's name; None if it is alone.
 
     Args:
-        environ: of the process.
-        chips: whether this machine has TPU chips of its own.
+        environ: Environment of the process.
+        chips: Whether this machine has TPU chips of its own.
     """
-    if "SLURM_STEP_NODELIST" in environ and int(environ.get("SLURM_NTASKS", 1)) > 1:
+    if _is_slurm_task(environ):
         return "slurm"
-    # Set on GKE, and on hosted notebooks, where it names a single worker.
+    # GKE sets these, and so do hosted notebooks, where they name a single worker.
     for name in ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES"):
         if name in environ:
             several = int(environ.get("MEGASCALE_NUM_SLICES") or 1) > 1
@@ -142,13 +152,26 @@ def cluster(environ: Mapping[str, str], chips: bool) -> str | None:
     return None
 
 
+def _is_slurm_task(environ: Mapping[str, str]) -> bool:
+    """Whether Slurm started this process as one of several tasks of a step.
+
+    SLURM_NTASKS alone does not tell: in the shell of ``salloc -n2`` it is the size of
+    the allocation, while the shell is the only task of its step.
+    """
+    needed = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
+    sizes = ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")  # jax reads the second one
+    return all(name in environ for name in needed) and all(
+        environ.get(name, "").isdecimal() and int(environ[name]) > 1 for name in sizes
+    )
+
+
 def _has_chips() -> bool:
     devices = glob.glob("/dev/accel[0-9]*") + glob.glob("/dev/vfio/[0-9]*")
     return bool(devices) and importlib.util.find_spec("libtpu") is not None
 
 
 def index() -> int:
-    """Index of this process, 0 for the one that writes what is single."""
+    """Index of this process, from 0."""
     return jax.process_index()
 
 
@@ -158,12 +181,12 @@ def count() -> int:
 
 
 def is_first() -> bool:
-    """Whether this process writes what is written once."""
+    """Whether this is process 0, which writes the files that a job has once."""
     return index() == 0
 
 
 def wait(name: str) -> None:
-    """Holds every process until all have come to the point called ``name``."""
+    """Blocks until every process has reached the point called ``name``."""
     if count() > 1:
         multihost_utils.sync_global_devices(name)
 
@@ -184,26 +207,24 @@ def least(number: int) -> int:
 
 
 def check_shared(name: str, folder: epath.PathLike) -> None:
-    """Makes sure that all hosts see one and the same folder.
+    """Checks that all hosts see the same folder.
 
-    Process 0 leaves a file there and the others look for it.
+    Process 0 writes a file there and the others look for it.
 
     Args:
-        name: of the setting, for errors.
-        folder: local or ``gs://``; made if it is missing.
+        name: Name of the setting, for errors.
+        folder: Local or ``gs://`` folder; created if it is missing.
 
     Raises:
-        InputError: some host sees another folder.
-        StorageError: process 0 cannot write there.
-
-    Both are raised on every process, whichever found the fault.
+        InputError: A host sees another folder. Raised on every process.
+        StorageError: Process 0 cannot write there. Raised on every process.
     """
     if count() == 1:
         return
     mark = multihost_utils.broadcast_one_to_all(np.frombuffer(os.urandom(8), np.uint32))
     file = epath.Path(folder) / f".hosts-{np.asarray(mark).tobytes().hex()}"
     if is_first():
-        # Where this fails the file is missing, which is told below on every process.
+        # If this fails the file is missing, and every process raises the error below.
         with contextlib.suppress(StorageError):
             write_atomic(file, b"seen by every host")
     wait(f"mark in {name}")
@@ -220,14 +241,14 @@ def check_shared(name: str, folder: epath.PathLike) -> None:
 
 
 def check_same_files(name: str, folder: epath.PathLike) -> None:
-    """Makes sure that a folder holds the same files, by hash, on every host.
+    """Checks that a folder holds the same files, by hash, on every host.
 
     Args:
-        name: of the setting, for errors.
-        folder: local or ``gs://``; one that is missing counts as empty.
+        name: Name of the setting, for errors.
+        folder: Local or ``gs://`` folder; a missing one counts as empty.
 
     Raises:
-        InputError: some host has other files; raised on every process.
+        InputError: A host has other files. Raised on every process.
     """
     if count() == 1:
         return

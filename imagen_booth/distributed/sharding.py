@@ -1,9 +1,9 @@
 """The mesh, and the one rule that shards parameters over it.
 
-The batch is split over both axes of the mesh.  Every large array is split along
-its largest divisible dimension over ``fsdp`` (ZeRO-3); small ones are copies.  Rules
-of a config come before that: ``(pattern, spec)``, the first whose pattern fits the
-path of a parameter says how it is split, and its optimizer state and average follow.
+The batch is split over both axes of the mesh. A large array is split over ``fsdp``
+along its largest divisible dimension (ZeRO-3); small ones are replicated. Rules of a
+config, ``(pattern, spec)``, come first: the first pattern that matches the path of a
+parameter decides how it is split. Its optimizer state and average are split alike.
 """
 
 import re
@@ -18,9 +18,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from imagen_booth.errors import InputError
 
 AXES = ("data", "fsdp")
-PARTS = ("unet", "text")  # where the path of a parameter begins
+PARTS = ("unet", "text")  # the first name in the path of a parameter
 SMALL = 2**16  # elements; below this a copy is cheaper than gathering
-ROOM = 0.7  # share of a device's memory for what stays there; activations need the rest
+ROOM = 0.7  # share of a device's memory for resident arrays; activations use the rest
 
 Rule = tuple[str, tuple[str | None, ...]]
 
@@ -36,15 +36,15 @@ def make_mesh(
     """A ``('data', 'fsdp')`` mesh over all devices.
 
     Args:
-        data: copies of the parameters; -1 for whatever the other leaves.
-        fsdp: devices that share one copy; -1 for whatever the other leaves; 0 for
-            the fewest that hold ``need`` in ``ROOM`` of their memory, or all of them.
-        among: the devices; None for those that there are.
-        need: bytes of one copy of all that stays on the devices.
-        memory: bytes of one device; None where it does not tell, taken as enough.
+        data: Copies of the parameters; -1 for devices / fsdp.
+        fsdp: Devices that share one copy; -1 for devices / data; 0 for the fewest
+            that hold ``need`` in ``ROOM`` of their memory, or all of them.
+        among: Devices of the mesh; None for those of this job.
+        need: Bytes of one copy of all resident arrays.
+        memory: Bytes of one device; None, where unknown, counts as enough.
 
     Raises:
-        InputError: the sizes do not multiply to the number of devices.
+        InputError: The product of the sizes is not the number of devices.
     """
     devices = len(jax.devices() if among is None else among)
     if fsdp == 0:
@@ -60,7 +60,7 @@ def make_mesh(
         raise InputError(
             f"config.mesh=(data={data}, fsdp={fsdp}) does not use the {devices} "
             "devices there are; give two sizes whose product is that number, or -1 "
-            "for one of them, or fsdp=0 to have it chosen"
+            "for one of them, or fsdp=0 to choose it automatically"
         )
     # Explicit axes, jax's default, refuse the U-Nets' convolutions.
     return jax.make_mesh(
@@ -69,7 +69,7 @@ def make_mesh(
 
 
 def spec_of(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """Where an array of this shape is cut: the largest dimension that divides."""
+    """How an array of this shape is split: along its largest divisible dimension."""
     fsdp = mesh.shape["fsdp"]
     if fsdp == 1 or int(np.prod(shape)) < SMALL:
         return PartitionSpec()
@@ -82,15 +82,15 @@ def spec_of(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
 def spec_at(
     path: str, shape: tuple[int, ...], mesh: Mesh, rules: Sequence[Rule] = ()
 ) -> PartitionSpec:
-    """Where the parameter at ``path`` is cut: by the first rule for it, or ``spec_of``.
+    """How the parameter at ``path`` is split: by the first rule for it, or ``spec_of``.
 
     Args:
-        path: such as ``unet/down_0/conv/kernel`` or ``text/embedding``.
-        rules: patterns that a whole path has to match, and per dimension the axis of
-            the mesh that it is cut over, or None.
+        path: Path of the parameter, such as ``unet/down_0/conv/kernel``.
+        rules: Patterns that match a whole path, each with the mesh axis, or None, that
+            each dimension is split over.
 
     Raises:
-        InputError: a rule that this shape cannot follow.
+        InputError: The shape cannot follow its rule.
     """
     for number, (pattern, spec) in enumerate(rules):
         if not re.fullmatch(pattern, path):
@@ -104,8 +104,9 @@ def spec_at(
         for size, axis in zip(shape, spec, strict=True):
             if axis is not None and size % mesh.shape[axis]:
                 raise InputError(
-                    f"{where} cuts a dimension of {size} of {path} over {axis}, which "
-                    f"has {mesh.shape[axis]} devices; name a dimension that they divide"
+                    f"{where} splits a dimension of {size} of {path} over {axis}, "
+                    f"which has {mesh.shape[axis]} devices; name a dimension that "
+                    "they divide"
                 )
         while spec and spec[-1] is None:
             spec = spec[:-1]
@@ -118,14 +119,14 @@ def tree_shardings(
 ) -> Any:
     """Shardings for a tree of shapes, by ``spec_at``.
 
-    Optimizer state lies where its parameter does, as far as it has its shape.
+    Optimizer state of a parameter's shape is sharded like the parameter.
 
     Args:
-        abstract: parameters, or a ``TrainState``.
-        part: ``unet`` or ``text``, where the tree is the inside of that part.
+        abstract: Parameters, or a ``TrainState``.
+        part: ``unet`` or ``text`` if the tree holds the parameters of that part alone.
 
     Raises:
-        InputError: a rule that a parameter cannot follow.
+        InputError: A parameter cannot follow its rule.
     """
 
     def place(keys: tuple[Any, ...], leaf: Any) -> NamedSharding:
@@ -145,7 +146,7 @@ def tree_shardings(
 
 
 def placed(shapes: Any, shardings: Any) -> Any:
-    """A tree of shapes, each with its sharding of another tree."""
+    """A tree of shapes with the shardings of another tree."""
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(
             leaf.shape, leaf.dtype, sharding=where
@@ -156,16 +157,16 @@ def placed(shapes: Any, shardings: Any) -> Any:
 
 
 def laid(shapes: Any, mesh: Mesh, rules: Sequence[Rule] = (), part: str = "") -> Any:
-    """A tree of shapes, each with the sharding that ``tree_shardings`` gives it."""
+    """A tree of shapes with the shardings of ``tree_shardings``."""
     return placed(shapes, tree_shardings(shapes, mesh, rules, part))
 
 
 def _name(key: Any) -> Any:
-    """Of a step into a tree: a dict's key, a field, or a number."""
+    """Name of one entry of a tree path: a dict's key, a field, or an index."""
     for kind in ("key", "name", "idx"):
         if hasattr(key, kind):
             return getattr(key, kind)
-    raise TypeError(f"{key!r} is no step into a tree")
+    raise TypeError(f"{key!r} is not an entry of a tree path")
 
 
 def rows(mesh: Mesh) -> NamedSharding:
@@ -174,19 +175,19 @@ def rows(mesh: Mesh) -> NamedSharding:
 
 
 def copies(mesh: Mesh) -> NamedSharding:
-    """Sharding of arrays that every device holds whole."""
+    """Sharding of arrays that every device holds in full."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def put_rows(local: Any, mesh: Mesh) -> Any:
-    """This process's rows (numpy, first axis) to global arrays over the mesh."""
+    """Makes global arrays of this process's rows (numpy, first axis)."""
     return jax.tree.map(
         lambda leaf: jax.make_array_from_process_local_data(rows(mesh), leaf), local
     )
 
 
 def put_copies(tree: Any, mesh: Mesh) -> Any:
-    """Small arrays, the same on every process, to every device."""
+    """Copies small arrays, equal on every process, to every device."""
     return jax.device_put(tree, copies(mesh))
 
 

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a flag that long work checks between steps."""
+"""A flag that SIGINT and SIGTERM set, and long work checks between steps."""
 
 import signal
 from typing import Any
@@ -8,9 +8,12 @@ from imagen_booth.errors import Stopped
 
 
 class StopRequest:
-    """Turns SIGINT and SIGTERM into a flag that the work looks at between steps.
+    """Turns SIGINT and SIGTERM into a flag that the work checks between steps.
 
-    A second signal of the same kind acts as it always did.
+    A second signal of the same kind has its usual effect.
+
+    Attributes:
+        asked: Whether this process got a signal.
     """
 
     def __init__(self) -> None:
@@ -31,6 +34,9 @@ class StopRequest:
         signal.signal(number, self._before[number])
 
     def check(self) -> None:
-        """Raises Stopped if a signal came; used where there is nothing to save."""
+        """Raises Stopped on every process if one of them got a signal.
+
+        For work that has nothing to save.
+        """
         if processes.any_host(self.asked):
             raise Stopped("stopped as asked; run the same command again to go on")

@@ -1,8 +1,8 @@
-"""Stands by a process of several, because not all of its ends are Python's.
+"""Runs a process of a multi-host job as a child, to explain how it ended.
 
 When a host is lost, jax's coordination service aborts the processes of all others,
-and nothing in them can catch that.  So each of several processes is the child of one
-that only waits, hands signals on, and turns an abort into a sentence and a code.
+which Python cannot catch. So each of several processes is the child of a supervisor
+that only waits, forwards signals, and turns an abort into a message and an exit code.
 """
 
 import contextlib
@@ -18,14 +18,14 @@ LOST = (
     "another host was lost; run the same command on every host again to go on from "
     "the last checkpoint"
 )
-MARK = "IMAGEN_BOOTH_WATCHED"  # "PARENT:PIPE", of the child that is watched
+MARK = "IMAGEN_BOOTH_WATCHED"  # the child's variable: "PARENT:PIPE"
 DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux
 
 
 def supervise() -> None:
-    """Goes on in a child that is watched; the process that watches never returns.
+    """Continues in a supervised child process; the supervisor never returns.
 
-    Called early, before anything that should happen once.
+    Call it early, before anything that should happen only once.
     """
     parent, _, _ = os.environ.get(MARK, "").partition(":")
     if parent == str(os.getppid()):
@@ -37,29 +37,29 @@ def supervise() -> None:
         [sys.executable, *sys.orig_argv[1:]],
         env=os.environ | {MARK: f"{os.getpid()}:{write}"},
         pass_fds=(write,),
-        # A terminal's signals come here alone, and are handed on once.
+        # The terminal signals only the supervisor, which forwards each signal once.
         start_new_session=True,
     )
     os.close(write)
 
-    def hand_on(number: int, _: Any) -> None:
+    def forward(number: int, _: Any) -> None:
         child.send_signal(number)
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, hand_on)
+        signal.signal(number, forward)
     code = child.wait()
     if code == -signal.SIGABRT:
-        told = os.read(read, 1)
-        if not told:
+        recorded = os.read(read, 1)
+        if not recorded:
             print(LOST, file=sys.stderr, flush=True)
-        code = told[0] if told else AGAIN
-    os._exit(code if code >= 0 else 128 - code)  # as a shell has it
+        code = recorded[0] if recorded else AGAIN
+    os._exit(code if code >= 0 else 128 - code)  # 128 + signal, as in a shell
 
 
 def record_exit(code: int) -> None:
-    """Tells who watches, if anyone, the code that this process is about to end with.
+    """Tells the supervisor, if there is one, the exit code of this process.
 
-    It holds even if jax aborts the process on its way out.
+    The code holds even if jax aborts the process while it exits.
     """
     parent, _, pipe = os.environ.get(MARK, "").partition(":")
     if parent == str(os.getppid()):
@@ -68,7 +68,7 @@ def record_exit(code: int) -> None:
 
 
 def exit_lost() -> None:
-    """Ends this process at once: the others could not be waited for."""
+    """Ends this process at once: an ordinary exit would wait for the lost host."""
     print(LOST, file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -1,8 +1,7 @@
 """The programs of a job, compiled ahead of time for chips that need not be there.
 
-A program is made by the functions that a run makes it with, from shapes in place of
-arrays, and handed to the compiler. Where that refuses it for want of memory, the
-figures that it names are the answer.
+The functions of a run build each program from shapes in place of arrays. If the
+compiler refuses a program for lack of memory, its message contains the figures.
 """
 
 import dataclasses
@@ -16,7 +15,6 @@ from importlib import metadata
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from etils import epath
@@ -35,10 +33,10 @@ from imagen_booth.training import finetune, loop, optimizers
 from imagen_booth.training.loop import InitialState
 from imagen_booth.weights.load import network, shapes, to_frozen
 
-FORM = 2  # of what is cached; a new one makes the old ones be compiled again
+FORM = 2  # version of the cached answers; with a new one, programs compile again
 # The least of XLA's -1 to 1 for speed of the program. Compiling takes an eighth of the
-# time, and memory comes out a little above that of a program compiled as runs do it
-# (base step of imagen, v4: 19.7 GiB for 18.7). jax 0.11 has levels in its place.
+# time, and memory is a little above that of a program compiled as in a run (base step
+# of imagen on v4: 19.7 GiB instead of 18.7). jax 0.11 has levels instead.
 EFFORT = (
     {"exec_time_optimization_effort": -1.0}
     if hasattr(jax.config, "jax_exec_time_optimization_effort")
@@ -47,7 +45,7 @@ EFFORT = (
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _NUMBER = r"([\d.]+)([KMGT]?)(?:i?B)?"
-# The sentences in which the compiler for TPUs says how much is asked of how much.
+# How the TPU compiler reports the bytes that a program needs and the bytes there are.
 _REFUSALS = (
     rf"required for HLO temporaries \({_NUMBER}\) exceeds available HBM \({_NUMBER}\)",
     rf"Used {_NUMBER} of {_NUMBER} hbm",
@@ -56,27 +54,27 @@ _REFUSALS = (
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A program as it is given to the compiler.
+    """A program for the compiler.
 
     Attributes:
-        jitted: the function that a run calls.
-        inputs, named: its arguments, as shapes with shardings.
-        rows: rows of one call, on all devices.
-        parameters, optimizer: bytes of them among the inputs, on each device.
+        jitted: The function that a run calls.
+        inputs: Its positional arguments, as shapes with shardings.
+        named: Its keyword arguments, likewise.
+        parameters: Bytes of the parameters on each device.
+        optimizer: Bytes of the rest of the training state on each device.
     """
 
     jitted: Any
     inputs: tuple[Any, ...]
     named: dict[str, Any]
-    rows: int
     parameters: int
     optimizer: int
 
     def work(self, mesh: jax.sharding.Mesh) -> Cost:
-        """What one device does in one call, from the traced program.
+        """Work of one device in one call.
 
-        A device reads all parameters, whoever keeps them, and its share of the rows.
-        What devices tell each other is not counted.
+        A device reads all parameters, wherever they are stored, and its share of the
+        rows. Communication between devices is not counted.
         """
 
         def share(leaf: Any) -> Any:
@@ -92,27 +90,28 @@ class Program:
 
 @dataclasses.dataclass(frozen=True)
 class MemoryFigures:
-    """What the compiler says of a program, per device, in bytes.
+    """The compiler's figures for a program, per device, in bytes.
 
     Attributes:
-        arguments, outputs, aliased: of the program; aliased is what outputs share with
-            arguments. 0 where it was refused.
-        temporaries: all else that it keeps in memory while it runs.
-        peak: the most that is in use at once, or what was asked for in vain.
-        usable: what one device lets a program use.
-        refused: the compiler's own sentence, or empty.
-        seconds: that the compiler took, when it was asked, of its CPU threads all
-            together.
+        peak: Peak bytes in use, or the bytes requested when the compiler refused.
+        usable: Bytes of one device that a program may use.
+        arguments: Bytes of the arguments; this and the next three are 0 if the compiler
+            refused the program.
+        outputs: Bytes of the outputs.
+        aliased: Bytes that outputs share with arguments.
+        temporaries: Bytes of everything else in memory while the program runs.
+        refused: The compiler's refusal in its own words, or empty.
+        seconds: CPU seconds of the compiler, all threads together.
     """
 
-    arguments: int
-    outputs: int
-    aliased: int
-    temporaries: int
     peak: int
     usable: int
-    refused: str
-    seconds: float
+    arguments: int = 0
+    outputs: int = 0
+    aliased: int = 0
+    temporaries: int = 0
+    refused: str = ""
+    seconds: float = 0.0
 
 
 def train_step(
@@ -123,17 +122,17 @@ def train_step(
     dtype: Any,
     rules: Sequence[sharding.Rule] = (),
 ) -> Program:
-    """One step of fine-tuning a stage, as ``tune`` runs it."""
+    """One step of fine-tuning a stage."""
     stage = stage.tuned(tuning.hybrid)
     _, apply = network(cascade, stage.name, dtype)
     optimizer, start = _start(cascade, stage, tuning, mesh, rules)
     step_fn = finetune.make_finetune_step(
         finetune.make_loss(stage, apply, tuning), optimizer, tuning, 0
     )
-    pair = ImagePair(_black(stage.resolution), None)
+    pair = ImagePair(_blank_image(stage.resolution), None)
     if stage.low_resolution is not None:
-        pair = dataclasses.replace(pair, low=_black(stage.low_resolution))
-    rows = [pair.example(_silence(cascade))]
+        pair = dataclasses.replace(pair, low=_blank_image(stage.low_resolution))
+    rows = [pair.example(_blank_embedding(cascade))]
     data = finetune.batches(
         stage, tuning, rows, rows, seed=0, host=0, hosts=1, devices=mesh.size
     )
@@ -142,9 +141,8 @@ def train_step(
         loop.jit_step(step_fn, start.abstract),
         (start.abstract, batch),
         {},
-        rows=batch["image"].shape[0],
         parameters=device_memory.held(start.abstract.trainable),
-        optimizer=_besides(start),
+        optimizer=_other_state(start),
     )
 
 
@@ -157,16 +155,16 @@ def sampler(
     dtype: Any,
     rules: Sequence[sharding.Rule] = (),
 ) -> Program:
-    """Drawing ``rows`` pictures with a stage, as ``generate.draw_stage`` does."""
+    """Sampling ``rows`` images with a stage, as ``sample_stage`` does."""
     _, apply = network(cascade, stage.name, dtype)
     params = sharding.laid(shapes(cascade, stage.name), mesh, rules, "unet")
     low = stage.low_resolution
-    silence = _silence(cascade)
+    blank = _blank_embedding(cascade)
     batch = cascade_sampler.sampler_inputs(
-        [silence] * rows,
-        silence,
+        [blank] * rows,
+        blank,
         range(rows),
-        None if low is None else np.stack([_black(low)] * rows),
+        None if low is None else np.stack([_blank_image(low)] * rows),
         0.0,
         rows=rows,
         devices=mesh.size,
@@ -175,7 +173,6 @@ def sampler(
         cascade_sampler.sampler_program(stage, apply, config),
         (params,),
         _placed(batch, sharding.rows(mesh)),
-        rows=-(-rows // mesh.size) * mesh.size,
         parameters=device_memory.held(params),
         optimizer=0,
     )
@@ -187,32 +184,21 @@ def text_encoder(
     dtype: Any,
     rules: Sequence[sharding.Rule] = (),
 ) -> Program:
-    """Encoding ``embed.ROWS`` prompts, as ``embed`` does."""
+    """Encoding ``text_embeddings.ROWS`` prompts."""
     _, apply = network(cascade, "text", dtype)
-    kept = jax.eval_shape(
+    frozen = jax.eval_shape(
         lambda params: to_frozen(params, dtype), shapes(cascade, "text")
     )
-    params = sharding.laid(kept, mesh, rules, "text")
+    params = sharding.laid(frozen, mesh, rules, "text")
     tokens = np.zeros((text_embeddings.ROWS, cascade.text.length), np.int32)
     placed = _placed((tokens, tokens > 0), sharding.copies(mesh))
     return Program(
         jax.jit(apply),
         (params, *placed),
         {},
-        rows=text_embeddings.ROWS,
         parameters=device_memory.held(params),
         optimizer=0,
     )
-
-
-def parameters(
-    cascade: Cascade,
-    name: str,
-    mesh: jax.sharding.Mesh,
-    rules: Sequence[sharding.Rule] = (),
-) -> int:
-    """Bytes of a stage's parameters on each device."""
-    return device_memory.size_per_device(shapes(cascade, name), mesh, rules, "unet")
 
 
 def optimizer_state(
@@ -222,8 +208,8 @@ def optimizer_state(
     mesh: jax.sharding.Mesh,
     rules: Sequence[sharding.Rule] = (),
 ) -> int:
-    """Bytes on each device that training a stage holds besides its parameters."""
-    return _besides(_start(cascade, stage, tuning, mesh, rules)[1])
+    """Bytes on each device of a stage's training state, without its parameters."""
+    return _other_state(_start(cascade, stage, tuning, mesh, rules)[1])
 
 
 def _start(
@@ -233,7 +219,7 @@ def _start(
     mesh: jax.sharding.Mesh,
     rules: Sequence[sharding.Rule],
 ) -> tuple[optax.GradientTransformation, InitialState]:
-    """The optimizer of a tuning, and the state that it starts from."""
+    """The optimizer of a stage, and its initial training state."""
     optimizer = optimizers.build(tuning.optim, tuning.steps)
     params = {"unet": shapes(cascade, stage.name)}
     average = tuning.optim.ema > 0
@@ -242,19 +228,19 @@ def _start(
     )
 
 
-def _besides(start: InitialState) -> int:
-    """Bytes on each device of all in a state but its parameters."""
+def _other_state(start: InitialState) -> int:
+    """Bytes on each device of a training state, without its parameters."""
     return device_memory.held(start.abstract) - device_memory.held(
         start.abstract.trainable
     )
 
 
-def _black(side: int) -> np.ndarray:
+def _blank_image(side: int) -> np.ndarray:
     return np.zeros((side, side, 3), np.uint8)
 
 
-def _silence(cascade: Cascade) -> Embedding:
-    """A prompt that says nothing, in the shape of any."""
+def _blank_embedding(cascade: Cascade) -> Embedding:
+    """Zeros in the shape of an embedded prompt."""
     text = cascade.text
     return Embedding(
         np.zeros((text.length, text.encoder.width), np.float32),
@@ -263,7 +249,7 @@ def _silence(cascade: Cascade) -> Embedding:
 
 
 def _placed(arrays: Any, place: jax.sharding.NamedSharding) -> Any:
-    """Arrays as shapes, all in one sharding."""
+    """The shapes of arrays, all with one sharding."""
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         arrays,
@@ -277,24 +263,24 @@ def compile_program(
     cache: epath.Path,
     topology: str,
 ) -> MemoryFigures:
-    """Hands a program to the compiler, unless it has been asked before.
+    """Compiles a program, unless its figures are in the cache.
 
     Args:
-        mesh: of devices that need not be there.
-        usable: bytes of a device that a program may use.
-        cache: folder of answers, named by the program, compiler and topology.
-        topology: what the devices are.
+        mesh: Mesh of devices that need not be there.
+        usable: Bytes of a device that a program may use.
+        cache: Folder of answers by program, compiler and topology.
+        topology: Name of the devices.
     """
     with jax.set_mesh(mesh):
         lowered = program.jitted.lower(*program.inputs, **program.named)
     versions = [jax.__version__, *_libtpu(), topology, str(FORM)]
-    asked = "\n".join([*versions, lowered.as_text()])
-    path = cache / "aot" / f"{hashlib.sha256(asked.encode()).hexdigest()[:24]}.json"
+    question = "\n".join([*versions, lowered.as_text()])
+    path = cache / "aot" / f"{hashlib.sha256(question.encode()).hexdigest()[:24]}.json"
     if path.exists():
         return MemoryFigures(**json.loads(path.read_text()))
     start = time.process_time()
     try:
-        # A number, whatever the types of jax say.
+        # The effort is a number; the types of jax do not allow it.
         executable = lowered.compile(EFFORT)  # pyright: ignore[reportArgumentType]
         stats = executable.memory_analysis()
     except jax.errors.JaxRuntimeError as error:
@@ -309,8 +295,6 @@ def compile_program(
             temporaries=stats.temp_size_in_bytes,
             peak=used + stats.generated_code_size_in_bytes,
             usable=usable,
-            refused="",
-            seconds=0.0,
         )
     spent = round(time.process_time() - start, 1)
     figures = dataclasses.replace(figures, seconds=spent)
@@ -319,45 +303,24 @@ def compile_program(
 
 
 def parse_refusal(message: str) -> MemoryFigures:
-    """The figures in a compiler's refusal for want of memory.
+    """The figures in a compiler's refusal for lack of memory.
 
     Raises:
-        DoesNotFit: it names none that are understood.
-        RuntimeError: it refuses for another reason.
+        DoesNotFit: The message contains no known figures.
+        RuntimeError: The reason is another one.
     """
     if "RESOURCE_EXHAUSTED" not in message:
         raise RuntimeError(message)
     sentence = next(line for line in message.splitlines() if line.strip())
     for pattern in _REFUSALS:
         if match := re.search(pattern, message):
-            asked, asked_unit, usable, usable_unit = match.groups()
+            needed, needed_unit, usable, usable_unit = match.groups()
             return MemoryFigures(
-                arguments=0,
-                outputs=0,
-                aliased=0,
-                temporaries=0,
-                peak=int(float(asked) * _UNITS[asked_unit]),
+                peak=int(float(needed) * _UNITS[needed_unit]),
                 usable=int(float(usable) * _UNITS[usable_unit]),
                 refused=sentence.partition(": ")[2] or sentence,
-                seconds=0.0,
             )
     raise DoesNotFit(f"the compiler refuses a program: {sentence}")
-
-
-def usable_memory(device: Any) -> int:
-    """Bytes of one chip that a program may use, as its compiler says.
-
-    It is asked for far more than any chip has, and its refusal names what there is.
-    """
-    mesh = sharding.make_mesh(1, 1, [device])
-    much = jax.ShapeDtypeStruct(
-        (2**32, 2**10), jnp.float32, sharding=sharding.copies(mesh)
-    )
-    try:
-        jax.jit(lambda x: x + 1.0).lower(much).compile()
-    except jax.errors.JaxRuntimeError as error:
-        return parse_refusal(str(error)).usable
-    raise RuntimeError("a program of 32 TiB was accepted")
 
 
 def _libtpu() -> list[str]:

@@ -1,14 +1,14 @@
-"""What `doctor` looks at before a run: everything that can be told in seconds.
+"""The checks of `doctor`: everything about a job that can be checked in seconds.
 
-The functions of the run itself are asked wherever they can answer without computing,
-so that what is refused here is refused there.
+Wherever possible the checks call the functions of the run itself, so both refuse the
+same settings with the same message.
 """
 
 import contextlib
 import dataclasses
 import os
 import shutil
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -18,7 +18,7 @@ from imagen_booth.cascade import Cascade, Stage, by_name
 from imagen_booth.config.schema import Job
 from imagen_booth.data import photos
 from imagen_booth.diffusion import sampler
-from imagen_booth.distributed import device_memory, sharding
+from imagen_booth.distributed import device_memory
 from imagen_booth.errors import BoothError, DoesNotFit, InputError, StorageError
 from imagen_booth.preflight import class_noun, memory
 from imagen_booth.preflight.memory import StageCost
@@ -31,11 +31,11 @@ from imagen_booth.sampling.text_embeddings import cleaning_name, load_tokenizer
 from imagen_booth.text import caption_cleaning, prompts
 from imagen_booth.text.tokenizer import UNKNOWN, Tokenizer
 from imagen_booth.toybox import coverage
-from imagen_booth.train_state import Params
 from imagen_booth.training import mesh_choice, subject_photos, subject_prompts
 from imagen_booth.weights import load, placement
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
+LISTED = 20  # findings of one topic and level that are shown one by one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,10 +43,10 @@ class Finding:
     """One line of the doctor's report.
 
     Attributes:
-        topic: ``photos``, ``weights``, ...
-        level: ``ok``, ``warning``, or ``problem``, which a run would end with.
-        text: a sentence.
-        exit_code: what a run would exit with; 0 where it is no problem.
+        topic: Topic of the line: ``photos``, ``weights``, ...
+        level: ``ok``, ``warning``, or ``problem`` if a run would end with it.
+        text: One sentence.
+        exit_code: Exit code of a run with this problem; 0 otherwise.
     """
 
     topic: str
@@ -55,14 +55,31 @@ class Finding:
     exit_code: int = 0
 
 
+def shortened(findings: Sequence[Finding]) -> Iterator[Finding]:
+    """The first ``LISTED`` findings of each topic and level, then a count of the rest.
+
+    Problems are never left out.
+    """
+    total = Counter((each.topic, each.level) for each in findings)
+    seen = Counter[tuple[str, str]]()
+    for finding in findings:
+        kind = finding.topic, finding.level
+        seen[kind] += 1
+        if finding.level == PROBLEM or seen[kind] <= LISTED:
+            yield finding
+        elif seen[kind] == LISTED + 1:
+            rest = f"and {total[kind] - LISTED} more of this kind"
+            yield dataclasses.replace(finding, text=rest)
+
+
 class _Findings(list[Finding]):
-    """Collects findings under the topic of the moment."""
+    """A list of findings, and the topic of the next ones."""
 
     topic = ""
 
     @contextlib.contextmanager
     def about(self, topic: str) -> Iterator[None]:
-        """Turns an error meant for the user into a finding, and goes on after it."""
+        """Turns an error meant for the user into a finding."""
         self.topic = topic
         try:
             yield
@@ -79,11 +96,11 @@ class _Findings(list[Finding]):
 def check(
     job: Job, workdir: epath.Path, clip: str = "", judge: str = ""
 ) -> list[Finding]:
-    """Looks at everything a run of this job depends on; writes nothing.
+    """Checks everything that a run of this job depends on; writes nothing.
 
     Args:
-        workdir: where the run would live; need not exist.
-        clip, judge: weights of a classifier for the class noun, see ``noun_check``.
+        workdir: Run directory; it need not exist.
+        clip, judge: Weights of a classifier for the class noun, see ``class_noun``.
     """
     cascade = by_name(job.cascade).rematerialised(job.rematerialised())
     found = _Findings()
@@ -94,20 +111,12 @@ def check(
     with found.about("noun"):
         class_noun.check_class_noun(found, job, cascade, clip, judge)
     with found.about("identifier"):
-        subject_photos.check_class_noun(job.subject)
-        _check_words(found, job, cascade)
+        _check_identifier_and_prompts(found, job, cascade)
     with found.about("prior"):
         _check_prior(found, job, cascade)
     mesh = None
     with found.about("devices"):
-        mesh = mesh_choice.mesh_to_tune(cascade, job)
-        kind, dtype = (
-            jax.devices()[0].device_kind,
-            placement.activation_dtype(job.dtype),
-        )
-        sizes = " x ".join(f"{axis} {count}" for axis, count in mesh.shape.items())
-        found.ok(f"{mesh.size} x {kind} as {sizes}, {dtype} activations")
-
+        mesh = _check_devices(found, job, cascade)
     costs: dict[str, StageCost] = {}
     for stage in cascade.stages:
         with found.about(stage.name):
@@ -117,19 +126,40 @@ def check(
             _check_work(found, job, stage, cost)
     if mesh is not None:
         with found.about("memory"):
-            dtype = placement.activation_dtype(job.dtype)
-            text = jax.eval_shape(
-                lambda params: load.to_frozen(params, dtype),
-                load.shapes(cascade, "text"),
-            )
-            _check_memory(found, costs, text, mesh, job.mesh.rules)
+            _check_memory(found, job, cascade, costs, mesh)
     with found.about("disk"):
-        manifest = RunDirectory(workdir).manifest
-        if manifest:
-            status = manifest.get("status", "unknown")
-            found.ok(f"{workdir} holds a run ({status}); train would go on with it")
         _check_disk(found, job, cascade, costs, workdir)
     return found
+
+
+def _check_weights(found: _Findings, job: Job, cascade: Cascade) -> Cascade:
+    """Finds the weights of every network and checks their names and shapes.
+
+    Returns:
+        The cascade as the weights describe it, if all are there.
+    """
+    sources, described, before = dataclasses.asdict(job.weights), cascade, len(found)
+    for name in ("text", *(stage.name for stage in cascade.stages)):
+        with found.about("weights"):
+            place = load.find(cascade, name, sources[name])
+            if place is None:
+                found.warn(f"{name}: random weights; the pictures will be noise")
+                continue
+            if place.describes is not None:
+                described = described.having(place.describes)
+            place.matched(load.shapes(described, name))
+            size = in_bytes(device_memory.size(place.tensors))
+            found.ok(f"{name}: {size}, {place.where}; licence: {place.licence}")
+            if not place.pretrained:
+                found.warn(
+                    f"{name}: the metadata of the weights says they are untrained"
+                )
+    if any(each.level == PROBLEM for each in found[before:]):
+        return cascade
+    cascade = load.resolve(cascade, sources)
+    for warning in cascade_sampler.scheduler_warnings(job, cascade):
+        found.warn(warning)
+    return cascade
 
 
 def _check_photos(found: _Findings, job: Job, cascade: Cascade) -> None:
@@ -139,8 +169,8 @@ def _check_photos(found: _Findings, job: Job, cascade: Cascade) -> None:
         toy = subject_photos.toybox_subject(subject.photos)
         size = subject_photos.TOYBOX_PHOTO_SIZE
         found.ok(
-            f"the toy {toy.noun} number {toy.seed}, to be rendered at {size} x {size}; "
-            f"teaches {', '.join(stages) or 'no stage: none is tuned'}"
+            f"toy {toy.noun} number {toy.seed}, rendered at {size} x {size}; used for "
+            f"{', '.join(stages) or 'no stage: none is fine-tuned'}"
         )
         return
     try:
@@ -153,7 +183,7 @@ def _check_photos(found: _Findings, job: Job, cascade: Cascade) -> None:
     for photo in intake.photos:
         notes = "".join(f"; {note}" for note in photo.notes)
         found.ok(
-            f"{photo.name} ({photo.width} x {photo.height} {photo.format}) teaches "
+            f"{photo.name} ({photo.width} x {photo.height} {photo.format}) is used for "
             f"{', '.join(photo.stages) or 'no stage'}{notes}"
         )
     for refused in intake.refused:
@@ -164,11 +194,12 @@ def _check_photos(found: _Findings, job: Job, cascade: Cascade) -> None:
         found.warn(warning)
 
 
-def _check_words(found: _Findings, job: Job, cascade: Cascade) -> None:
+def _check_identifier_and_prompts(found: _Findings, job: Job, cascade: Cascade) -> None:
+    subject_photos.check_class_noun(job.subject)
     noun = job.subject.class_noun
     pieces = load_tokenizer(cascade, job.weights.vocabulary)
     name, ids, warnings = subject_prompts.choose_identifier(job, cascade, pieces)
-    how = "yours" if job.subject.identifier else "drawn"
+    how = "from the config" if job.subject.identifier else "drawn by the seed"
     tokens = f"token{'s' * (len(ids) != 1)} {', '.join(map(str, ids))}"
     instance = prompts.instance_prompt(name, noun)
     found.ok(f"{name!r}, {how}, {tokens}; the instance prompt is {instance!r}")
@@ -189,11 +220,11 @@ def _check_words(found: _Findings, job: Job, cascade: Cascade) -> None:
 def _check_prompt(
     found: _Findings, cascade: Cascade, pieces: Tokenizer, prompt: str, known: set[str]
 ) -> None:
-    """Warns of words that the encoder cannot read, and of what is cut off.
+    """Warns of words that the encoder cannot read, and of a prompt that is too long.
 
     Args:
-        prompt: cleaned.
-        known: words that are not looked at.
+        prompt: Cleaned prompt.
+        known: Words that are not checked.
     """
     words = [word for word in prompt.split() if word not in known]
     lost = [word for word in words if UNKNOWN in pieces.pieces(word)]
@@ -207,62 +238,43 @@ def _check_prompt(
     strange = [word for word in split if word not in lost and word.isalpha()]
     if strange and cascade.text.vocabulary == "embedded":
         found.warn(
-            f"{prompt!r}: the {cascade.name} cascade never read {', '.join(strange)}"
+            f"{prompt!r}: the vocabulary of {cascade.name} lacks {', '.join(strange)}"
         )
     count = len(pieces.pieces(prompt)) + 1
     if count > pieces.length:
         found.warn(
-            f"{prompt!r} is {count} tokens long; what follows the first "
-            f"{pieces.length} is cut off"
+            f"{prompt!r} has {count} tokens and is cut off after the first "
+            f"{pieces.length}; shorten it"
         )
 
 
 def _check_prior(found: _Findings, job: Job, cascade: Cascade) -> None:
-    """Warns of words of the toybox that the shipped weights were not taught."""
+    """Warns of words of the toybox that the shipped weights do not know."""
     missing = any(each.topic == "weights" and each.level == PROBLEM for each in found)
     if job.weights.base != "shipped" or missing:
         return
     knows = load.shipped_vocabulary(cascade)
-    asked = {"config.subject.class_noun": job.subject.class_noun}
-    asked |= {repr(template): template for template in job.pictures.prompts}
-    for where, text in asked.items():
+    texts = {"config.subject.class_noun": job.subject.class_noun}
+    texts |= {repr(template): template for template in job.pictures.prompts}
+    for where, text in texts.items():
         if lacking := coverage.beyond(text, knows):
             found.warn(
-                f"{where}: the shipped weights were not taught the "
-                f"{' and the '.join(lacking)}; pictures of it will be a guess"
+                f"{where}: the shipped weights were not trained on the "
+                f"{' and the '.join(lacking)}; pictures will not show it reliably"
             )
 
 
-def _check_weights(found: _Findings, job: Job, cascade: Cascade) -> Cascade:
-    """Looks for the weights of every part, and whether they fit.
-
-    Returns:
-        The cascade as the weights describe it, if they are all there.
-    """
-    sources, described, before = dataclasses.asdict(job.weights), cascade, len(found)
-    for name in ("text", *(stage.name for stage in cascade.stages)):
-        with found.about("weights"):
-            place = load.find(cascade, name, sources[name])
-            if place is None:
-                found.warn(f"{name}: random weights; the pictures will show nothing")
-                continue
-            if place.describes is not None:
-                described = described.having(place.describes)
-            place.matched(load.shapes(described, name))
-            size = in_bytes(device_memory.size(place.tensors))
-            found.ok(f"{name}: {size}, {place.where}; licence: {place.licence}")
-            if not place.pretrained:
-                found.warn(f"{name}: these weights are said to be untrained")
-    if any(each.level == PROBLEM for each in found[before:]):
-        return cascade
-    cascade = load.resolve(cascade, sources)
-    for warning in cascade_sampler.scheduler_warnings(job, cascade):
-        found.warn(warning)
-    return cascade
+def _check_devices(found: _Findings, job: Job, cascade: Cascade) -> jax.sharding.Mesh:
+    mesh = mesh_choice.mesh_to_tune(cascade, job)
+    kind = jax.devices()[0].device_kind
+    dtype = placement.activation_dtype(job.dtype)
+    sizes = " x ".join(f"{axis} {count}" for axis, count in mesh.shape.items())
+    found.ok(f"{mesh.size} x {kind} as {sizes}, {dtype} activations")
+    return mesh
 
 
 def _check_work(found: _Findings, job: Job, stage: Stage, cost: StageCost) -> None:
-    """What the stage has to compute, in floating-point operations."""
+    """Reports the FLOPs of a stage."""
     tuning, drawn = job.tuning(stage.name), getattr(job.pictures, stage.name)
     shown = len(job.pictures.prompts) * job.pictures.seeds
     pictures = shown * _picture(stage, drawn, cost)
@@ -280,11 +292,11 @@ def _check_work(found: _Findings, job: Job, stage: Stage, cost: StageCost) -> No
 
 
 def _picture(stage: Stage, config: sampler.SamplerConfig, cost: StageCost) -> float:
-    """Floating-point operations that one picture takes."""
+    """FLOPs of one picture."""
     if config.variance == "learned" and not stage.learned_variance:
         raise InputError(
-            f"a sampler of {stage.name} has variance='learned', but that network "
-            "predicts no variance; use 0.0"
+            f"a sampler of {stage.name} has variance='learned', but its network "
+            "predicts no variance; give variance=0.0"
         )
     calls = len(sampler.plan(stage.schedule, config).t)
     return calls * (2 if config.guidance != 1.0 else 1) * cost.row_flops
@@ -292,19 +304,23 @@ def _picture(stage: Stage, config: sampler.SamplerConfig, cost: StageCost) -> fl
 
 def _check_memory(
     found: _Findings,
+    job: Job,
+    cascade: Cascade,
     costs: dict[str, StageCost],
-    encoder: Params,
     mesh: jax.sharding.Mesh,
-    rules: Sequence[sharding.Rule],
 ) -> None:
-    """What lies on each device in every phase of a run, less activations."""
+    """Bytes on each device in every phase of a run, without activations."""
+    rules, dtype = job.mesh.rules, placement.activation_dtype(job.dtype)
+    encoder = jax.eval_shape(
+        lambda params: load.to_frozen(params, dtype), load.shapes(cascade, "text")
+    )
     text = device_memory.size_per_device(encoder, mesh, rules, "text")
     needs = {"text encoder": text}
     found.ok(f"text encoder: parameters {in_bytes(text)} on each device")
-    kept = 0
+    earlier = 0
     for name, cost in costs.items():
         params = device_memory.size_per_device(cost.params, mesh, rules, "unet")
-        parts = {"parameters": params, "stages before": kept}
+        parts = {"parameters": params, "earlier stages": earlier}
         if cost.training is not None:
             held = device_memory.size_per_device(cost.training, mesh, rules)
             parts["optimizer state"] = held - params
@@ -313,19 +329,20 @@ def _check_memory(
         needs[name] = sum(parts.values())
         listed = ", ".join(f"{part} {in_bytes(n)}" for part, n in parts.items() if n)
         found.ok(f"{name}: {listed}")
-        kept += params
+        earlier += params
     largest = max(needs, key=lambda name: needs[name])
     most, limit = in_bytes(needs[largest]), device_memory.available()
-    said = f"the most is {most} on each device, for {largest}; activations add to it"
+    peak = f"{largest} needs the most, {most} on each device, besides activations"
     if limit is None:
-        found.ok(f"{said}; this device does not tell how much it has")
+        found.ok(f"{peak}; the memory of this device is unknown")
     elif needs[largest] > limit:
         raise DoesNotFit(
             f"{largest} needs {most} on each device, which has {in_bytes(limit)}; use "
-            "more devices with a larger config.mesh.fsdp, or optim.name='adafactor'"
+            "more devices with a larger config.mesh.fsdp, or "
+            f"config.{largest}.optim.name='adafactor'"
         )
     else:
-        found.ok(f"{said}; a device has {in_bytes(limit)}")
+        found.ok(f"{peak}; a device has {in_bytes(limit)}")
 
 
 def _check_disk(
@@ -335,27 +352,32 @@ def _check_disk(
     costs: dict[str, StageCost],
     workdir: epath.Path,
 ) -> None:
-    """Free space against the most that the run writes."""
+    """Compares the free space with the most that the run writes."""
+    if manifest := RunDirectory(workdir).manifest:
+        status = manifest.get("status", "unknown")
+        found.ok(f"{workdir} holds a run ({status}); train would resume it")
     checkpoints = sum(
-        # One more than is kept is in flight; the last holds parameters twice.
+        # KEEP checkpoints, one being written, and the last has the parameters twice.
         (KEEP + 1) * device_memory.size(cost.training) + device_memory.size(cost.params)
         for cost in costs.values()
         if cost.training is not None
     )
     shown = len(job.pictures.prompts) * job.pictures.seeds
-    drawn, classes = 0, 0
+    pictures, classes = 0, 0
     for stage in cascade.stages:
         pixels = 3 * stage.resolution**2
-        drawn += shown * pixels
+        pictures += shown * pixels
         if job.tuning(stage.name).steps and job.tuning(stage.name).class_rows:
             classes += job.class_images.count * pixels
     wanted: dict[int, int] = defaultdict(int)
     for folder, need, what in (
-        (workdir, checkpoints + drawn, "checkpoints and pictures"),
+        (workdir, checkpoints + pictures, "checkpoints and pictures"),
         (layout.cache_folder(job.cache, workdir), classes, "class images"),
     ):
         if str(folder).startswith("gs://"):
-            found.ok(f"{folder}: up to {in_bytes(need)} of {what}; not measured there")
+            found.ok(
+                f"{folder}: up to {in_bytes(need)} of {what}; free space is unknown"
+            )
             continue
         place = epath.Path(os.path.abspath(folder))
         while not place.exists():
@@ -364,10 +386,10 @@ def _check_disk(
             raise StorageError(f"{place} cannot be written; give another --workdir")
         device, free = os.stat(place).st_dev, shutil.disk_usage(place).free
         wanted[device] += need
-        said = f"{folder}: up to {in_bytes(need)} of {what}, {in_bytes(free)} are free"
+        text = f"{folder}: up to {in_bytes(need)} of {what}, {in_bytes(free)} are free"
         if wanted[device] > free:
-            raise StorageError(f"{said}; free some, or give another --workdir")
-        found.ok(said)
+            raise StorageError(f"{text}; free some, or give another --workdir")
+        found.ok(text)
 
 
 def _count(cost: StageCost) -> str:

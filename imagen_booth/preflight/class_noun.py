@@ -1,4 +1,4 @@
-"""The doctor's look at the class noun: does it name what the photos show?"""
+"""Checks whether the class noun names what the photos show."""
 
 import tempfile
 from typing import Protocol
@@ -16,33 +16,33 @@ from imagen_booth.toybox import subjects as toys
 from imagen_booth.training import subject_photos
 
 CLIP = "clip_vit_b32"
-SIZE = 64  # pixels of a toy subject's photos, rendered to be looked at
+SIZE = 64  # pixels of the rendered photos of a toy subject
 
 
 class Findings(Protocol):
-    """Where the answer goes."""
+    """Receives the result."""
 
     def ok(self, text: str) -> None:
-        """Notes what is well."""
+        """Adds a finding without a fault."""
 
     def warn(self, text: str) -> None:
-        """Notes what is not."""
+        """Adds a warning."""
 
 
 def check_class_noun(
     found: Findings, job: Job, cascade: Cascade, clip: str, judge: str
 ) -> None:
-    """Says what the photos seem to show, and warns where the noun is far from it.
+    """Reports what the photos seem to show, and warns if the noun is far from it.
 
-    Says nothing where there is no classifier: CLIP's weights, or for a subject of the
-    toybox a judge. Photos that cannot be read are the business of others.
+    Without a classifier (CLIP's weights, or a judge for a subject of the toybox) it
+    reports nothing.
 
     Args:
-        clip: folder of CLIP ViT-B/32 in the hub's layout, or "".
-        judge: folder of a judge; "" for the one that ships, if one does.
+        clip: Folder of CLIP ViT-B/32 in the hub's layout, or "".
+        judge: Folder of a toybox judge; "" for the shipped one, if there is one.
 
     Raises:
-        InputError: weights that are not there or damaged, or no photos.
+        InputError: Weights are missing or damaged, or there are no photos.
     """
     given = job.subject.class_noun.strip()
     toy = job.subject.photos.startswith(subject_photos.TOYBOX_PREFIX)
@@ -61,16 +61,15 @@ def check_class_noun(
     else:
         mesh = sharding.make_mesh()
         part = protocol.load_network("clip", CLIP, clip, mesh)
-        with tempfile.TemporaryDirectory() as folder:  # the doctor leaves nothing
+        with tempfile.TemporaryDirectory() as folder:  # the doctor writes nothing
             cache = epath.Path(folder)
             seen = class_noun.guess_by_clip(images, given, part, cache=cache, mesh=mesh)
         if not part.pretrained:
-            found.warn("--clip=random: what follows means nothing")
-    said = seen.sentence(given)
+            found.warn("--clip=random: its answer is meaningless")
     if seen.far or not given:
-        found.warn(said)
+        found.warn(seen.sentence(given))
     else:
-        found.ok(said)
+        found.ok(seen.sentence(given))
 
 
 def _photos(job: Job, cascade: Cascade) -> list[np.ndarray]:

@@ -1,8 +1,8 @@
-"""What a job takes on chips that need not be there: memory and minutes.
+"""Memory and minutes of a job on chips that need not be there.
 
-Memory is the compiler's word on each program, and what lies beside it during a run.
-Minutes are the roofline's: a program takes as long as its arithmetic at the chip's
-peak, or as its memory traffic at the full bandwidth, whichever is longer.
+Memory is what the compiler reports for each program, and what a run holds beside it.
+Minutes are at the roofline: a program takes as long as its FLOPs at the chip's peak, or
+as its memory traffic at the full bandwidth, whichever is longer.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ from etils import epath
 from imagen_booth.cascade import Cascade
 from imagen_booth.config.schema import Job
 from imagen_booth.diffusion.sampler import SamplerConfig
+from imagen_booth.distributed import device_memory
 from imagen_booth.errors import InputError
 from imagen_booth.preflight import aot_compile
 from imagen_booth.preflight.aot_compile import MemoryFigures, Program
@@ -23,18 +24,19 @@ from imagen_booth.preflight.tpu_topology import Chip
 from imagen_booth.sampling import text_embeddings
 from imagen_booth.sampling.cascade_sampler import rows_at
 from imagen_booth.training import mesh_choice, previews
+from imagen_booth.weights.load import shapes
 
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """Where a job is to run.
+    """The chips that a job is planned for.
 
     Attributes:
-        name: of the topology.
-        chip: what one device can do.
-        devices: of all hosts.
-        usable: bytes of one device that a program may use.
-        dtype: of activations.
+        name: Name of the topology.
+        chip: Kind of each device.
+        devices: Devices of all hosts.
+        usable: Bytes of one device that a program may use.
+        dtype: Dtype of the activations.
     """
 
     name: str
@@ -47,15 +49,15 @@ class Machine:
         """The mesh that a run of a job would have.
 
         Raises:
-            InputError: it does not use these devices.
+            InputError: The job's mesh does not use these devices.
         """
         return mesh_choice.mesh_to_tune(cascade, job, self.devices, self.usable)
 
     def seconds(self, work: Cost, reached: float = 1.0) -> float:
-        """Of one device at the roofline.
+        """Seconds that one device takes at the roofline.
 
         Args:
-            reached: share of the peak arithmetic; 0.5 is what good programs reach.
+            reached: Share of the peak FLOP/s; good programs reach 0.5.
         """
         arithmetic = work.flops / (reached * self.chip.flops)
         return max(arithmetic, work.bytes / self.chip.bandwidth)
@@ -66,10 +68,11 @@ class Task:
     """Calls of one program in a run.
 
     Attributes:
-        what: of the work, for people.
-        part: the program's name, ``base.train``.
-        calls: how often it runs.
-        sampler, rows: of a program that draws.
+        what: Name of the work, for people.
+        part: Name of the program, such as ``base.train``.
+        calls: Number of calls.
+        sampler: Settings of a sampling program.
+        rows: Images per call of a sampling program.
     """
 
     what: str
@@ -81,31 +84,26 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class ProgramEstimate:
-    """One program on a machine.
+    """One program on a machine, per device.
 
     Attributes:
-        part: its name.
-        parameters, optimizer: bytes on each device.
-        beside: bytes on each device of what a run keeps there besides.
-        figures: the compiler's.
-        work: of one call, on each device.
-        seconds: of one call, at the roofline.
-        computed: the figures are reckoned from those for another machine.
+        part: Name of the program.
+        parameters: Bytes of its parameters.
+        optimizer: Bytes of its optimizer state.
+        resident: Bytes that a run holds besides while the program runs.
+        figures: Figures of the compiler.
     """
 
     part: str
     parameters: int
     optimizer: int
-    beside: int
+    resident: int
     figures: MemoryFigures
-    work: Cost
-    seconds: float
-    computed: bool = False
 
     @property
     def peak(self) -> int:
-        """Bytes in use on each device while it runs."""
-        return self.figures.peak + self.beside
+        """Peak bytes in use on each device."""
+        return self.figures.peak + self.resident
 
     @property
     def fits(self) -> bool:
@@ -114,19 +112,27 @@ class ProgramEstimate:
 
 
 @dataclasses.dataclass(frozen=True)
-class Known:
-    """A forecast that others are reckoned from, and what it was made for."""
+class TaskTime:
+    """Time of one task.
 
-    forecast: ProgramEstimate
-    machine: Machine
-    job: Job
+    Attributes:
+        task: The task.
+        flops: FLOPs on all devices.
+        minutes: Minutes at the roofline.
+        at_half: Minutes at half of the peak FLOP/s.
+    """
+
+    task: Task
+    flops: float
+    minutes: float
+    at_half: float
 
 
 def tasks(job: Job, cascade: Cascade) -> list[Task]:
-    """Everything that a run of a job computes on devices, in its order."""
+    """Everything that a run of a job computes on devices, in the order of the run."""
     prompts = len(job.pictures.prompts)
-    # The null text, the instance and the class prompt; and plain ones for stages that
-    # do not know the subject.
+    # The null text, the instance and the class prompt; and each prompt with and
+    # without the identifier.
     texts = 3 + 2 * prompts
     found = [Task("prompts", "text", -(-texts // text_embeddings.ROWS))]
     first = cascade.stages[0]
@@ -142,21 +148,21 @@ def tasks(job: Job, cascade: Cascade) -> list[Task]:
     pictures = []
     for stage in cascade.stages:
         name, tuning = stage.name, job.tuning(stage.name)
-        drawn = getattr(job.pictures, name)
+        config = getattr(job.pictures, name)
         rows = rows_at(stage, job.pictures.batch)
         sample = f"{name}.sample"
         if stage in priors:
-            config = job.class_images.sampler if stage is first else drawn
+            prior = job.class_images.sampler if stage is first else config
             group = job.class_images.group
             calls = job.class_images.count // group
-            found.append(Task("class images", sample, calls, config, group))
+            found.append(Task("class images", sample, calls, prior, group))
         if tuning.steps:
             found.append(Task("steps", f"{name}.train", tuning.steps))
             every = tuning.preview_every or tuning.steps
             shown = sum(previews.BASE_PICTURES) if stage is first else 2
             calls = 1 + -(-tuning.steps // every)
-            found.append(Task("previews", sample, calls, drawn, max(rows, shown)))
-        pictures.append(Task("pictures", sample, -(-images // rows), drawn, rows))
+            found.append(Task("previews", sample, calls, config, max(rows, shown)))
+        pictures.append(Task("pictures", sample, -(-images // rows), config, rows))
     return found + pictures
 
 
@@ -164,10 +170,10 @@ def parts_of(job: Job, cascade: Cascade, wanted: Sequence[str]) -> list[str]:
     """Names of a job's programs, in the order of a run.
 
     Args:
-        wanted: names, or the beginnings of some up to a point; none for all.
+        wanted: Names of programs or of stages; empty for all.
 
     Raises:
-        InputError: a name that is none.
+        InputError: The job has no program of a wanted name.
     """
     names = list(dict.fromkeys(task.part for task in tasks(job, cascade)))
     order = {"text": 0} | {stage.name: 1 + n for n, stage in enumerate(cascade.stages)}
@@ -204,168 +210,78 @@ def program(
 def estimate_program(
     part: str, job: Job, cascade: Cascade, machine: Machine, cache: epath.Path
 ) -> ProgramEstimate:
-    """Compiles a part's program, that with the most rows, and counts its work.
+    """Compiles the program of a part, the one with the most rows.
+
+    A program whose arguments alone exceed the memory is not compiled.
 
     Args:
-        cache: folder of earlier answers.
+        cache: Folder of earlier answers.
     """
     cascade = cascade.rematerialised(job.rematerialised())
     mesh = machine.mesh(cascade, job)
-    asked = _asked(part, job, cascade, mesh, machine.dtype)
-    held = asked.parameters + asked.optimizer
-    if held > machine.usable:
-        figures = MemoryFigures(
-            arguments=held,
-            outputs=0,
-            aliased=0,
-            temporaries=0,
-            peak=held,
-            usable=machine.usable,
-            refused="not compiled: what it is given is more than a device has",
-            seconds=0.0,
-        )
-    else:
-        figures = aot_compile.compile_program(
-            asked, mesh, machine.usable, cache, machine.name
-        )
-    beside = _beside(part, job, cascade, mesh)
-    return _forecast(part, asked, beside, figures, machine, mesh)
-
-
-def computed(
-    part: str, job: Job, cascade: Cascade, machine: Machine, known: Known
-) -> ProgramEstimate:
-    """A part on a machine, reckoned from what was compiled for another one.
-
-    What a program is given is known exactly from its shapes. Of its temporaries, the
-    gradients of a train step, at most as large as the parameters, are divided like
-    these, and the rest goes with the rows that a device works on. Buffers in which
-    parameters are gathered from other devices are not in it.
-    """
-    cascade = cascade.rematerialised(job.rematerialised())
-    mesh, before = machine.mesh(cascade, job), known.machine.mesh(cascade, known.job)
-    asked = _asked(part, job, cascade, mesh, machine.dtype)
-    first = _asked(part, known.job, cascade, before, machine.dtype)
-    figures, train = known.forecast.figures, part.endswith(".train")
-    rows = 1.0  # every device encodes all prompts
-    if part != "text":
-        rows = (asked.rows / mesh.size) / (first.rows / before.size)
-    gradients = min(first.parameters, figures.temporaries) if train else 0
-    inner = (figures.temporaries - gradients) * rows
-    held = asked.parameters + asked.optimizer
-    batch = figures.arguments - first.parameters - first.optimizer
-    temporaries = int(inner + gradients * asked.parameters / first.parameters)
-    figures = dataclasses.replace(
-        figures,
-        arguments=int(held + batch * rows),
-        outputs=0,
-        aliased=0,
-        temporaries=temporaries,
-        peak=int(held + batch * rows) + temporaries,
-        usable=machine.usable,
-        seconds=0.0,
-    )
-    beside = _beside(part, job, cascade, mesh)
-    made = _forecast(part, asked, beside, figures, machine, mesh)
-    return dataclasses.replace(made, computed=True)
-
-
-def _forecast(
-    part: str,
-    asked: Program,
-    beside: int,
-    figures: MemoryFigures,
-    machine: Machine,
-    mesh: jax.sharding.Mesh,
-) -> ProgramEstimate:
-    """With the work of the program, which is counted here."""
-    done = asked.work(mesh)
-    return ProgramEstimate(
-        part,
-        asked.parameters,
-        asked.optimizer,
-        beside,
-        figures,
-        done,
-        machine.seconds(done),
-    )
-
-
-def _asked(
-    part: str, job: Job, cascade: Cascade, mesh: jax.sharding.Mesh, dtype: Any
-) -> Program:
-    """The program of a part with the most rows, which needs the most memory."""
-    chosen = max(
+    largest = max(
         (task for task in tasks(job, cascade) if task.part == part),
         key=lambda task: task.rows,
     )
-    return program(chosen, job, cascade, mesh, dtype)
+    built = program(largest, job, cascade, mesh, machine.dtype)
+    held = built.parameters + built.optimizer
+    if held > machine.usable:
+        figures = MemoryFigures(
+            peak=held,
+            usable=machine.usable,
+            refused="not compiled: its arguments alone exceed the memory of a device",
+        )
+    else:
+        figures = aot_compile.compile_program(
+            built, mesh, machine.usable, cache, machine.name
+        )
+    return ProgramEstimate(
+        part=part,
+        parameters=built.parameters,
+        optimizer=built.optimizer,
+        resident=_resident(part, job, cascade, mesh),
+        figures=figures,
+    )
 
 
-def _beside(part: str, job: Job, cascade: Cascade, mesh: jax.sharding.Mesh) -> int:
-    """Bytes on each device that a run holds while a part's program runs.
+def _resident(part: str, job: Job, cascade: Cascade, mesh: jax.sharding.Mesh) -> int:
+    """Bytes on each device that a run holds while the program of a part runs.
 
-    Stages that are done wait for the pictures, and previews are drawn in the middle of
-    training.
+    These are the earlier stages, which wait for the pictures, and during a preview the
+    optimizer state of the stage itself.
     """
     name, _, kind = part.partition(".")
     if name == "text":
         return 0
-    names = [stage.name for stage in cascade.stages]
-    kept = 0
-    for before in names[: names.index(name)]:
-        kept += aot_compile.parameters(cascade, before, mesh, job.mesh.rules)
+    names, rules, held = [stage.name for stage in cascade.stages], job.mesh.rules, 0
+    for earlier in names[: names.index(name)]:
+        params = shapes(cascade, earlier)
+        held += device_memory.size_per_device(params, mesh, rules, "unet")
     if kind == "sample" and job.tuning(name).steps:
-        stage = cascade.stage(name)
-        kept += aot_compile.optimizer_state(
-            cascade, stage, job.tuning(name), mesh, job.mesh.rules
+        held += aot_compile.optimizer_state(
+            cascade, cascade.stage(name), job.tuning(name), mesh, rules
         )
-    return kept
+    return held
 
 
-@dataclasses.dataclass(frozen=True)
-class TaskTime:
-    """The share of a task in a job.
-
-    Attributes:
-        task: what is done.
-        flops: of it, on all devices.
-        minutes: at the roofline.
-        at_half: the same, with half of the peak arithmetic.
-    """
-
-    task: Task
-    flops: float
-    minutes: float
-    at_half: float
-
-
-def minutes(
-    job: Job, cascade: Cascade, machine: Machine, counted: dict[Any, Cost] | None = None
-) -> list[TaskTime]:
-    """How long each task of a job takes; nothing is compiled.
-
-    Args:
-        counted: programs whose work is known already, on the same machine; new ones are
-            added.
-    """
+def minutes(job: Job, cascade: Cascade, machine: Machine) -> list[TaskTime]:
+    """The time of each task of a job. Programs are traced; nothing is compiled."""
     cascade = cascade.rematerialised(job.rematerialised())
     mesh = machine.mesh(cascade, job)
-    counted = {} if counted is None else counted
+    counted: dict[Any, Cost] = {}  # tasks may share a program
     found = []
     for task in tasks(job, cascade):
-        name, _, kind = task.part.partition(".")
-        tuning = job.tuning(name) if kind == "train" else None
-        if tuning is not None:  # what is shown is no part of a step
-            tuning = dataclasses.replace(tuning, preview_every=0)
-        key = (task.part, task.sampler, task.rows, tuning, job.mesh)
+        key = (task.part, task.sampler, task.rows)
         if key not in counted:
-            asked = program(task, job, cascade, mesh, machine.dtype)
-            counted[key] = asked.work(mesh)
-        each = counted[key]
-        spent, at_half = (
-            task.calls * machine.seconds(each, reached) / 60 for reached in (1.0, 0.5)
+            built = program(task, job, cascade, mesh, machine.dtype)
+            counted[key] = built.work(mesh)
+        work = counted[key]
+        found.append(
+            TaskTime(
+                task=task,
+                flops=task.calls * work.flops * mesh.size,
+                minutes=task.calls * machine.seconds(work) / 60,
+                at_half=task.calls * machine.seconds(work, 0.5) / 60,
+            )
         )
-        flops = task.calls * each.flops * mesh.size
-        found.append(TaskTime(task, flops, spent, at_half))
     return found

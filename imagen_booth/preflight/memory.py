@@ -1,4 +1,4 @@
-"""What a job costs, told from shapes alone: bytes on each device, and arithmetic."""
+"""Shapes and FLOPs of a stage; nothing is computed or allocated."""
 
 import dataclasses
 from typing import Any
@@ -16,19 +16,19 @@ from imagen_booth.weights.load import network, shapes
 
 Shapes = dict[str, jax.ShapeDtypeStruct]
 
-BACKWARD = 2  # the backward pass does twice the arithmetic of the forward one
+BACKWARD = 2  # FLOPs of the backward pass, in forward passes
 
 
 @dataclasses.dataclass(frozen=True)
 class StageCost:
-    """One stage by its shapes.
+    """Shapes and FLOPs of one stage.
 
     Attributes:
-        params: parameter tree of shapes.
-        training: ``TrainState`` of shapes; None where it is not tuned.
-        batch: shapes of the rows of one step; empty where it is not tuned.
-        row_flops: of one forward pass on one image at the stage's resolution.
-        step_flops: of one optimizer step; 0 where it is not tuned.
+        params: Parameter tree of shapes.
+        training: ``TrainState`` of shapes; None if the stage is not fine-tuned.
+        batch: Shapes of the rows of one step; empty if the stage is not fine-tuned.
+        row_flops: FLOPs of a forward pass on one image at the stage's resolution.
+        step_flops: FLOPs of one optimizer step; 0 if the stage is not fine-tuned.
     """
 
     params: train_state.Params
@@ -41,17 +41,17 @@ class StageCost:
 def stage_cost(
     cascade: Cascade, stage: Stage, tuning: FineTuning, devices: int
 ) -> StageCost:
-    """Shapes and arithmetic of a stage; nothing is computed or allocated.
+    """Shapes and FLOPs of a stage.
 
-    The loss is traced as a step traces it, so settings that a step would refuse are
-    refused here.
+    The loss is traced as in a training step, so this refuses the settings that a step
+    would refuse.
 
     Args:
-        tuning: 0 steps leave the stage as it came.
-        devices: what the rows of a batch are divided over.
+        tuning: Settings of fine-tuning; with 0 steps the stage stays as it is.
+        devices: Number of devices that share the rows of a batch.
 
     Raises:
-        InputError: an optimizer, rate or loss weighting that is not known.
+        InputError: The optimizer, learning rate or loss weighting is not known.
     """
     _, apply = network(cascade, stage.name, jnp.float32)
     params = shapes(cascade, stage.name)
@@ -80,7 +80,7 @@ def stage_cost(
 
 
 def batch_shapes(cascade: Cascade, stage: Stage, rows: int) -> Shapes:
-    """A training batch as shapes, f32 images and text."""
+    """Shapes of a training batch with f32 images and text."""
     text, size = cascade.text, stage.train_size
     entries: dict[str, tuple[tuple[int, ...], Any]] = {
         "image": ((rows, size, size, 3), jnp.float32),

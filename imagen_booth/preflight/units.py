@@ -1,4 +1,4 @@
-"""Large numbers as people read them: three digits and a prefix."""
+"""Large numbers with three digits and a prefix."""
 
 
 def in_bytes(count: float) -> str:
@@ -15,7 +15,7 @@ def scaled(number: float, step: int) -> str:
     """``10.8 M`` for 10_804_528.
 
     Args:
-        step: between two prefixes, 1000 or 1024.
+        step: Ratio of two successive prefixes, 1000 or 1024.
     """
     for prefix in ("", "k" if step == 1000 else "K", "M", "G", "T", "P"):
         if number < step * 0.9995 or prefix == "P":
@@ -23,10 +23,3 @@ def scaled(number: float, step: int) -> str:
         number /= step
     digits = f"{number:.3g}" if number < 1000 else f"{number:.0f}"
     return f"{digits} {prefix}"
-
-
-def in_time(seconds: float) -> str:
-    """``3.2 ms``, ``12.5 s`` or ``4.1 min``."""
-    if seconds < 1:
-        return f"{1000 * seconds:.3g} ms"
-    return f"{seconds:.3g} s" if seconds < 100 else f"{seconds / 60:.3g} min"

@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# Runs a job of this repository on GKE, from a manifest whose ${VARIABLES} are set here.
+# Runs a job of this repository on GKE from a manifest, filling in its ${VARIABLES}.
 #
 #   launch/gke/job.sh run launch/gke/jobset.yaml      fine-tuning, one pod per host
 #   launch/gke/job.sh run launch/sample_job.yaml      a file of prompts
 #
-# run sends it, waits for its end and deletes it if it fails.  The parts by themselves:
+# run applies it, waits for its end and deletes it if it fails. Each part alone:
 #
-#   show MANIFEST      the manifest, filled in
-#   apply MANIFEST     sends it
-#   wait MANIFEST      until it is done (0) or failed (1)
+#   show MANIFEST      prints the manifest, filled in
+#   apply MANIFEST     starts the job
+#   wait MANIFEST      waits until it is done (0) or failed (1)
 #   logs MANIFEST      follows the logs of its pods
-#   delete MANIFEST    the job and its pods
+#   delete MANIFEST    deletes the job and its pods
 #
 # Variables: those that the manifest names, and
-#   PAUSE              seconds between looks; default 20
+#   PAUSE              seconds between two status queries; default 20
 set -euo pipefail
 
 say() { printf '%s\n' "$*" >&2; }
@@ -23,13 +23,13 @@ fail() {
   exit 2
 }
 
-# Only what is asked for by name is put in: a value is data, never a pattern.
-# shellcheck disable=SC2016 # the names stand in the manifest, not here
+# Only variables that the manifest names are replaced; a value is never a pattern.
+# shellcheck disable=SC2016 # the names are in the manifest, not here
 show() {
   local text name
   text=$(<"$1")
   for name in $(grep -v '^ *#' "$1" | grep -o '\${[A-Z_]*}' | tr -d '${}' | sort -u); do
-    [[ -n ${!name:-} ]] || fail "$name is not set, and $1 names it"
+    [[ -n ${!name:-} ]] || fail "$name is not set, and $1 needs it"
     [[ ${!name} != *$'\n'* ]] || fail "$name should be one line"
     text=${text//"\${$name}"/"${!name}"}
   done
@@ -48,7 +48,7 @@ wait_for() {
   local object conditions silent=0
   object=$(kind "$1")/$NAME
   while :; do
-    # A lost connection is not the job's end; a job that is gone is.
+    # A lost connection does not end the job; a job that is gone has ended.
     if conditions=$(kubectl get "$object" \
       '--output=jsonpath={.status.conditions[?(@.status=="True")].type}'); then
       silent=0
@@ -98,11 +98,11 @@ main() {
     *) fail "'$verb' is not known; use run, show, apply, wait, logs, delete or --help" ;;
   esac
   manifest=${2:-}
-  [[ -f $manifest ]] || fail "'$manifest' is no file; give a manifest after $verb"
-  [[ -n ${NAME:-} ]] || fail "NAME is not set; it names the job"
+  [[ -f $manifest ]] || fail "'$manifest' is not a file; give a manifest after $verb"
+  [[ -n ${NAME:-} ]] || fail "NAME is not set; give the name of the job"
   case $verb in
     run)
-      # Whatever is missing is said before anything is sent.
+      # Check for missing variables before anything starts.
       show "$manifest" > /dev/null
       trap clean_up EXIT
       trap 'exit 130' INT

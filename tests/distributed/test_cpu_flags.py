@@ -1,4 +1,4 @@
-"""Flags of XLA and the C library's: where they help, never against the user's own."""
+"""Flags of XLA and the C library: applied where they help, never over the user's."""
 
 import os
 import platform
@@ -25,7 +25,7 @@ OURS = (
         ("--xla_cpu_experimental_ynn_fusion_type=", None),
     ],
 )
-def test_the_flag_joins_what_the_user_said(before, after):
+def test_the_flag_is_added_to_the_users_flags(before, after):
     environment = {} if before is None else {"XLA_FLAGS": before}
     cpu_flags.prefer_fast_convolutions(environment)
     assert environment["XLA_FLAGS"] == (before if after is None else after)
@@ -41,28 +41,28 @@ def test_an_accelerator_is_left_alone(monkeypatch):
     assert environment == {}
 
 
-# Takes and gives back 512 MiB three times, and prints the pages of the last time.
+# Allocates and frees 512 MiB three times; prints the page faults of the last time.
 THRICE = """
 import resource
 import numpy as np
-from imagen_booth import cpu
+from imagen_booth.distributed import cpu_flags
 
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 if {keep}:
-    assert cpu.keep_memory()
+    assert cpu_flags.keep_memory()
 for _ in range(3):
     before = faults()
     np.ones(2**29, np.uint8)
-    taken = faults() - before
-print(taken)
+    last = faults() - before
+print(last)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="is for glibc")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has it")
 def test_memory_stays_with_the_process():
-    def taken(keep):
+    def faults(keep):
         done = subprocess.run(
             [sys.executable, "-c", THRICE.format(keep=keep)],
             capture_output=True,
@@ -71,7 +71,7 @@ def test_memory_stays_with_the_process():
         )
         return int(done.stdout)
 
-    assert taken(keep=True) * 2 < taken(keep=False)
+    assert faults(keep=True) * 2 < faults(keep=False)
 
 
 def test_this_jax_knows_the_flag():

@@ -1,4 +1,4 @@
-"""The mesh, the one rule of what is cut, and a step that does not notice either."""
+"""The mesh, the rule that shards arrays, and a sharded step equal to the plain one."""
 
 import jax
 import jax.numpy as jnp
@@ -48,11 +48,11 @@ def test_sizes_that_do_not_fit_are_refused(sizes):
         ((257, 259), P()),  # nothing divides
     ],
 )
-def test_large_arrays_are_cut_along_their_largest_dimension(shape, spec):
+def test_large_arrays_are_split_along_their_largest_dimension(shape, spec):
     assert sharding.spec_of(shape, sharding.make_mesh(2, 2)) == spec
 
 
-def test_one_share_cuts_nothing():
+def test_one_fsdp_device_splits_nothing():
     assert sharding.spec_of((1024, 1024), sharding.make_mesh(4, 1)) == P()
 
 
@@ -81,7 +81,7 @@ def squares(params, batch, key):
 
 @pytest.mark.parametrize("sizes", [(4, 1), (2, 2), (1, 4)])
 def test_a_sharded_step_is_the_same_step(sizes):
-    """Sums over devices have another order, so equal to rounding and no better."""
+    """Sums over devices have another order, so results agree up to rounding."""
     rng = np.random.default_rng(0)
     params = {
         "unet": {
@@ -131,12 +131,12 @@ def test_a_sharded_step_is_the_same_step(sizes):
         (70, 100, -1, (4, 1)),  # just fits in 0.7 of it
         (71, 100, -1, (2, 2)),
         (200, 100, -1, (1, 4)),
-        (10_000, 100, -1, (1, 4)),  # does not fit: the doctor says so
-        (10_000, None, -1, (4, 1)),  # a device that does not tell
-        (0, 100, 2, (2, 2)),  # what one size leaves
+        (10_000, 100, -1, (1, 4)),  # does not fit: doctor reports it
+        (10_000, None, -1, (4, 1)),  # a device of unknown memory
+        (0, 100, 2, (2, 2)),  # devices / data
     ],
 )
-def test_a_size_left_open_is_chosen_by_what_has_to_fit(need, memory, data, expected):
+def test_fsdp_is_chosen_by_the_memory_needed(need, memory, data, expected):
     mesh = sharding.make_mesh(data, 0, need=need, memory=memory)
     assert mesh.devices.shape == expected
 
@@ -158,19 +158,19 @@ RULES = (
         ("text/first/kernel", (256, 1024), P(None, "fsdp")),
     ],
 )
-def test_the_first_rule_for_a_path_comes_before_the_general_one(path, shape, spec):
+def test_the_first_matching_rule_overrides_the_general_one(path, shape, spec):
     assert sharding.spec_at(path, shape, sharding.make_mesh(2, 2), RULES) == spec
 
 
 @pytest.mark.parametrize(
-    ("path", "shape", "said"),
+    ("path", "shape", "message"),
     [
         ("unet/first/kernel", (4, 4, 4), r"rules\[0\].*2 dimensions.*first/kernel"),
         ("unet/first/kernel", (3, 4), r"rules\[0\].*dimension of 3 .*fsdp.* 2 devices"),
     ],
 )
-def test_a_rule_that_a_shape_cannot_follow_is_named(path, shape, said):
-    with pytest.raises(InputError, match=said):
+def test_a_rule_that_a_shape_cannot_follow_is_named(path, shape, message):
+    with pytest.raises(InputError, match=message):
         sharding.spec_at(path, shape, sharding.make_mesh(2, 2), RULES)
 
 

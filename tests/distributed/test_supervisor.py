@@ -1,4 +1,4 @@
-"""What a watched process's end becomes: its own code, or a sentence and 75."""
+"""A supervised process ends with its own exit code, or with a message and 75."""
 
 import os
 import pathlib
@@ -12,7 +12,11 @@ from paths import ROOT
 
 from imagen_booth.distributed import supervisor
 
-CHILD = "import os, signal, sys, time; from imagen_booth import watch; watch.over(); "
+CHILD = """
+import os, signal, sys, time
+from imagen_booth.distributed import supervisor
+supervisor.supervise()
+"""
 
 
 def start(then: str) -> subprocess.Popen:
@@ -26,26 +30,26 @@ def start(then: str) -> subprocess.Popen:
 
 
 @pytest.mark.parametrize(
-    ("then", "code", "said"),
+    ("then", "code", "message"),
     [
         ("print(sys.argv[1:])", 0, ""),
         ("sys.exit(4)", 4, ""),
         ("os.abort()", 75, supervisor.LOST),
-        ("watch.leave_lost()", 75, supervisor.LOST),
-        ("watch.note(5); os.abort()", 5, ""),
-        ("watch.note(0); os.abort()", 0, ""),
+        ("supervisor.exit_lost()", 75, supervisor.LOST),
+        ("supervisor.record_exit(5); os.abort()", 5, ""),
+        ("supervisor.record_exit(0); os.abort()", 0, ""),
         ("os.kill(os.getpid(), signal.SIGKILL)", 137, ""),
     ],
 )
-def test_how_a_watched_process_ends(then, code, said):
+def test_exit_code_of_a_supervised_process(then, code, message):
     with start(then) as process:
         out, err = process.communicate(timeout=600)
     assert process.returncode == code
-    assert err.strip() == said
+    assert err.strip() == message
     assert out.strip() == ("['word']" if "argv" in then else "")
 
 
-def test_signals_are_handed_on_once():
+def test_signals_are_forwarded_once():
     counting = (
         "seen = []; signal.signal(signal.SIGTERM, lambda *_: seen.append(1)); "
         "print('ready', flush=True); time.sleep(2); sys.exit(40 + len(seen))"
@@ -58,7 +62,7 @@ def test_signals_are_handed_on_once():
     assert process.returncode == 41
 
 
-def test_it_does_not_outlive_the_one_that_watches():
+def test_child_does_not_outlive_its_supervisor():
     with start("print(os.getpid(), flush=True); time.sleep(300)") as process:
         assert process.stdout is not None
         child = int(process.stdout.readline())
@@ -69,10 +73,10 @@ def test_it_does_not_outlive_the_one_that_watches():
             status = pathlib.Path(f"/proc/{child}/status").read_text()
             if "State:\tZ" in status:
                 break
-            assert time.monotonic() < end, "the child goes on alone"
+            assert time.monotonic() < end, "the child still runs"
             time.sleep(0.05)
 
 
-def test_nobody_watches_and_nothing_is_noted(monkeypatch):
+def test_exit_code_is_not_recorded_without_a_supervisor(monkeypatch):
     monkeypatch.setenv(supervisor.MARK, f"{os.getppid() + 1}:0")
     supervisor.record_exit(3)

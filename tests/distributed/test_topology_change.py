@@ -35,7 +35,7 @@ class Runs:
         self.photos = make_photos(folder / "photos", 0)
 
     def go(self, name: str, devices: int, *more: str, stop: int = 0) -> str:
-        """Starts a run, or goes on with it, up to ``stop``; what it said last."""
+        """Starts or resumes a run, up to step ``stop``; returns its last message."""
         command = (*ALONE, *settings(self.photos, self.folder / name, *FLAGS, *more))
         environ = {"JAX_COMPILATION_CACHE_DIR": str(self.folder / "cache" / "xla")}
         if stop:
@@ -47,7 +47,7 @@ class Runs:
     def copy(self, name: str, to: str) -> None:
         shutil.copytree(self.folder / name, self.folder / to)
 
-    def tuned(self, name: str) -> dict[str, np.ndarray]:
+    def trained(self, name: str) -> dict[str, np.ndarray]:
         params, step = checkpoints.read_params(epath.Path(self.folder) / name / "base")
         assert step == STEPS
         return train_state.flatten(params)
@@ -55,27 +55,27 @@ class Runs:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Runs:
-    """An undisturbed run on eight devices, and one stopped there after two steps."""
+    """A full run on eight devices, and another one stopped there after two steps."""
     runs = Runs(tmp_path_factory.mktemp("topologies"))
     runs.go("straight", 8, "--config.mesh.fsdp=2", "--profile")
-    said = runs.go("stopped", 8, "--config.mesh.fsdp=2", stop=2)
-    assert f"saved at step 2 of {STEPS} and stopped" in said
+    message = runs.go("stopped", 8, "--config.mesh.fsdp=2", stop=2)
+    assert f"saved at step 2 of {STEPS} and stopped" in message
     return runs
 
 
-def test_on_the_same_devices_it_ends_bit_for_bit_as_undisturbed(runs):
+def test_resumed_on_the_same_devices_it_is_bit_identical(runs):
     runs.copy("stopped", "same")
     runs.go("same", 8, "--config.mesh.fsdp=2")
     assert losses(runs.folder / "same") == losses(runs.folder / "straight")
-    expected = runs.tuned("straight")
-    for name, leaf in runs.tuned("same").items():
+    expected = runs.trained("straight")
+    for name, leaf in runs.trained("same").items():
         np.testing.assert_array_equal(leaf, expected[name], err_msg=name)
 
 
-def test_on_four_devices_and_then_on_one_it_ends_as_undisturbed(runs):
+def test_resumed_on_fewer_devices_its_losses_agree(runs):
     runs.copy("stopped", "fewer")
-    said = runs.go("fewer", 4, "--config.mesh.fsdp=4", stop=4)
-    assert f"saved at step 4 of {STEPS} and stopped" in said
+    message = runs.go("fewer", 4, "--config.mesh.fsdp=4", stop=4)
+    assert f"saved at step 4 of {STEPS} and stopped" in message
     runs.go("fewer", 1)
     expected, got = (losses(runs.folder / name) for name in ("straight", "fewer"))
     assert expected.keys() == got.keys()
@@ -95,7 +95,7 @@ def test_metrics_hold_the_times_of_host_and_device(runs):
         assert row["time/host_ms"] + row["time/device_ms"] <= whole * 1.01
 
 
-def test_a_trace_of_early_steps_is_left_where_it_was_asked_for(runs):
+def test_profile_writes_a_trace_of_early_steps(runs):
     traces = runs.folder / "straight" / "profile" / "base" / "plugins" / "profile"
     [folder] = traces.iterdir()
     kinds = {path.name.split(".", 1)[-1] for path in folder.iterdir()}

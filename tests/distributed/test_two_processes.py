@@ -1,4 +1,4 @@
-"""Processes over loopback, through the real command, against one process."""
+"""Two processes over loopback train as one process does, by the real command."""
 
 import json
 import signal
@@ -22,40 +22,41 @@ from imagen_booth.distributed.processes import SILENCE
 # Sums over devices may be taken in another order across processes.
 TOLERANCE = 1e-5
 
-# The command, in a process that fails as soon as it writes a file of the run, and
-# that tells which rows of the class images its devices drew.
+# Runs the command, fails as soon as process 1 writes a file of the run, and prints
+# which rows of each batch of images its devices sampled.
 WRITES_NOTHING = """
 import json, runpy, sys
 import numpy as np
-from imagen_booth import generate
-from imagen_booth.data import pictures
+from imagen_booth import storage
 
 def refuse(path, data):
     raise AssertionError(f"process 1 writes {path}")
 
-real = generate.program
-def program(stage, apply, config):
-    draw = real(stage, apply, config)
-    def told(params, *, seeds, **more):
-        shards = [np.asarray(shard.data) for shard in seeds.addressable_shards]
-        mine = np.concatenate(shards).tolist()
-        print("drew", json.dumps([seeds.shape[0], mine]))
-        return draw(params, seeds=seeds, **more)
-    return told
-generate.program = program
 if "--process_id=0" not in sys.argv:
-    pictures.write_atomic = refuse
+    storage.write_atomic = refuse
+from imagen_booth.sampling import cascade_sampler
+
+real = cascade_sampler.sampler_program
+def sampler_program(stage, apply, config):
+    sample = real(stage, apply, config)
+    def printing(params, *, seeds, **more):
+        shards = [np.asarray(shard.data) for shard in seeds.addressable_shards]
+        local = np.concatenate(shards).tolist()
+        print("sampled", json.dumps([seeds.shape[0], local]))
+        return sample(params, seeds=seeds, **more)
+    return printing
+cascade_sampler.sampler_program = sampler_program
 runpy.run_module("imagen_booth.train", run_name="__main__", alter_sys=True)
 """
 SHORT = ("--config.base.steps=2", "--config.base.log_every=1")
 
 
-def rows_drawn(out: str) -> list[tuple[int, list[int]]]:
-    """Of each batch of pictures: its rows on all hosts, and the seeds drawn here."""
+def rows_sampled(out: str) -> list[tuple[int, list[int]]]:
+    """Per batch of images: its rows on all hosts, and the seeds sampled on this one."""
     return [
-        tuple(json.loads(line.removeprefix("drew ")))
+        tuple(json.loads(line.removeprefix("sampled ")))
         for line in out.splitlines()
-        if line.startswith("drew ")
+        if line.startswith("sampled ")
     ]
 
 
@@ -83,8 +84,8 @@ def check_as_one(tmp_path, processes: int, per_process: int) -> None:
     assert len(list(classes.rglob("*.png"))) == 2
     assert not list(many.glob(".*"))  # neither marks nor half-written files
 
-    # The class images come first; every host draws rows of its own.
-    (rows, first), *others = [rows_drawn(each.out)[0] for each in ended]
+    # The class images come first; every host samples rows of its own.
+    (rows, first), *others = [rows_sampled(each.out)[0] for each in ended]
     shares = [first, *(mine for _, mine in others)]
     assert [len(share) for share in shares] == [rows // processes] * processes
     if rows == 2:  # else the batch is filled up with copies
@@ -134,18 +135,21 @@ MARGIN = 60  # seconds to notice and to end, on a machine that is busy
 
 
 def killed(tmp_path, victim: int) -> float:
-    """One of two hosts is killed after step 3 and both start again; the seconds it
-    took the other to end."""
+    """Kills one of two hosts after step 3 and starts both again.
+
+    Returns:
+        Seconds until the other host ended.
+    """
     photos, work = make_photos(tmp_path / "photos", 0), tmp_path / "run"
     command = (*ALONE, *settings(photos, work, *LONG))
     kill = [{}, {}]
     kill[victim] = {"SIGNAL_AT": "3", "SIGNAL": "SIGKILL"}
     with running(command, command, devices=1, environ=kill) as started:
-        _, told = started[victim].communicate(timeout=LIMIT)
+        _, err = started[victim].communicate(timeout=LIMIT)
         since = time.monotonic()
         _, said = started[1 - victim].communicate(timeout=SILENCE + MARGIN)
         took = time.monotonic() - since
-        assert started[victim].returncode == 128 + signal.SIGKILL, told
+        assert started[victim].returncode == 128 + signal.SIGKILL, err
         assert started[1 - victim].returncode == 75, said
         assert said.splitlines()[-1].startswith("another host was lost; run the same")
 
@@ -168,5 +172,5 @@ def test_a_killed_host_ends_the_other_and_both_go_on(tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_first_host_ends_the_other_and_both_go_on(tmp_path):
-    """With it goes the service that all others lean on, which aborts them."""
+    """It runs the coordination service; without it the others are aborted."""
     assert killed(tmp_path, 0) < SILENCE + MARGIN

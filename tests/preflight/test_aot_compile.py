@@ -1,4 +1,4 @@
-"""Programs built ahead of time are those of a run; what compilers answer is read."""
+"""Programs built ahead of time are those of a run; compilers' answers are parsed."""
 
 import dataclasses
 import functools
@@ -67,10 +67,9 @@ def test_train_step_is_the_one_that_a_run_compiles(name, data, fsdp, accumulate)
         )
         batch = loop._place(batches[5], mesh)
         real = loop.jit_step(step_fn, start.abstract).lower(start.make(), batch)
-        asked = aot_compile.train_step(CASCADE, stage, tuning, mesh, F32)
-        built = asked.jitted.lower(*asked.inputs, **asked.named)
+        program = aot_compile.train_step(CASCADE, stage, tuning, mesh, F32)
+        built = program.jitted.lower(*program.inputs, **program.named)
     assert built.as_text() == real.as_text()
-    assert asked.rows == batch["image"].shape[0]
 
 
 @pytest.mark.parametrize("name", ["base", "sr256"])
@@ -84,8 +83,8 @@ def test_sampler_is_the_one_that_a_run_compiles(name, monkeypatch):
     class Stop(Exception):
         pass
 
-    def program(*about):
-        """The real one, asked for its text in place of pictures."""
+    def record(*about):
+        """Records the lowered program in place of sampling."""
 
         def draw(params, **inputs):
             lowered.append(real(*about).lower(params, **inputs))
@@ -94,7 +93,7 @@ def test_sampler_is_the_one_that_a_run_compiles(name, monkeypatch):
         return draw
 
     real = cascade_sampler.sampler_program
-    monkeypatch.setattr(cascade_sampler, "sampler_program", program)
+    monkeypatch.setattr(cascade_sampler, "sampler_program", record)
     with jax.set_mesh(mesh), pytest.raises(Stop):
         cascade_sampler.sample_stage(
             stage,
@@ -110,10 +109,9 @@ def test_sampler_is_the_one_that_a_run_compiles(name, monkeypatch):
         )
     monkeypatch.undo()
     with jax.set_mesh(mesh):
-        asked = aot_compile.sampler(CASCADE, stage, config, 3, mesh, F32)
-        built = asked.jitted.lower(*asked.inputs, **asked.named)
+        program = aot_compile.sampler(CASCADE, stage, config, 3, mesh, F32)
+        built = program.jitted.lower(*program.inputs, **program.named)
     assert built.as_text() == lowered[0].as_text()
-    assert asked.rows == 4
 
 
 def test_rules_decide_what_a_device_holds():
@@ -128,36 +126,34 @@ def test_rules_decide_what_a_device_holds():
         ),
     ):
         assert make().parameters - make(rules).parameters == saved
-    for kept in (
-        functools.partial(aot_compile.parameters, CASCADE, "base", mesh),
-        functools.partial(aot_compile.optimizer_state, CASCADE, stage, tuning, mesh),
-    ):
-        assert kept() - kept(rules) >= saved
+    state = functools.partial(aot_compile.optimizer_state, CASCADE, stage, tuning, mesh)
+    assert state() - state(rules) >= saved
 
 
 def test_figures_of_a_compiled_program(tmp_path):
     """By the CPU's compiler, through the function that asks the TPU's."""
     mesh = sharding.make_mesh(4, 1)
     stage, tuning = CASCADE.stage("base"), JOB.base
-    asked = aot_compile.train_step(CASCADE, stage, tuning, mesh, F32)
+    program = aot_compile.train_step(CASCADE, stage, tuning, mesh, F32)
     cache = epath.Path(tmp_path)
-    found = aot_compile.compile_program(asked, mesh, 2**30, cache, "cpu")
-    state, batch = asked.inputs
+    found = aot_compile.compile_program(program, mesh, 2**30, cache, "cpu")
+    state, batch = program.inputs
     share = sum(leaf.size * leaf.dtype.itemsize // mesh.size for leaf in batch.values())
     held = device_memory.size_per_device(state, mesh)
-    assert held == asked.parameters + asked.optimizer
+    assert held == program.parameters + program.optimizer
     # Scalars are padded to a few bytes.
     assert found.arguments == pytest.approx(held + share, rel=0.01)
     assert found.aliased == pytest.approx(held, rel=0.01)
     assert found.peak >= found.arguments
     assert not found.refused
 
-    # Asked again, the answer comes from the folder, whatever it says by then.
+    # The next answer comes from the cache.
     (file,) = (tmp_path / "aot").iterdir()
-    told = json.loads(file.read_text()) | {"temporaries": 123}
-    file.write_text(json.dumps(told))
+    changed = json.loads(file.read_text()) | {"temporaries": 123}
+    file.write_text(json.dumps(changed))
     assert (
-        aot_compile.compile_program(asked, mesh, 2**30, cache, "cpu").temporaries == 123
+        aot_compile.compile_program(program, mesh, 2**30, cache, "cpu").temporaries
+        == 123
     )
     other = dataclasses.replace(tuning, optim=OptimConfig(lr=2e-3))
     again = aot_compile.train_step(CASCADE, stage, other, mesh, F32)
@@ -191,8 +187,8 @@ def test_sampler_works_in_proportion_to_its_steps():
     assert work(10, 3.0).bytes == pytest.approx(2 * work(5, 3.0).bytes, rel=0.05)
 
 
-def test_refusals_name_their_figures():
-    # As libtpu 0.0.42 put it for one v4 chip.
+def test_refusals_are_parsed():
+    # From libtpu 0.0.42, for one v4 chip.
     found = aot_compile.parse_refusal(
         "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for "
         "HLO temporaries (40.00G) exceeds available HBM (30.75G)."
@@ -212,7 +208,8 @@ def test_tpu_compiles_and_refuses(tmp_path):
 
     tpu_topology.prepare()
     (device,) = tpu_topology.devices(tpu_topology.parse("v4:1x1x1"))
-    usable, cache = aot_compile.usable_memory(device), epath.Path(tmp_path)
+    usable = int(tpu_topology.CHIPS["v4"].memory * 2**30)
+    cache = epath.Path(tmp_path)
     mesh = sharding.make_mesh(1, 1, [device])
     bf16 = jnp.dtype("bfloat16")
     stage = CASCADE.stage("base")

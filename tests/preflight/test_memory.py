@@ -1,4 +1,4 @@
-"""Bytes and arithmetic told from shapes, against closed forms."""
+"""Bytes and FLOPs from shapes, against closed forms."""
 
 import dataclasses
 
@@ -102,11 +102,11 @@ def test_rows_are_padded_to_the_devices_and_cost():
     assert one.step_flops == pytest.approx(one.row_flops * 3 * (1 + memory.BACKWARD))
 
 
-def test_a_stage_that_is_not_tuned_only_draws():
+def test_a_stage_without_fine_tuning_only_samples():
     untouched = cost("sr1024", steps=0)
     assert untouched.training is None
     assert untouched.step_flops == 0
-    # It is traced on its crops of 256 and draws whole pictures of 1024.
+    # It is traced on crops of 256 pixels and samples images of 1024.
     tuned = cost("sr1024")
     assert untouched.row_flops == tuned.row_flops
     assert tuned.row_flops * 3 * 3 == pytest.approx(16 * tuned.step_flops)
