@@ -4,10 +4,14 @@ An object store (``gs://``) has no append, no rename and no partial overwrite: a
 is written whole or not at all. Everything that writes goes through this module.
 """
 
+import contextlib
 import os
+import shutil
+import tempfile
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import IO
 
 from etils import epath
 
@@ -25,27 +29,49 @@ def is_object_store(path: epath.PathLike) -> bool:
 def write_atomic(path: epath.PathLike, data: bytes) -> None:
     """Writes a file that is either whole or absent, whenever the process dies.
 
+    Raises:
+        StorageError: The bytes cannot be written; the message names the path.
+    """
+    with open_atomic(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def open_atomic(path: epath.PathLike) -> Iterator[IO[bytes]]:
+    """Opens a file for writing that appears whole when the context ends.
+
     On a local disk the bytes go to a hidden file beside ``path``, which is then renamed
-    over it; parent folders are made. In an object store one upload does both.
+    over it; parent folders are made. For an object store they go to a temporary file,
+    which is then uploaded.
 
     Raises:
         StorageError: The bytes cannot be written; the message names the path.
     """
     path = epath.Path(path)
+    opened = _uploaded(path) if is_object_store(path) else _renamed(path)
     try:
-        if is_object_store(path):
-            path.write_bytes(data)
-        else:
-            _write_and_rename(path, data)
+        with opened as file:
+            yield file
     except OSError as error:
         raise StorageError(f"could not write {path}: {error}") from error
 
 
-def _write_and_rename(path: epath.Path, data: bytes) -> None:
+@contextlib.contextmanager
+def _uploaded(path: epath.Path) -> Iterator[IO[bytes]]:
+    with tempfile.TemporaryFile() as file:
+        yield file
+        file.seek(0)
+        with path.open("wb") as upload:
+            shutil.copyfileobj(file, upload)
+
+
+@contextlib.contextmanager
+def _renamed(path: epath.Path) -> Iterator[IO[bytes]]:
     beside = path.parent / f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_bytes(data)
+        with beside.open("wb") as file:
+            yield file
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)

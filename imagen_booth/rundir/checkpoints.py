@@ -20,6 +20,7 @@ from orbax.checkpoint import v1 as ocp
 
 from imagen_booth.distributed import processes
 from imagen_booth.errors import StorageError
+from imagen_booth.storage import is_object_store
 from imagen_booth.train_state import Params, TrainState
 
 log = logging.getLogger(__name__)
@@ -206,7 +207,7 @@ def _as_numpy(checkpoint: epath.Path) -> Any:
 def _absolute(directory: epath.PathLike) -> epath.Path:
     """As orbax wants it; ``gs://`` paths are so already."""
     path = os.fspath(directory)
-    return epath.Path(path if "://" in path else os.path.abspath(path))
+    return epath.Path(path if is_object_store(path) else os.path.abspath(path))
 
 
 def _newest(count: int) -> Any:

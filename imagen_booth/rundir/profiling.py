@@ -5,6 +5,8 @@ import tempfile
 import jax
 from etils import epath
 
+from imagen_booth.storage import write_atomic
+
 SETTLED = 2  # steps after the first program ran before the trace begins
 TRACED = 3  # steps in it
 
@@ -53,5 +55,4 @@ class Trace:
             jax.profiler.stop_trace()
             for path in epath.Path(local).glob("plugins/profile/*/*"):
                 to = self._folder / path.relative_to(local)
-                to.parent.mkdir(parents=True, exist_ok=True)
-                path.copy(to, overwrite=True)
+                write_atomic(to, path.read_bytes())

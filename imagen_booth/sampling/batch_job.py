@@ -181,18 +181,24 @@ def _open_sampler(
             total=count, desc=folder.name, unit="image", disable=not first
         ) as bar,
     ):
-        yield _BatchSampler(
+        index = ImageIndex(folder / "index.jsonl") if indexed and first else None
+        sampler = _BatchSampler(
             run,
             batch_plan.stage_passes(run, dtype),
             folder,
             batch=batch,
             mesh=mesh,
             dtype=dtype,
-            index=ImageIndex(folder / "index.jsonl") if indexed and first else None,
+            index=index,
             check_stop=stop.check,
             writers=writers,
             bar=bar,
         )
+        try:
+            yield sampler
+        finally:
+            if index is not None:
+                index.flush()
 
 
 def _unique(images: Iterable[PlannedImage], number: int) -> list[PlannedImage]:

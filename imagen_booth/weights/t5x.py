@@ -21,6 +21,7 @@ import tensorstore as ts
 from etils import epath
 
 from imagen_booth.errors import InputError
+from imagen_booth.storage import is_object_store
 from imagen_booth.weights.tensor_files import Index, Tensor, held
 
 FILE = "checkpoint"
@@ -56,18 +57,14 @@ def open_checkpoint(place: epath.Path) -> dict[str, Tensor] | None:
     return _Checkpoint(folder).tensors() if _exists(folder) else None
 
 
-def _remote(folder: epath.Path) -> bool:
-    return "://" in str(folder)
-
-
 def _store(folder: epath.Path) -> ts.KvStore:
     # Tensorstore reads gs:// without further packages; epath needs gcsfs.
-    path = str(folder) if _remote(folder) else f"file://{folder.resolve()}"
+    path = str(folder) if is_object_store(folder) else f"file://{folder.resolve()}"
     return ts.KvStore.open(f"{path}/").result()
 
 
 def _exists(folder: epath.Path) -> bool:
-    if _remote(folder):
+    if is_object_store(folder):
         return bool(_store(folder).list(ts.KvStore.KeyRange(FILE, f"{FILE}0")).result())
     path = folder / FILE
     return path.exists() and not path.is_dir() and path.stat().length > 0
@@ -82,7 +79,7 @@ class _Checkpoint:
 
     def tensors(self) -> dict[str, Tensor]:
         path = self._folder / FILE
-        if _remote(self._folder):
+        if is_object_store(self._folder):
             self._data: Any = self._store.read(FILE).result().value
             return self._read(io.BytesIO(self._data))
         with (
@@ -152,7 +149,7 @@ class _Checkpoint:
         shape, name = tuple(head.unpack()), head.unpack()
         dtype = np.dtype(jnp.bfloat16 if name == "bfloat16" else name)
         first = end - math.prod(shape) * dtype.itemsize
-        if _remote(self._folder):
+        if is_object_store(self._folder):
             flat = np.frombuffer(self._data[first:end], dtype)
             return held(flat.reshape(shape))
 

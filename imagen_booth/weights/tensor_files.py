@@ -10,7 +10,6 @@ import difflib
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -22,7 +21,8 @@ from jax.sharding import Mesh, NamedSharding
 from safetensors import SafetensorError, safe_open
 
 from imagen_booth.distributed import sharding
-from imagen_booth.errors import InputError, StorageError
+from imagen_booth.errors import InputError
+from imagen_booth.storage import is_object_store, open_atomic
 from imagen_booth.train_state import Params, flatten, unflatten
 
 Index = tuple[slice, ...]
@@ -259,7 +259,7 @@ def open_file(path: epath.PathLike) -> dict[str, Tensor]:
     """
     path = epath.Path(path)
     try:
-        return _open_remote(path) if "://" in str(path) else _open_local(path)
+        return _open_remote(path) if is_object_store(path) else _open_local(path)
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist; it should hold weights") from error
     except DAMAGED as error:
@@ -408,17 +408,9 @@ def save(
         }
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    beside = path.parent / f".{path.name}.{os.getpid()}.tmp"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with beside.open("wb") as file:
-            file.write(len(text).to_bytes(8, "little") + text)
-            for tensor in tensors.values():
-                kind = np.dtype(dtype or tensor.dtype)
-                data = copied(tensor.whole(), kind)
-                file.write(data.reshape(-1).view(np.uint8))
-        beside.replace(path)
-    except OSError as error:
-        raise StorageError(f"could not write {path}: {error}") from error
-    finally:
-        beside.unlink(missing_ok=True)
+    with open_atomic(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors.values():
+            kind = np.dtype(dtype or tensor.dtype)
+            data = copied(tensor.whole(), kind)
+            file.write(data.reshape(-1).view(np.uint8).data)
