@@ -58,15 +58,15 @@ class NounGuess:
     def sentence(self, given: str) -> str:
         """The guess in words, and what to do with the user's noun ``given``."""
         first = [f"{noun} ({share:.0%})" for noun, share in self.chances.items()][:3]
-        said = f"the photos look like {', '.join(first)}"
+        guess = f"the photos look like {', '.join(first)}"
         if not given:
-            return f"{said}; give --config.subject.class_noun={self.best}"
+            return f"{guess}; give --config.subject.class_noun={self.best}"
         if not self.known:
-            return f"{said}; the judge does not know the noun {given!r}"
+            return f"{guess}; the judge does not know the noun {given!r}"
         if not self.far:
-            return f"{said}; config.subject.class_noun={given!r} fits"
+            return f"{guess}; config.subject.class_noun={given!r} fits"
         return (
-            f"{said} and not like config.subject.class_noun={given!r} "
+            f"{guess} and not like config.subject.class_noun={given!r} "
             f"({self.chances[given]:.0%}): with a wrong noun the prior works against "
             f"the subject; give --config.subject.class_noun={self.best}, unless the "
             "classifier is wrong"

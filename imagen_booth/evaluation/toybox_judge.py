@@ -140,7 +140,7 @@ def shown(attributes: Attributes) -> dict[str, str]:
     return {name: word for name, word in found.items() if word is not None}
 
 
-def asked(attributes: Attributes) -> dict[str, str]:
+def requested_words(attributes: Attributes) -> dict[str, str]:
     """The words that a prompt with these attributes asks for.
 
     A prompt without a colour or a place accepts any. A prompt without a view, a style
@@ -153,7 +153,7 @@ def asked(attributes: Attributes) -> dict[str, str]:
 
 
 def answers(readings: Readings, number: int, wanted: Attributes) -> dict[str, bool]:
-    """Whether a picture shows each word that its prompt asks for, see ``asked``.
+    """Whether a picture shows each of the ``requested_words`` of its prompt.
 
     Args:
         readings: Readings of several pictures.
@@ -162,7 +162,7 @@ def answers(readings: Readings, number: int, wanted: Attributes) -> dict[str, bo
     """
     return {
         name: readings.words[name][number] == word
-        for name, word in asked(wanted).items()
+        for name, word in requested_words(wanted).items()
     }
 
 

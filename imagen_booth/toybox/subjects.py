@@ -112,15 +112,3 @@ def truth_scene(
     rng = np.random.default_rng((_SPACE, subject.seed, 2000 + take))
     shown = dataclasses.replace(asked, noun=subject.noun)
     return grammar.compose(subject.individual, shown, rng)
-
-
-def truth(
-    subject: ToyboxSubject,
-    prompt: str,
-    *,
-    size: int = 1024,
-    take: int = 0,
-    identifier: str = "[V]",
-) -> np.ndarray:
-    """The true picture of the subject for a prompt, uint8 [size, size, 3]."""
-    return render([truth_scene(subject, prompt, take, identifier)], size)[0]
