@@ -1,45 +1,57 @@
 """Scores pictures by DreamBooth's protocol: DINO, CLIP-I, CLIP-T, PRES, DIV.
 
-    python -m imagen_booth.evaluate --run=runs/dog --prompts=dreambench_living \\
+    python -m imagen_booth.sample --run=runs/dog --prompts=dreambench --seeds=4
+    python -m imagen_booth.sample --run=runs/dog --prompt="a [N]" --seeds=100 \\
+        --first_seed=1000000 --name=class
+    python -m imagen_booth.evaluate --run=runs/dog --prompts=dreambench \\
         --dino=DIR --clip=DIR --lpips=FILE
     python -m imagen_booth.evaluate --photos=DIR --prompts=dreambench \\
         --system=dalle=DIR --system=ours=DIR --dino=DIR --clip=DIR
 
-Of a run, the pictures in RUN/samples/PROMPTS are scored, and those in
-RUN/samples/class, which are drawn by sample --prompt="a [N]" --name=class, give PRES.
-Any folder of pictures can stand in the same table; with several subjects it has a
-folder for each, named as those in --photos.  A picture's prompt is told by an
-index.jsonl with file and prompt in each line, or by the number its name begins with
-(07_2.png is of the eighth prompt), or by the text "prompt" inside a PNG file.
+The pictures of a run are those in RUN/samples/PROMPTS. PRES needs pictures of the class
+alone, in RUN/samples/class: the second command makes them. Their seeds start at
+1000000, because they must not share noise with the class images of the training;
+evaluate refuses pictures that do.
 
-Weights are the hub's safetensors: see python -m imagen_booth.convert fetch.  'random'
-in place of weights tries the protocol.  Subjects of the toybox are scored by its judge.
-Leaves TO/evaluation.json and TO/evaluation.html.
+Folders of pictures by any other system can stand in the same table. With several
+subjects, such a folder has one folder per subject, named as those in --photos. The
+prompt of a picture comes from a line of index.jsonl with "file" and "prompt", or from
+the number its name begins with (07_2.png belongs to the eighth prompt), or from the
+text "prompt" in the metadata of the PNG file.
+
+The weights are the safetensors files of the hub: see python -m imagen_booth.convert
+fetch. 'random' in place of weights tries the protocol. The shipped judge scores toybox
+subjects. The results are TO/evaluation.json and TO/evaluation.html.
 """
 
 from absl import flags
 
 from imagen_booth import cli
 
-_RUN = flags.DEFINE_multi_string("run", [], "a finished run: DIR, or NAME=DIR")
-_NAME = flags.DEFINE_string("name", "", "folder in each run's samples")
-_IMAGES = flags.DEFINE_string("images", None, "a folder of pictures")
-_SYSTEM = flags.DEFINE_multi_string("system", [], "a folder of pictures: NAME=DIR")
+_RUN = flags.DEFINE_multi_string("run", [], "finished run: DIR, or NAME=DIR")
+_NAME = flags.DEFINE_string(
+    "name", "", "folder in RUN/samples; default that of --prompts"
+)
+_IMAGES = flags.DEFINE_string("images", None, "folder of pictures")
+_SYSTEM = flags.DEFINE_multi_string("system", [], "folder of pictures: NAME=DIR")
 _CLASS = flags.DEFINE_multi_string(
     "class_images",
     [],
     "pictures of the class alone, for PRES: NAME=DIR, or DIR with --images",
 )
 _PHOTOS = flags.DEFINE_string(
-    "photos", None, "photos of the subject or subjects; default those of the run"
+    "photos",
+    None,
+    "folder of the subject's photos, or of one folder per subject; default the "
+    "photos of the run",
 )
 _NOUN = flags.DEFINE_multi_string(
-    "noun", [], "what [N] stands for: NOUN, or SUBJECT=NOUN; DreamBench's are known"
+    "noun", [], "class noun, [N]: NOUN, or SUBJECT=NOUN; those of DreamBench are known"
 )
 _PROMPTS = flags.DEFINE_string(
     "prompts",
     None,
-    "a file of prompts, a suite, or 'dreambench' for the list that fits",
+    "file of prompts, suite, or 'dreambench' for the list that fits the class",
 )
 _DINO = flags.DEFINE_string("dino", None, "folder of facebook/dino-vits16, or random")
 _CLIP = flags.DEFINE_string("clip", None, "folder of openai/clip-vit-*, or random")
@@ -47,17 +59,15 @@ _CLIP_MODEL = flags.DEFINE_enum(
     "clip_model",
     "clip_vit_b32",
     ["clip_vit_b32", "clip_vit_b16", "clip_vit_l14"],
-    "which CLIP it is",
+    "which CLIP --clip holds",
 )
 _LPIPS = flags.DEFINE_string("lpips", None, "lpips_alex.safetensors, or random")
-_JUDGE = flags.DEFINE_string(
-    "judge", None, "folder of a judge of the toybox, or shipped"
-)
+_JUDGE = flags.DEFINE_string("judge", None, "folder of a toybox judge, or 'shipped'")
 _TO = flags.DEFINE_string(
-    "to", None, "folder of the result; default RUN/evaluation, or runs/evaluation"
+    "to", None, "folder of the results; default RUN/evaluation, or runs/evaluation"
 )
 _CACHE = flags.DEFINE_string(
-    "cache", None, "folder that keeps features; default cache beside the runs"
+    "cache", None, "folder for computed features; default 'cache' beside the runs"
 )
 
 

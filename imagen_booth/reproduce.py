@@ -1,13 +1,13 @@
-"""Runs the studies behind DreamBooth's claims on the toybox, and writes one page.
+"""Tests the claims of DreamBooth on the toybox, and writes one page of results.
 
     python -m imagen_booth.reproduce --quick
     python -m imagen_booth.reproduce --studies=prior,noun --workdir=runs/reproduce
 
 Studies: vanilla, sr, fidelity, prior, baselines (DreamBooth, no prior loss, Textual
-Inversion, prompts only), noun, identifier, photos, sampler (of class images). First
-comes the plan with its cost. In full this takes many hours; stopped, the same command
-goes on, and what a smaller extent has done counts. The result is DIR/reproduce.html
-and DIR/results.json.
+Inversion, prompts only), noun, identifier, photos, sampler (of class images). The
+command first logs the runs and their estimated cost. All studies take many hours. After
+a stop, the same command resumes; runs of a smaller --quick are used again. The results
+are DIR/reproduce.html and DIR/results.json.
 """
 
 import dataclasses
@@ -17,12 +17,18 @@ from absl import flags
 from imagen_booth import cli
 
 _WORKDIR = flags.DEFINE_string(
-    "workdir", "runs/reproduce", "where all runs live, local or gs://"
+    "workdir", "runs/reproduce", "folder of all runs and results, local or gs://"
 )
-_QUICK = flags.DEFINE_bool("quick", False, "two subjects, one seed, three counts")
-_SUBJECTS = flags.DEFINE_integer("subjects", None, "how many, of 8; most studies use 3")
-_SEEDS = flags.DEFINE_integer("seeds", None, "of each subject in prior; default 3")
-_STUDIES = flags.DEFINE_list("studies", None, "some of the studies; default all")
+_QUICK = flags.DEFINE_bool(
+    "quick", False, "two subjects, one seed, three numbers of photos"
+)
+_SUBJECTS = flags.DEFINE_integer(
+    "subjects", None, "number of subjects, 1 to 8; most studies use at most 3"
+)
+_SEEDS = flags.DEFINE_integer(
+    "seeds", None, "seeds of each subject in the study prior; default 3"
+)
+_STUDIES = flags.DEFINE_list("studies", None, "names of studies; default all")
 
 
 def main() -> None:
@@ -35,7 +41,7 @@ def main() -> None:
     from imagen_booth.experiments.runner import run_studies
 
     given = {"subjects": _SUBJECTS.value, "seeds": _SEEDS.value}
-    extent = dataclasses.replace(
+    size = dataclasses.replace(
         plan.QUICK if _QUICK.value else plan.FULL,
         **{name: value for name, value in given.items() if value is not None},
     )
@@ -44,7 +50,7 @@ def main() -> None:
         to_job(dreambooth("toybox")),
         epath.Path(_WORKDIR.value),
         names,
-        extent,
+        size,
         to_job(textual_inversion("toybox")).text,
     )
     print(f"open {page}")

@@ -19,6 +19,7 @@ from paths import ROOT
 from PIL import Image
 from reports.test_run_report import Page
 
+from imagen_booth import evaluate as evaluate_command
 from imagen_booth.config import build, presets
 from imagen_booth.data import image_files
 from imagen_booth.distributed import sharding
@@ -29,6 +30,7 @@ from imagen_booth.evaluation import (
     image_sets,
     preprocess,
     protocol,
+    run_images,
     toybox_judge,
 )
 from imagen_booth.evaluation.evaluate_systems import EvaluationRequest, Locations
@@ -74,8 +76,8 @@ def a_judge(tmp_path_factory):
     return folder
 
 
-def save(path, seed, **told):
-    image_files.save_png(path, noise(seed), told)
+def save(path, picture, **told):
+    image_files.save_png(path, noise(picture), told)
     return epath.Path(path)
 
 
@@ -102,7 +104,8 @@ def run(tmp_path):
             lines.append(json.dumps({"file": name, "prompt": asked}))
     (work / "samples" / "job" / "index.jsonl").write_text("\n".join(lines))
     for seed in range(2):
-        save(work / "samples/class/64" / f"{seed}.png", 50 + seed, prompt="a dog")
+        place = work / "samples/class/64" / f"{seed}.png"
+        save(place, 50 + seed, prompt="a dog", seed=str(run_images.FIRST_SEED + seed))
     return work
 
 
@@ -125,13 +128,13 @@ def test_every_score_is_that_of_plain_loops(small, run, tmp_path, a_judge):
     systems, _ = evaluate_systems.gather(EvaluationRequest(runs=[str(run)]))
     ((work,),) = systems.values()
     seen_files = image_sets.inspect_images([work])
-    through = FeatureNetworks(
-        **parts, judge=reader, cache=epath.Path(tmp_path), mesh=mesh, looks=seen_files
+    networks = FeatureNetworks(
+        **parts, judge=reader, cache=epath.Path(tmp_path), mesh=mesh, info=seen_files
     )
     assert [shot.prompt for shot in work.pictures] == [
         prompt for prompt in PROMPTS for _ in range(2)
     ]
-    found = protocol.pool_scores({"dog": [protocol.measure(work, through)]})
+    found = protocol.pool_scores({"dog": [protocol.measure(work, networks)]})
 
     def seen(flag, files):
         part = parts[flag]
@@ -204,10 +207,10 @@ def test_photos_among_themselves(small, run, tmp_path):
     part = protocol.load_network("dino", "dino_vits16", "random", mesh)
     files = tuple(run / "photos" / f"{number}.png" for number in range(3))
     subject = SubjectPhotos("dog", "dog", files)
-    looks = image_sets.inspect_images([ImageSet(subject, ())])
+    info = image_sets.inspect_images([ImageSet(subject, ())])
     cache = epath.Path(tmp_path)
-    through = FeatureNetworks(part, None, None, None, cache, mesh, looks)
-    found = protocol.measure_photos(subject, through)
+    networks = FeatureNetworks(part, None, None, None, cache, mesh, info)
+    found = protocol.measure_photos(subject, networks)
     recipe = preprocess.RECIPES["dino_vits16"]
     prepared = [preprocess.prepare(image_files.load_png(f), recipe) for f in files]
     seen = [np.asarray(part.apply(part.params, each[None]))[0] for each in prepared]
@@ -215,7 +218,7 @@ def test_photos_among_themselves(small, run, tmp_path):
     (values,) = found["dino"]
     assert values.mean() == pytest.approx(wanted, abs=1e-5)
     assert (
-        protocol.measure_photos(SubjectPhotos("dog", "dog", files[:1]), through) == {}
+        protocol.measure_photos(SubjectPhotos("dog", "dog", files[:1]), networks) == {}
     )
 
 
@@ -318,7 +321,7 @@ def test_features_are_kept(small, run, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("edit", "why"),
     [
-        (lambda r: (r / "manifest.json").unlink(), "not the work directory of a run"),
+        (lambda r: (r / "manifest.json").unlink(), "not the directory of a run"),
         (
             lambda r: (r / "manifest.json").write_text(
                 (r / "manifest.json").read_text().replace('"done"', '"running"')
@@ -337,7 +340,7 @@ def test_features_are_kept(small, run, tmp_path, monkeypatch):
         ),
         (
             lambda r: shutil.copytree(r / "samples/job", r / "samples/more"),
-            "has the jobs job, more; say which by --name",
+            "has the jobs job, more; choose one with --name",
         ),
     ],
 )
@@ -352,6 +355,48 @@ def test_runs_that_cannot_be_scored(run, tmp_path, edit, why):
         )
     assert why in str(error.value)
     assert not (tmp_path / "evaluation.json").exists()
+
+
+def with_seed(run, first, **changes):
+    """The run trained on ``changes``, its pictures of the class from a first seed."""
+    config = json.loads((run / "config.json").read_text()) | changes
+    (run / "config.json").write_text(json.dumps(config))
+    for number in range(2):
+        file = run / "samples/class/64" / f"{number}.png"
+        save(file, 50 + number, prompt="a dog", seed=str(first + number))
+    return EvaluationRequest(runs=[str(run)])
+
+
+@pytest.mark.parametrize(
+    ("trained", "first", "advised"),
+    [
+        (0, 0, 1_000_000),
+        (0, 3, 1_000_000),  # the last class image
+        (7, 6, 1_000_000),  # the first one
+        (999_999, 1_000_000, 1_000_003),
+    ],
+)
+def test_pictures_of_the_class_never_share_noise_with_class_images(
+    run, trained, first, advised
+):
+    """The tiny job trains on four class images, of seeds ``trained`` and up."""
+    asked = with_seed(run, first, seed=trained)
+    told = f"seeds {trained} to {trained + 3}.*--seeds=2 --first_seed={advised} "
+    with pytest.raises(InputError, match=told):
+        evaluate_systems.gather(asked)
+    evaluate_systems.gather(with_seed(run, advised))
+
+
+def test_any_seeds_do_where_no_class_image_was_trained_on(run):
+    base = json.loads((run / "config.json").read_text())["base"]
+    evaluate_systems.gather(with_seed(run, 0, base=base | {"class_rows": 0}))
+    file = run / "samples/class/64/0.png"
+    save(file, 50, prompt="a dog")  # says no seed
+    evaluate_systems.gather(with_seed(run, 4, base=base))
+
+
+def test_help_gives_the_first_seed():
+    assert f"--first_seed={run_images.FIRST_SEED} " in str(evaluate_command.__doc__)
 
 
 def test_prompts_of_a_suite_have_to_be_there(run):
@@ -469,7 +514,9 @@ def test_prompts_inside_pictures(tmp_path):
     assert [shot.prompt for shot in work.pictures] == ["A dog"]
     assert [file.name for file in work.skipped] == ["Thumbs.db"]
     save(tmp_path / "own/b.png", 2)
-    with pytest.raises(InputError, match="1 of 2 pictures do not say their prompt"):
+    with pytest.raises(
+        InputError, match="1 of 2 pictures have no prompt in their metadata"
+    ):
         evaluate_systems.gather(wanted)
 
 

@@ -21,7 +21,6 @@ from imagen_booth.evaluation.scores import Score
 from imagen_booth.experiments import (
     claims,
     cost,
-    detail,
     judge_readings,
     measure,
     plan,
@@ -45,16 +44,16 @@ def job():
     return build.to_job(presets.dreambooth("tiny"))
 
 
-def planned(job, extent=plan.FULL, names=plan.STUDIES):
-    studies = plan.plan(job, by_name("tiny"), HERE, names, extent, TEXT)
+def planned(job, size=plan.FULL, names=plan.STUDIES):
+    studies = plan.plan_studies(job, by_name("tiny"), HERE, names, size, TEXT)
     return {study.name: study.arms for study in studies}
 
 
 def test_the_plan_has_every_study_and_shares_runs(job):
     studies = planned(job)
     assert list(studies) == list(plan.STUDIES)
-    runs = plan.distinct(
-        plan.plan(job, by_name("tiny"), HERE, plan.STUDIES, plan.FULL, TEXT)
+    runs = plan.distinct_runs(
+        plan.plan_studies(job, by_name("tiny"), HERE, plan.STUDIES, plan.FULL, TEXT)
     )
     # prior 8 x 3 x 2, baselines and sr 8 x 2 more, then over 3 subjects: sampler 2,
     # noun 3, identifier 2, photos 4.
@@ -82,8 +81,10 @@ def test_the_plan_has_every_study_and_shares_runs(job):
 
 def test_the_quick_form_is_part_of_the_full_one(job):
     full, quick = (
-        plan.distinct(plan.plan(job, by_name("tiny"), HERE, plan.STUDIES, extent, TEXT))
-        for extent in (plan.FULL, plan.QUICK)
+        plan.distinct_runs(
+            plan.plan_studies(job, by_name("tiny"), HERE, plan.STUDIES, size, TEXT)
+        )
+        for size in (plan.FULL, plan.QUICK)
     )
     assert set(quick) <= set(full)
     assert len({run.subject for run in quick}) == 2
@@ -176,14 +177,14 @@ def test_studies_that_are_none(job, names):
         ({"seeds": 0}, "--seeds=0 should be 1 or more"),
     ],
 )
-def test_extents_that_are_none(settings, told):
+def test_sizes_that_are_none(settings, told):
     with pytest.raises(InputError, match=told):
         StudySize(**settings)
 
 
 def test_prompts_stay_within_what_was_taught():
-    assert plan.prompts({}) == plan.APPLICATIONS
-    known = plan.prompts(dataclasses.asdict(TIER_A))
+    assert plan.known_prompts({}) == plan.APPLICATIONS
+    known = plan.known_prompts(dataclasses.asdict(TIER_A))
     assert known["expression manipulation"] == ()
     assert known["art renditions"] == ("a painting of a [V] [N]",)
     assert "a [V] [N] in the desert" not in known["recontextualisation"]
@@ -191,12 +192,12 @@ def test_prompts_stay_within_what_was_taught():
 
 
 def test_the_plan_is_priced_without_what_is_shared_or_done(job, monkeypatch):
-    monkeypatch.setattr(cost, "run_flops", lambda studio, run, measured: 60.0)
-    monkeypatch.setattr(cost, "class_flops", lambda studio, job: 6000.0)
+    monkeypatch.setattr(cost, "run_flops", lambda store, run, measured: 60.0)
+    monkeypatch.setattr(cost, "class_image_flops", lambda store, job: 6000.0)
     names = ["prior", "noun"]
-    studies = plan.plan(job, by_name("tiny"), HERE, names, plan.QUICK, TEXT)
+    studies = plan.plan_studies(job, by_name("tiny"), HERE, names, plan.QUICK, TEXT)
     done = {studies[0].arms[plan.ON][0].name}
-    lines = cost.table(mock.Mock(), studies, done, (1.0, 0.02), 0).splitlines()
+    lines = cost.cost_table(mock.Mock(), studies, done, (1.0, 0.02), 0).splitlines()
     # 3 runs to go at a minute, and one set of class images: the other's run is done.
     assert lines[1].split() == ["prior", "4", "1", "103"]
     # No noun has no class images; the first subject's noun is a dog, the second's a
@@ -207,12 +208,12 @@ def test_the_plan_is_priced_without_what_is_shared_or_done(job, monkeypatch):
 
 
 def test_class_images_by_other_samplers_are_paid_for(job, monkeypatch):
-    monkeypatch.setattr(cost, "run_flops", lambda studio, run, measured: 0.0)
-    monkeypatch.setattr(cost, "class_flops", lambda studio, job: 60.0)
-    studies = plan.plan(
+    monkeypatch.setattr(cost, "run_flops", lambda store, run, measured: 0.0)
+    monkeypatch.setattr(cost, "class_image_flops", lambda store, job: 60.0)
+    studies = plan.plan_studies(
         job, by_name("tiny"), HERE, ["baselines", "sampler"], plan.QUICK, TEXT
     )
-    lines = cost.table(mock.Mock(), studies, (), (1.0, 0.02), 0).splitlines()
+    lines = cost.cost_table(mock.Mock(), studies, (), (1.0, 0.02), 0).splitlines()
     # Of two nouns: one set each by default, and one each by either other sampler.
     assert lines[1].split() == ["baselines", "8", "0", "2"]
     assert lines[2].split() == ["sampler", "4", "0", "4"]
@@ -220,11 +221,11 @@ def test_class_images_by_other_samplers_are_paid_for(job, monkeypatch):
 
 def test_inversion_costs_its_passes(job, tmp_path):
     """Counted in the program that is differentiated, of which weights are no part."""
-    studio = ImageStore(job, epath.Path(tmp_path))
-    cascade, stage = studio.cascade, studio.cascade.stage("base")
+    store = ImageStore(job, epath.Path(tmp_path))
+    cascade, stage = store.cascade, store.cascade.stage("base")
     text = dataclasses.replace(TEXT, subject_rows=4)
-    priced = cost.inversion_flops(studio, dataclasses.replace(job, text=text))
-    parts = {name: studio.part(name) for name in ("text", "base")}
+    priced = cost.inversion_flops(store, dataclasses.replace(job, text=text))
+    parts = {name: store.pretrained_part(name) for name in ("text", "base")}
     batch = memory.batch_shapes(cascade, stage, 4)
     tokens = jax.ShapeDtypeStruct((4, cascade.text.length), jnp.int32)
     batch = {name: batch[name] for name in ("image", "weight", "group")}
@@ -244,16 +245,33 @@ def test_inversion_costs_its_passes(job, tmp_path):
     assert 0.5 * priced < counted * text.steps < 1.5 * priced
 
 
+def test_no_measured_picture_shares_noise_with_a_class_image(job, tmp_path):
+    """Neither on the tiny cascade nor by the settings of the studies themselves."""
+    store = ImageStore(job, epath.Path(tmp_path))
+    requests = store.requests(["a [N]", "a [N] in the snow"], range(100), "", "dog")
+    assert [each.name for each in requests[99:101]] == ["00_99", "01_0"]
+    assert requests[0].seed == requests[100].seed
+    seeds = {request.seed for request in requests}
+    real = build.to_job(presets.dreambooth("toybox"))
+    studies = plan.plan_studies(
+        real, by_name("toybox"), HERE, plan.STUDIES, plan.FULL, TEXT
+    )
+    for run in plan.distinct_runs(studies):
+        first, count = run.job.seed, run.job.class_images.count
+        assert count >= 100
+        assert not seeds & set(range(first, first + count))
+
+
 def test_longer_fitting_costs_its_steps(job, tmp_path):
-    studio = ImageStore(job, epath.Path(tmp_path))
+    store = ImageStore(job, epath.Path(tmp_path))
     arms = planned(job, plan.QUICK)["noun"]
     short, long = (
-        cost.run_flops(studio, arms[arm][0], 7) for arm in (plan.WRONG, plan.WRONG_LONG)
+        cost.run_flops(store, arms[arm][0], 7) for arm in (plan.WRONG, plan.WRONG_LONG)
     )
-    stage = studio.cascade.stage("base")
-    step = memory.stage_cost(studio.cascade, stage, job.base, 4).step_flops
+    stage = store.cascade.stage("base")
+    step = memory.stage_cost(store.cascade, stage, job.base, 4).step_flops
     assert long - short == pytest.approx(2 * job.base.steps * step, rel=1e-6)
-    per_second, seconds = cost.rate(studio)
+    per_second, seconds = cost.measure_speed(store)
     assert per_second > 0
     assert 0 < seconds < 60
 
@@ -285,7 +303,7 @@ def test_where_subjects_differ_more_than_arms_pairs_decide():
             arm: {"pres": [np.array([value]) for value in some]}
             for arm, some in ((plan.OFF, one), (plan.ON, other))
         }
-        return claims.judged("prior", arms)[0]["verdict"]
+        return claims.verdicts("prior", arms)[0]["verdict"]
 
     assert found(spread + apart, spread) == claims.PAIRED
     assert found(spread, spread + apart) == claims.PAIRED_REVERSED
@@ -304,15 +322,15 @@ def test_claims_are_judged_from_values():
         plan.ON: {"pres": values(0.4, 0.5, 0.45), "div": values(0.1, 0.9, 0.5)},
         plan.OFF: {"pres": values(0.7, 0.8, 0.75), "div": values(0.1, 0.8, 0.5)},
     }
-    pres, div = claims.judged("prior", arms)
+    pres, div = claims.verdicts("prior", arms)
     assert pres["metric"] == "pres"
     assert pres["verdict"] == claims.SHOWN
     assert pres["difference"]["mean"] == pytest.approx(0.3)
     assert pres["difference"]["low"] == pytest.approx(0.3)
     assert div["verdict"] == claims.OPEN
-    assert claims.judged("noun", arms) == []
+    assert claims.verdicts("noun", arms) == []
     swapped = {plan.ON: arms[plan.OFF], plan.OFF: arms[plan.ON]}
-    assert claims.judged("prior", swapped)[0]["verdict"] == claims.REVERSED
+    assert claims.verdicts("prior", swapped)[0]["verdict"] == claims.REVERSED
 
 
 def test_every_claim_is_of_an_arm_that_is_run(job):
@@ -343,18 +361,22 @@ def test_high_frequency_error_of_a_wave(radians):
     flat = np.full((66, 66, 3), 77, np.uint8)
     truth = wave(100, radians)
     expected = 100 / np.sqrt(2) * (2 - 2 * np.cos(radians))
-    assert detail.error(flat, truth) == pytest.approx(expected, rel=0.01)
-    assert detail.error(truth, truth) == 0.0
-    assert detail.amount(flat, truth) == 0.0
-    assert detail.amount(wave(50, radians), truth) == pytest.approx(0.5, rel=0.02)
-    assert detail.error(wave(50, radians), truth) == pytest.approx(
+    assert measure.high_frequency_error(flat, truth) == pytest.approx(
+        expected, rel=0.01
+    )
+    assert measure.high_frequency_error(truth, truth) == 0.0
+    assert measure.high_frequency_ratio(flat, truth) == 0.0
+    assert measure.high_frequency_ratio(wave(50, radians), truth) == pytest.approx(
+        0.5, rel=0.02
+    )
+    assert measure.high_frequency_error(wave(50, radians), truth) == pytest.approx(
         expected / 2, rel=0.02
     )
 
 
 def test_a_shade_is_no_detail():
     ramp = np.broadcast_to(np.arange(66, dtype=np.uint8)[:, None, None], (66, 66, 3))
-    assert detail.error(ramp, np.zeros_like(ramp)) == 0.0
+    assert measure.high_frequency_error(ramp, np.zeros_like(ramp)) == 0.0
 
 
 def hand_made(folder):
@@ -436,7 +458,9 @@ def little(monkeypatch):
     monkeypatch.setattr(judge_readings, "CLASS_PICTURES", 2)
     monkeypatch.setattr(measure, "HELD_OUT", 4)
     monkeypatch.setattr(judge_readings, "TAKES", 1)
-    monkeypatch.setattr(runner, "taught", lambda _: dataclasses.asdict(TIER_A))
+    monkeypatch.setattr(
+        runner, "shipped_vocabulary", lambda _: dataclasses.asdict(TIER_A)
+    )
     blank = jnp.zeros((1, 64, 64, 3))
     params = Network(toybox_judge.CONFIG).init(jax.random.key(0), blank)["params"]
     monkeypatch.setattr(toybox_judge, "load", lambda: toybox_judge.Judge(dict(params)))

@@ -33,8 +33,10 @@ def corrupt(
 
 
 def level_to_time(level: Float[Array, " *shape"]) -> Float[Array, " *shape"]:
-    """Imagen's aug_level in [0, 1]: the time at which the cosine schedule has this
-    variance, sin^2(pi u / 2) = a."""
+    """Imagen's aug_level u in [0, 1] of variance a, where sin^2(pi u / 2) = a.
+
+    It is the time at which the cosine schedule has this variance.
+    """
     return jnp.arcsin(jnp.sqrt(level)) * (2.0 / np.pi)
 
 
@@ -46,19 +48,18 @@ def time_to_level(u: Float[Array, " *shape"]) -> Float[Array, " *shape"]:
 def if_level(n: Float[Array, " *shape"]) -> Float[Array, " *shape"]:
     """The variance 1 - abar_n at DeepFloyd IF's noise level n.
 
-    IF's levels are the integers 0..999; between them the variance is interpolated,
-    outside of them it stays at the end's.
+    IF's levels are the integers 0..999. The variance is interpolated between them and
+    constant outside.
     """
     variance = _if_variances(n.dtype)
     return jnp.interp(n, jnp.arange(len(variance), dtype=n.dtype), variance)
 
 
 def level_to_if(level: Float[Array, " *shape"]) -> Float[Array, " *shape"]:
-    """The noise level, between IF's integers, that its networks are told.
+    """The noise level that IF's networks take as input, between IF's integers.
 
-    IF's lowest level still has variance 4.13e-5, so anything cleaner has no number of
-    its own. It is told as 0, the cleanest that the networks know; how much noise is
-    really added, `corrupt` decides, and that can be less.
+    IF's lowest level, 0, still has variance 4.13e-5, and smaller variances map to it as
+    well. `corrupt` adds the noise of the true variance, which can be less.
     """
     variance = _if_variances(level.dtype)
     return jnp.interp(level, variance, jnp.arange(len(variance), dtype=level.dtype))

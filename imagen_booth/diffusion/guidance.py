@@ -1,4 +1,4 @@
-"""Classifier-free guidance, and keeping the guided picture in range.
+"""Classifier-free guidance, and thresholding of the guided picture.
 
 Source: Imagen, arXiv 2205.11487, sections 2.2 and 2.3.
 """
@@ -12,10 +12,10 @@ from imagen_booth.errors import InputError
 def combine(
     cond: Float[Array, " B *dims"], uncond: Float[Array, " B *dims"], w: float
 ) -> Float[Array, " B *dims"]:
-    """w cond + (1 - w) uncond: w = 1 is guidance off, exactly; above 1 strengthens.
+    """w cond + (1 - w) uncond. At w = 1 this is exactly the conditional prediction.
 
-    For eps predictions, and for x0 and v alike, as all three are linear in each other
-    at the same z_t. Learned variances are not guided: take the conditional one.
+    The same rule serves eps, x0 and v, which are linear in each other at one z_t.
+    Learned variances are not guided: the sampler takes the conditional one.
     """
     return w * cond + (1.0 - w) * uncond
 
@@ -26,14 +26,15 @@ def threshold(
     ratio: float,
     cap: float | None = None,
 ) -> Float[Array, " B *dims"]:
-    """x0 as the sampler may use it: as it is, clipped, or dynamically thresholded.
+    """x0 without threshold, clipped, or dynamically thresholded.
 
     Args:
+      x0: Predicted pictures.
       kind: 'none', 'static' or 'dynamic'.
-      ratio, cap: of `dynamic_threshold`; the other kinds ignore them.
+      ratio, cap: Arguments of `dynamic_threshold`; the other kinds ignore them.
 
     Raises:
-      InputError: if there is no such kind.
+      InputError: The kind is not one of these.
     """
     if kind == "none":
         return x0
@@ -54,13 +55,13 @@ def static_threshold(x0: Float[Array, " B *dims"]) -> Float[Array, " B *dims"]:
 def dynamic_threshold(
     x0: Float[Array, " B *dims"], ratio: float, cap: float | None = None
 ) -> Float[Array, " B *dims"]:
-    """Clips each sample to [-s, s] and divides by s, its own brightest common value.
+    """Clips each sample to [-s, s] and divides by s, a quantile of its own |x0|.
 
     Args:
-      x0: f32 (the quantile needs more digits than bf16 has).
-      ratio: s is this quantile of the sample's |x0|, in [0, 1], between two pixels
-        by linear interpolation; never below 1.
-      cap: s is never above this. DeepFloyd IF has 1.5 at its first stage and 1 at its
+      x0: f32 pictures (the quantile needs more digits than bf16 has).
+      ratio: The quantile of |x0| that s is, in [0, 1], with linear interpolation; s is
+        at least 1.
+      cap: Upper bound of s. DeepFloyd IF has 1.5 in its first stage and 1 in its
         second, which is a static threshold.
 
     Returns:

@@ -1,11 +1,11 @@
-"""Losses per example, and the sum of them that is minimised.
+"""The loss of each example, and their weighted sum.
 
-A weight is a function w(logsnr) in front of the squared error *of eps*, whichever of
-eps, x0 and v the network predicts: its own error is turned into eps error first, by
+A weight is a function w(logsnr) that multiplies the squared error *of eps*, whichever
+of eps, x0 and v the network predicts. Errors of x0 and v are converted by
 
     |eps error|^2 = SNR |x0 error|^2 = alpha^2 |v error|^2      at the same z_t.
 
-So a named weight asks for the same loss from every network.
+So a weight means the same loss for every kind of prediction.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ WEIGHTS: dict[str, Callable[[Array], Array]] = {
     "eps": lambda logsnr: jnp.ones_like(logsnr),
     "x0": lambda logsnr: jnp.exp(-logsnr),
     "v": lambda logsnr: 1.0 + jnp.exp(-logsnr),
-    # min(1 + SNR, 10) on x0: that of v, with a ceiling, for networks that predict x0
+    # min(1 + SNR, 10) on x0: the weight of v with an upper bound, for x0 predictions
     "v_max_10": lambda logsnr: jnp.minimum(
         1.0 + jnp.exp(-logsnr), 10.0 * jnp.exp(-logsnr)
     ),
@@ -53,13 +53,14 @@ def per_example(
     """w(logsnr) times the mean squared error of eps, for each row.
 
     Args:
-      prediction: the network's output at z_t, of the given kind.
-      x0, eps: what z_t was made of.
-      logsnr: of each row's time.
-      weight: a name of `WEIGHTS`.
+      prediction: The network's output at z_t.
+      kind: The kind of prediction: 'eps', 'x0' or 'v'.
+      x0, eps: The picture and the noise in z_t.
+      logsnr: Log-SNR of each row.
+      weight: A name of `WEIGHTS`.
 
     Raises:
-      InputError: if there is no such weight.
+      InputError: The weight is not in `WEIGHTS`.
     """
     if weight not in WEIGHTS:
         raise InputError(
@@ -75,12 +76,12 @@ def per_example(
 def weighted_sum(
     losses: Float[Array, " B"], weight: Float[Array, " B"]
 ) -> Float[Array, ""]:
-    """The loss of a batch whose weights were normalised when it was made.
+    """The loss of a batch: the sum of losses times the weights in the batch.
 
-    With 1/n_subject on the n_subject subject rows, lambda/n_class on the n_class
-    class rows and 0 on padding, this is the subject rows' mean plus lambda times the
-    class rows' mean: DreamBooth's loss with prior preservation (arXiv 2208.12242,
-    equation 2) for every make-up of the batch.
+    With 1/n_subject on the n_subject subject rows, lambda/n_class on the n_class class
+    rows and 0 on padding, it is the mean over subject rows plus lambda times the mean
+    over class rows: DreamBooth's loss with prior preservation (arXiv 2208.12242,
+    equation 2) for every composition of the batch.
     """
     return jnp.sum(losses * weight)
 

@@ -1,4 +1,4 @@
-"""The forward process, and the three things a network may predict about it.
+"""The forward process, and the three quantities a network may predict.
 
     z_t = alpha x0 + sigma eps                              (alpha^2 + sigma^2 = 1)
     v   = alpha eps - sigma x0
@@ -9,7 +9,7 @@ Any one of eps, x0 and v, together with z_t, gives the other two:
     from x0    eps = (z_t - alpha x0) / sigma
     from v     x0 = alpha z_t - sigma v,   eps = sigma z_t + alpha v
 
-Everywhere alpha and sigma are scalars or one number per row, [] or [B].
+Alpha and sigma are always scalars or one number per row, [] or [B].
 
 Source: Imagen, arXiv 2205.11487, section 2; v from arXiv 2202.00512, appendix D.
 """
@@ -25,7 +25,7 @@ def add_noise(
     alpha: Float[Array, "..."],
     sigma: Float[Array, "..."],
 ) -> Float[Array, " B *dims"]:
-    """z_t, the picture x0 under so much noise."""
+    """z_t = alpha x0 + sigma eps."""
     return _rows(alpha, x0) * x0 + _rows(sigma, x0) * eps
 
 
@@ -36,17 +36,19 @@ def convert(
     alpha: Float[Array, "..."],
     sigma: Float[Array, "..."],
 ) -> tuple[Float[Array, " B *dims"], Float[Array, " B *dims"]]:
-    """What a prediction made at xt says of both the picture and the noise.
+    """The picture and the noise that a prediction at xt implies.
 
     Args:
-      prediction: the network's output.
-      kind: 'eps', 'x0' or 'v', what it is meant to be.
+      prediction: The network's output.
+      kind: What it predicts: 'eps', 'x0' or 'v'.
+      xt: z_t.
+      alpha, sigma: Scales of picture and noise in z_t.
 
     Returns:
       (x0, eps), with alpha x0 + sigma eps = xt.
 
     Raises:
-      InputError: if there is no such kind.
+      InputError: The kind is not one of these.
     """
     alpha, sigma = _rows(alpha, xt), _rows(sigma, xt)
     if kind == "eps":
@@ -65,7 +67,7 @@ def target(
     alpha: Float[Array, "..."],
     sigma: Float[Array, "..."],
 ) -> Float[Array, " B *dims"]:
-    """What a network of this kind should have predicted."""
+    """The training target of a network that predicts `kind`."""
     if kind == "eps":
         return eps
     if kind == "x0":
@@ -76,7 +78,7 @@ def target(
 
 
 def _rows(scale: Array, like: Array) -> Array:
-    """One number per row, shaped to multiply a batch of pictures."""
+    """One number per row, reshaped to broadcast over a batch of pictures."""
     return scale.reshape(scale.shape + (1,) * (like.ndim - scale.ndim))
 
 

@@ -13,13 +13,13 @@ With lambda the log-SNR, d = lambda_t - lambda_s < 0 and h = -d / 2:
     dpmpp_2m   a as ddim,  b = (1 + r) (1 - e^-h) alpha_s,  c = -r (1 - e^-h) alpha_s,
                r = h / (2 h of the step before),  std = 0
 
-g is the stochasticity: 0 the posterior variance, 1 the forward variance, or the
-network's own choice per pixel. ddim's b is alpha_s - alpha_t sigma_s / sigma_t,
-written so that nothing cancels: it is the first-order rule of the same family, which
-dpmpp_2m falls back to in its first and its last step.
+g is the stochasticity: 0 gives the posterior variance, 1 the forward variance; a
+network with learned variance chooses it per pixel. ddim's b is
+alpha_s - alpha_t sigma_s / sigma_t, written without cancellation. ddim is the
+first-order rule of the same family; dpmpp_2m uses it in its first and its last step.
 
-The last step, on every schedule, goes to a picture without noise (alpha_s = 1,
-sigma_s = 0). There all methods agree: a = c = std = 0 and b = 1, it returns x0.
+The last step of every schedule ends at a picture without noise (alpha_s = 1,
+sigma_s = 0). There all methods agree: a = c = std = 0, b = 1, and the result is x0.
 
 Source: Imagen, arXiv 2205.11487, section 2 and appendix A; DPM-Solver++, arXiv
 2211.01095, algorithm 2.
@@ -46,18 +46,18 @@ class SamplerConfig:
 
     Attributes:
       method: 'ancestral', 'ddim' or 'dpmpp_2m'.
-      steps: how many times the network is asked, or a list of `schedule.SECTIONS`.
-      spacing: of the times, see the schedule's `times`. On the table dpmpp_2m wants
-        'trailing': grids that keep index 0 reach it by one step so long in log-SNR
-        that its extrapolation costs more than it gains.
-      variance: of the ancestral noise. 'learned' takes the network's, a number in
-        [0, 1] is the stochasticity g: 0 is DDPM's fixed_small, 1 its fixed_large.
-      guidance: weight of classifier-free guidance, 1 is off.
-      threshold: of x0 at every step, 'none', 'static' or 'dynamic'.
-      ratio, cap: of the dynamic threshold.
+      steps: Number of network calls, or the name of a list in `schedule.SECTIONS`.
+      spacing: Spacing of the times, see the schedule's `times`. On the table, use
+        'trailing' with dpmpp_2m: grids that include index 0 reach it by a step so long
+        in log-SNR that the extrapolation loses more than it gains.
+      variance: Variance of the ancestral noise. 'learned' takes the network's; a number
+        in [0, 1] is the stochasticity g: 0 is DDPM's fixed_small, 1 its fixed_large.
+      guidance: Weight of classifier-free guidance; 1 is off.
+      threshold: Threshold of x0 at every step: 'none', 'static' or 'dynamic'.
+      ratio, cap: Arguments of the dynamic threshold.
 
     Raises:
-      InputError: naming the field that cannot be.
+      InputError: A field has a value that is not allowed.
     """
 
     method: str = "ancestral"
@@ -98,14 +98,14 @@ class SamplerConfig:
 class Plan(NamedTuple):
     """All numbers of a sampling run, in the order of its steps.
 
-    `plan` makes numpy float64 arrays [T] of them; one step has scalars.
+    `plan` returns them as numpy float64 arrays [T]; a single step has scalars.
 
     Attributes:
-      t: the schedule's time at which the network is asked.
-      alpha_t, sigma_t, alpha_s, sigma_s: of z_t and of z_s.
+      t: The schedule's time of the network call.
+      alpha_t, sigma_t, alpha_s, sigma_s: Scales of picture and noise in z_t and z_s.
       on_xt, on_x0, on_previous: a, b and c of the module's rule.
       logvar: log std^2 at g = 0; -inf where no noise is added.
-      logvar_range: what g = 1 adds to it.
+      logvar_range: Increase of log std^2 from g = 0 to g = 1.
     """
 
     t: Any
@@ -124,7 +124,7 @@ def plan(schedule: Schedule, config: SamplerConfig) -> Plan:
     """The numbers of every step, in float64 on the host.
 
     Raises:
-      InputError: if the schedule cannot take these steps.
+      InputError: The schedule does not have these steps.
     """
     t = schedule.times(config.steps, config.spacing)
     logsnr_t = schedule.logsnr64(t)
@@ -147,7 +147,7 @@ def plan(schedule: Schedule, config: SamplerConfig) -> Plan:
         on_xt = sigma_s / sigma_t
         on_x0 = -np.expm1(-h) * alpha_s
         if config.method == "dpmpp_2m":
-            # A step between two clipped times is idle, and predicts nothing.
+            # A step between two clipped times has h = 0 and cannot extrapolate.
             moved = np.flatnonzero(h[:-2] > 0) + 1
             r = 0.5 * h[moved] / h[moved - 1]
             on_previous[moved] = -r * on_x0[moved]
@@ -178,10 +178,12 @@ def advance(
     """One step of the module's rule, from z_t to z_s.
 
     Args:
-      row: one step of a plan, scalars.
-      x0, x0_previous: the network's pictures at this step and at the one before.
-      frac: g per pixel, used where the variance is 'learned'.
-      noise: standard normal, used by the ancestral method.
+      row: One step of a plan, scalars.
+      config: The sampler.
+      xt: z_t.
+      x0, x0_previous: The network's pictures at this step and at the one before.
+      frac: g per pixel, used if the variance is 'learned'.
+      noise: Standard normal noise, used by the ancestral method.
     """
     mean = row.on_xt * xt + row.on_x0 * x0 + row.on_previous * x0_previous
     if config.method != "ancestral":
@@ -203,22 +205,24 @@ def sample(
     plan: Plan,
     config: SamplerConfig,
 ) -> Float[Array, " B *image_shape"]:
-    """Draws one picture per key.
+    """Samples one picture per key.
 
-    A row's noise comes from its own key alone, so its picture does not depend on the
-    batch it is drawn in: the start from fold_in(key, 0), the noise of the i-th step,
-    counted from 1, from fold_in(key, i). The start is thus the same for any number
-    of steps. Arithmetic is f32, or float64 where jax has x64 enabled.
+    The noise of a row depends on its key alone, so a picture does not depend on its
+    batch. The start comes from fold_in(key, 0), the noise of the i-th step, counted
+    from 1, from fold_in(key, i). The start is therefore the same for any number of
+    steps. Arithmetic is f32, or float64 if jax has x64 enabled.
 
     Args:
       denoise: (z_t [B, *image_shape], t []) -> (x0, frac): the picture, guided and
-        thresholded, and the learned variance's place in its range, in [0, 1], or None.
-      keys: typed PRNG keys.
+        thresholded, and the position of the learned variance in its range, in [0, 1],
+        or None.
+      keys: Typed PRNG keys.
       image_shape: H, W, C.
-      plan: made from the same config.
+      plan: The plan of `config`.
+      config: The sampler.
 
     Raises:
-      InputError: if the variance is 'learned' and denoise gives none.
+      InputError: The variance is 'learned' and `denoise` returns none.
     """
     steps = jax.tree.map(jnp.asarray, plan)  # from float64, the only cast
 
@@ -243,5 +247,5 @@ def sample(
 
 
 def _scales(logsnr: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """alpha and sigma."""
+    """alpha and sigma of a log-SNR."""
     return 1.0 / np.sqrt(1.0 + np.exp(-logsnr)), 1.0 / np.sqrt(1.0 + np.exp(logsnr))

@@ -1,4 +1,4 @@
-"""Noise schedules: how much of the picture is left at time t.
+"""Noise schedules: the signal-to-noise ratio at time t.
 
 The forward process is z_t = alpha x + sigma eps with alpha^2 + sigma^2 = 1, so one
 function describes it, the log signal-to-noise ratio
@@ -8,8 +8,8 @@ function describes it, the log signal-to-noise ratio
 Time runs from clean to noisy. In the continuous schedules it lies in [0, 1] with
 1 = noise; in the table schedule it is the integer index 0..size-1, carried as f32.
 
-A sampler visits the times of `times()` and no others: from the last one it steps
-to a picture without noise, whatever the schedule, and so returns x0 itself.
+A sampler visits exactly the times of `times()`. From the last one it steps to a picture
+without noise, on every schedule, and so returns x0 itself.
 
 Source: Imagen, arXiv 2205.11487, section 2; DeepFloyd IF for the table and its
 named step lists.
@@ -28,11 +28,11 @@ from jaxtyping import Array, Float, Key
 
 from imagen_booth.errors import InputError
 
-# Networks of this family read time in thousandths, also where it is continuous.
+# Networks of this family take time in thousandths, even where it is continuous.
 STEPS = 1000
 
-# Named step lists of DeepFloyd IF: the table is cut into even sections, and so many
-# times are taken from each, the least noisy section first.
+# Named step lists of DeepFloyd IF. The table is cut into sections of equal length; a
+# list has the number of times in each section, the least noisy section first.
 SECTIONS = {
     "fast27": (10, 10, 3, 2, 2),
     "smart27": (7, 4, 2, 1, 2, 4, 7),
@@ -52,7 +52,7 @@ SECTIONS = {
 
 
 class Schedule(abc.ABC):
-    """What training and sampling ask of a schedule."""
+    """The interface of a schedule for training and sampling."""
 
     @abc.abstractmethod
     def logsnr(self, t: Float[Array, " *shape"]) -> Float[Array, " *shape"]:
@@ -60,34 +60,34 @@ class Schedule(abc.ABC):
 
     @abc.abstractmethod
     def logsnr64(self, t: Float[np.ndarray, " *shape"]) -> Float[np.ndarray, " *shape"]:
-        """The same in float64 on the host, for sampling plans."""
+        """`logsnr` in float64 on the host, for sampling plans."""
 
     @abc.abstractmethod
     def draw(self, key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "..."]:
-        """Training times, uniform over the schedule, f32."""
+        """Random training times, uniform over the schedule, f32."""
 
     @abc.abstractmethod
     def network_time(self, t: Float[Array, " *shape"]) -> Float[Array, " *shape"]:
-        """The number whose sinusoid the network reads, about 0..1000."""
+        """The argument of the network's time sinusoid, about 0 to 1000."""
 
     @abc.abstractmethod
     def times(self, steps: int | str, spacing: str) -> Float[np.ndarray, " T"]:
-        """The T times at which a sampler asks the network, falling, float64.
+        """The T times of a sampler's network calls, decreasing, float64.
 
         Args:
           steps: T, or the name of a list in `SECTIONS`.
           spacing: 'linspace', 'leading' or 'trailing'.
 
         Raises:
-          InputError: if the schedule has no such grid.
+          InputError: The schedule has no such grid.
         """
 
     def alpha(self, t: Float[Array, " *shape"]) -> Float[Array, " *shape"]:
-        """How much of the picture is in z_t."""
+        """Scale of the picture in z_t."""
         return jnp.sqrt(jax.nn.sigmoid(self.logsnr(t)))
 
     def sigma(self, t: Float[Array, " *shape"]) -> Float[Array, " *shape"]:
-        """How much of the noise is in z_t."""
+        """Scale of the noise in z_t."""
         return jnp.sqrt(jax.nn.sigmoid(-self.logsnr(t)))
 
 
@@ -96,7 +96,7 @@ class Continuous(Schedule):
 
     @abc.abstractmethod
     def law(self, t: Any, xp: ModuleType) -> Any:
-        """The log-SNR at t, written for numpy and jax.numpy alike."""
+        """The log-SNR at t; `xp` is numpy or jax.numpy."""
 
     def logsnr(self, t: Float[Array, " *shape"]) -> Float[Array, " *shape"]:
         return self.law(t, jnp)
@@ -114,9 +114,9 @@ class Continuous(Schedule):
     def times(self, steps: int | str, spacing: str) -> Float[np.ndarray, " T"]:
         """The noisy ends of `steps` even intervals from 1 to 0: 1, ..., 1/steps.
 
-        This is both 'linspace' and 'trailing' here. A grid of the intervals' clean
-        ends ('leading') would start short of pure noise, and is refused, as are
-        the named lists, which are indices into the table.
+        'linspace' and 'trailing' are the same here. A grid of the intervals' clean ends
+        ('leading') would not start at pure noise and is refused, and so are the named
+        lists, which are indices into the table.
         """
         if isinstance(steps, str):
             raise InputError(
@@ -142,7 +142,7 @@ class CosineSchedule(Continuous):
     logsnr_max: float = 20.0
 
     def law(self, t: Any, xp: ModuleType) -> Any:
-        # tan as a quotient of two sines: near t = 1 its cosine would lose all digits.
+        # tan as a quotient of two sines: near t = 1 the cosine would lose all digits.
         half = 0.5 * np.pi
         logsnr = 2.0 * (xp.log(xp.sin(half * (1.0 - t))) - xp.log(xp.sin(half * t)))
         return xp.clip(logsnr, self.logsnr_min, self.logsnr_max)
@@ -152,13 +152,13 @@ class CosineSchedule(Continuous):
 class LinearSchedule(Continuous):
     """Linearly growing betas in continuous time: -log alpha^2 = 1e-4 + 10 t^2.
 
-    The constant is the first of a thousand betas, so that no time is free of noise,
-    and 10 is a thousand times half of the last. Against the product of the thousand
-    betas the log-SNR is off by at most 0.7, near t = 0.004, and by under 0.12 from
+    The constant is the first of a thousand betas, so that every time has noise; 10 is
+    a thousand times half of the last beta. The log-SNR differs from that of the product
+    of the thousand betas by at most 0.7, near t = 0.004, and by less than 0.12 from
     t = 0.1 on.
 
-    Source: Imagen's 1024 px stage, of which only the betas and the continuous time
-    are published; the law is the one in common use for them.
+    Source: Imagen's 1024 px stage. Only the betas and the continuous time are
+    published; this law is in common use for them.
     """
 
     beta_min: float = 1e-4
@@ -172,15 +172,15 @@ class LinearSchedule(Continuous):
 class TableSchedule(Schedule):
     """DeepFloyd IF's table: a cosine law with offset 0.008, betas capped at 0.999.
 
-    alpha^2 at index i is called abar_i. A size other than 1000 follows the same law
-    in more or fewer steps.
+    alpha^2 at index i is called abar_i. A size other than 1000 has the same law in more
+    or fewer steps.
     """
 
     size: int = STEPS
 
     @property
     def betas64(self) -> Float[np.ndarray, " size"]:
-        """The share of the signal's variance lost in each step, float64."""
+        """The share of the signal's variance that each step removes, float64."""
         return _table(self.size)[0]
 
     @property
@@ -202,11 +202,11 @@ class TableSchedule(Schedule):
         return t
 
     def times(self, steps: int | str, spacing: str) -> Float[np.ndarray, " T"]:
-        """Indices kept by the sampler, highest first.
+        """Indices that the sampler visits, highest first.
 
-        'linspace' spreads them evenly and keeps both ends of the table, 'trailing'
-        keeps the noisy end, 'leading' the clean end: 100 steps start at 990. A name
-        of `SECTIONS` picks a list of DeepFloyd IF, and spacing has no say.
+        'linspace' spreads them evenly and includes both ends of the table, 'trailing'
+        includes the noisy end, 'leading' the clean end: 100 steps start at 990. A name
+        in `SECTIONS` selects a list of DeepFloyd IF and ignores the spacing.
         """
         if isinstance(steps, str):
             return self._named(steps)
@@ -219,7 +219,7 @@ class TableSchedule(Schedule):
             return np.linspace(0, self.size - 1, steps).round()[::-1]
         if spacing == "leading":
             return np.arange(steps)[::-1] * float(self.size // steps)
-        # also a lone 'linspace' step, which has to start from noise
+        # also a single 'linspace' step, which must start from noise
         return np.arange(self.size, 0, -self.size / steps).round()[:steps] - 1.0
 
     def _named(self, name: str) -> Float[np.ndarray, " T"]:
@@ -234,10 +234,10 @@ class TableSchedule(Schedule):
             length = self.size // len(counts) + (i < self.size % len(counts))
             if count > length:
                 raise InputError(
-                    f"sampler.steps is '{name}', too many for a table of {self.size} "
-                    "times. Use a number."
+                    f"sampler.steps is '{name}', which has too many steps for a table "
+                    f"of {self.size} times. Use a number."
                 )
-            # A running sum, as the lists were made: ties round as it falls.
+            # A running sum as in IF, because ties must round the same way.
             strides = np.full(count, (length - 1) / max(count - 1, 1))
             strides[0] = 0.0
             times.append(start + np.cumsum(strides).round())

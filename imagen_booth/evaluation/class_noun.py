@@ -1,9 +1,9 @@
-"""What the photos seem to show, for the class noun.
+"""The class noun that fits the photos best, by a classifier.
 
-The paper takes the noun from the user or from a classifier, and shows that a wrong one
-is fought by the prior for the rest of the training. Here the classifier is CLIP without
-training (arXiv 2103.00020, section 3.1): each photo is held against "a photo of a NOUN"
-for every noun below and the one that was given. For the toybox it is the judge.
+The paper takes the class noun from the user or from a classifier, and shows that the
+prior works against a wrong one for the rest of the training. Here the classifier is
+zero-shot CLIP (arXiv 2103.00020, section 3.1): each photo is compared with "a photo of
+a NOUN" for every noun below and the user's noun. For the toybox it is the judge.
 """
 
 import dataclasses
@@ -21,8 +21,8 @@ from imagen_booth.weights import vision
 from imagen_booth.weights.load import Part
 
 TEMPLATE = "a photo of a [N]"
-SCALE = 100.0  # of cosines before the softmax: what all of OpenAI's CLIPs learnt
-FAR = 0.1  # a noun with less than this share of the best one's probability is far
+SCALE = 100.0  # multiplies cosines before the softmax, as learned by OpenAI's CLIPs
+FAR = 0.1  # a noun is far below this share of the best noun's probability
 _MORE = """
 airplane apple armchair baby bag bear bed bee bench bicycle bird boat book bottle box
 bracelet bread building bus butterfly cake camera cap chair chicken coat cow cup deer
@@ -41,13 +41,13 @@ NOUNS = tuple(
 
 @dataclasses.dataclass(frozen=True)
 class NounGuess:
-    """What a classifier sees in the photos.
+    """A classifier's probabilities of nouns for the photos.
 
     Attributes:
-        best: the noun that fits best.
-        chances: probability of each noun, the mean over photos, largest first.
-        known: whether the given noun is among them.
-        far: whether the given noun is far from what is seen.
+        best: The most probable noun.
+        chances: Probability of each noun, averaged over photos, largest first.
+        known: Whether the user's noun is among them.
+        far: Whether the user's noun is far less probable than the best.
     """
 
     best: str
@@ -56,20 +56,20 @@ class NounGuess:
     far: bool
 
     def sentence(self, given: str) -> str:
-        """For the user."""
+        """The guess in words, and what to do with the user's noun ``given``."""
         first = [f"{noun} ({share:.0%})" for noun, share in self.chances.items()][:3]
-        said = f"the photos look like {', '.join(first)}"
+        guess = f"the photos look like {', '.join(first)}"
         if not given:
-            return f"{said}; give --config.subject.class_noun={self.best}"
+            return f"{guess}; give --config.subject.class_noun={self.best}"
         if not self.known:
-            return f"{said}; whether that is a {given} cannot be told by the judge"
+            return f"{guess}; the judge does not know the noun {given!r}"
         if not self.far:
-            return f"{said}; config.subject.class_noun={given!r} fits"
+            return f"{guess}; config.subject.class_noun={given!r} fits"
         return (
-            f"{said} and not like config.subject.class_noun={given!r} "
+            f"{guess} and not like config.subject.class_noun={given!r} "
             f"({self.chances[given]:.0%}): with a wrong noun the prior works against "
             f"the subject; give --config.subject.class_noun={self.best}, unless the "
-            "classifier is mistaken"
+            "classifier is wrong"
         )
 
 
@@ -81,12 +81,14 @@ def guess_by_clip(
     cache: epath.Path,
     mesh: jax.sharding.Mesh,
 ) -> NounGuess:
-    """What CLIP sees.
+    """The guess of zero-shot CLIP.
 
     Args:
-        photos: uint8 [H, W, 3] each, at least one.
-        given: the user's noun, or "".
-        clip: of ``vision.load``.
+        photos: At least one photo, uint8 [H, W, 3] each.
+        given: The user's noun, or "".
+        clip: CLIP, as ``vision.load`` returns it.
+        cache: Folder of the feature cache.
+        mesh: Devices of the network.
     """
     nouns = list(dict.fromkeys((*NOUNS, given) if given else NOUNS))
     pictures = features.of_images(clip, photos, cache=cache, mesh=mesh)
@@ -96,21 +98,22 @@ def guess_by_clip(
         cache=cache,
         mesh=mesh,
     )
-    return _seen(dict(zip(nouns, _softmax(pictures, texts), strict=True)), given)
+    return _guess(dict(zip(nouns, _softmax(pictures, texts), strict=True)), given)
 
 
 def guess_by_judge(photos: Sequence[np.ndarray], given: str, judge: Judge) -> NounGuess:
-    """What the judge of the toybox sees.
+    """The guess of the toybox judge.
 
     Args:
-        photos: as ``Judge.read`` takes them.
-        given: the user's noun, or "".
+        photos: Photos, as ``Judge.read`` takes them.
+        given: The user's noun, or "".
+        judge: The judge.
     """
     readings = judge.read(photos)
     votes = dict.fromkeys(WORDS["noun"], 0.0)
     for word, sure in zip(readings.words["noun"], readings.sure["noun"], strict=True):
         votes[word] += float(sure) / len(photos)
-    return _seen(votes, given)
+    return _guess(votes, given)
 
 
 def _softmax(pictures: np.ndarray, texts: np.ndarray) -> list[float]:
@@ -119,7 +122,7 @@ def _softmax(pictures: np.ndarray, texts: np.ndarray) -> list[float]:
     return (chances / chances.sum(1, keepdims=True)).mean(0).tolist()
 
 
-def _seen(chances: Mapping[str, float], given: str) -> NounGuess:
+def _guess(chances: Mapping[str, float], given: str) -> NounGuess:
     ordered = dict(sorted(chances.items(), key=lambda each: -each[1]))
     best = next(iter(ordered))
     known = given in ordered

@@ -1,4 +1,4 @@
-"""Prompts to CLIP's tokens, by the tokenizer that lies beside its weights."""
+"""CLIP's tokens of prompts, by the tokenizer file beside its weights."""
 
 from collections.abc import Sequence
 
@@ -13,16 +13,18 @@ END = "<|endoftext|>"
 
 
 def encode(source: str, prompts: Sequence[str], config: TextConfig) -> np.ndarray:
-    """Token ids int32 [N, length], start and end included, filled with end tokens.
+    """Token ids, int32 [N, length], with start and end, padded with end tokens.
 
-    Longer prompts are cut, as CLIP cuts them; the end token stays.
+    Longer prompts are truncated as CLIP does it, before the end token.
 
     Args:
-        source: where the weights are, a folder or a file in it. Of ``random`` ones,
-            which know no vocabulary, the tokens are the bytes of the prompt.
+        source: Folder of the weights, or a file in it. For ``random`` weights, which
+            have no vocabulary, the tokens are the bytes of the prompt.
+        prompts: N prompts.
+        config: The text encoder, with its vocabulary and length.
 
     Raises:
-        InputError: the tokenizers package is not installed, there is no
+        InputError: The tokenizers package is not installed, there is no
             ``tokenizer.json``, or it belongs to another network.
     """
     end = config.vocab - 1
@@ -44,7 +46,7 @@ def encode(source: str, prompts: Sequence[str], config: TextConfig) -> np.ndarra
     if not path.exists():
         raise InputError(
             f"{path} does not exist; CLIP-T needs CLIP's tokenizer beside its weights, "
-            "the hub's repository has it"
+            "download it from the hub's repository"
         )
     try:
         tokenizer = tokenizers.Tokenizer.from_str(path.read_text())
@@ -54,9 +56,9 @@ def encode(source: str, prompts: Sequence[str], config: TextConfig) -> np.ndarra
         )
     if (tokenizer.get_vocab_size(), tokenizer.token_to_id(END)) != (config.vocab, end):
         raise InputError(
-            f"{path} has {tokenizer.get_vocab_size()} tokens, {END} of id "
-            f"{tokenizer.token_to_id(END)}; this CLIP has {config.vocab}, the last of "
-            "which ends a text: copy the tokenizer of the same model"
+            f"{path} has {tokenizer.get_vocab_size()} tokens, and {END} has id "
+            f"{tokenizer.token_to_id(END)}; this CLIP has {config.vocab}, and its last "
+            "token ends a text: copy the tokenizer of the same model"
         )
     tokenizer.enable_truncation(config.length)
     tokenizer.enable_padding(pad_id=end, pad_token=END, length=config.length)

@@ -1,15 +1,16 @@
-"""The paper's three failures, looked for in what a run drew.
+"""Detects the paper's three failure modes in the pictures of a run.
 
-Not drawn: the place that a prompt asks for. Entangled: the subject changes with the
-place. Overfitted: pictures repeat a photo. The first two need a reader that tells the
-subject from what surrounds it, which for the toybox is the judge; without one they are
-said to be not measured. The third compares pictures as wholes.
+Context: the place that a prompt asks for is missing. Entangled: the subject changes
+with the place. Overfitted: pictures repeat a photo. The first two need a network that
+reads subject and place apart. The toybox has one, its judge; for photographs they are
+reported as not measured. The third compares whole pictures.
 
 Source: Ruiz et al., arXiv 2208.12242, section 5 and the figure of failure modes.
 """
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,19 +29,20 @@ from imagen_booth.toybox.grammar import Attributes
 FILE = "failures.json"
 SEEN, UNSEEN, UNMEASURED = "seen", "not seen", "not measured"
 
-LEAST_SHOWN = 0.5  # share of pictures that show the place they were asked for
-CHANCE = 0.05  # that a tie between place and likeness comes from nothing
-SHUFFLES = 2000
-# Of 52 photos of ten DreamBooth subjects, each held against the others of its subject,
-# 6 came nearer than this share by layout; of slight crops and blurs of them 34.
+LEAST_SHOWN = 0.5  # least share of pictures that show the place of their prompt
+CHANCE = 0.05  # significance level of likeness that depends on the place
+SHUFFLES = 2000  # of the permutation test
+# Share of the smallest distance between two photos. Of 52 photos of ten DreamBooth
+# subjects, 6 are nearer than this to another photo of the subject by layout; of slight
+# crops and blurs of the photos, 34 are.
 NEAR = 0.5
-MOST_NEAR = 0.25  # share of pictures that may be so near
-SHOWN = 8  # pictures kept as evidence
+MOST_NEAR = 0.25  # share of pictures so near to a photo from which a run is overfitted
+SHOWN = 8  # pictures of evidence
 
 
 @dataclasses.dataclass(frozen=True)
 class Evidence:
-    """A picture that shows a failure, and what is wrong with it."""
+    """A picture that shows a failure; ``said`` is what is wrong with it."""
 
     file: epath.Path
     said: str
@@ -48,13 +50,13 @@ class Evidence:
 
 @dataclasses.dataclass(frozen=True)
 class FailureMode:
-    """One failure.
+    """The finding on one failure mode.
 
     Attributes:
         verdict: ``SEEN``, ``UNSEEN`` or ``UNMEASURED``.
-        said: what was found, or why nothing was.
-        rule: when it counts as seen.
-        evidence: the worst pictures, whatever the verdict.
+        said: The finding in words, or why the mode was not measured.
+        rule: The condition for ``SEEN``, in words.
+        evidence: The worst pictures, whatever the verdict.
     """
 
     verdict: str
@@ -64,135 +66,135 @@ class FailureMode:
 
 
 def check_run(path: epath.Path, folder: str) -> None:
-    """Looks for failures in ``samples/FOLDER`` of a run, with the judge that ships.
+    """Checks the pictures in ``samples/FOLDER`` of a run with the shipped judge.
 
     Raises:
-        InputError: no pictures there.
-        StorageError: the result cannot be written.
+        InputError: The folder has no pictures.
+        StorageError: The result cannot be written.
     """
     check_image_set(
         path, run_image_set(path, folder), shipped() if is_toybox_run(path) else None
     )
 
 
-def check_image_set(path: epath.Path, work: ImageSet, judge: Judge | None) -> None:
-    """Looks for failures in some pictures of a run, and writes ``failures.json``.
+def check_image_set(path: epath.Path, images: ImageSet, judge: Judge | None) -> None:
+    """Checks pictures of a run for the failure modes and writes ``failures.json``.
 
     Args:
-        path: work directory.
-        work: what it drew; prompts are known.
-        judge: of the toybox; None for a subject that is none of it.
+        path: The run directory.
+        images: Pictures of the run, with their prompts.
+        judge: The toybox judge; None if the subject is not a toybox subject.
 
     Raises:
-        StorageError: the result cannot be written.
+        StorageError: The result cannot be written.
     """
-    readings = photos = None
-    if judge is not None:
-        readings = judge.read(image_sets.read(shot.file) for shot in work.pictures)
-        photos = judge.read(map(image_sets.read, work.subject.photos))
-    if judge is None or readings is None or photos is None:
+    if judge is None:
         why = (
-            "Not measured: telling the subject from the place takes a judge, which "
-            "there is for subjects of the toybox alone."
+            "Not measured: it needs a judge that reads subject and place apart, which "
+            "exists for toybox subjects only."
         )
         modes = {
             "context": FailureMode(UNMEASURED, why, CONTEXT_RULE),
             "entangled": FailureMode(UNMEASURED, why, ENTANGLED_RULE),
-            "overfitted": overfitted(work, *_layouts(work), "coarse grey layouts"),
+            "overfitted": overfitted(images, *_layouts(images), "coarse grey layouts"),
         }
     else:
-        asked = [requested_attributes(shot.prompt, judge) for shot in work.pictures]
+        readings = judge.read(image_sets.read(each.file) for each in images.pictures)
+        photos = judge.read(map(image_sets.read, images.subject.photos))
+        requested = [
+            requested_attributes(each.prompt, judge) for each in images.pictures
+        ]
         modes = {
-            "context": not_drawn(work, asked, readings),
-            "entangled": entangled(work, asked, readings, photos),
+            "context": missing_context(images, requested, readings),
+            "entangled": entangled(images, requested, readings, photos),
             "overfitted": overfitted(
-                work,
+                images,
                 1 - scores.cosines(readings.looks, photos.looks),
                 1 - scores.cosines(photos.looks, photos.looks),
-                "the judge's view of the whole picture",
+                "the judge's description of the whole picture",
             ),
         }
     found = {
-        "pictures": len(work.pictures),
-        "photos": len(work.subject.photos),
-        "by": "the toybox's judge" if judge else "plain measures",
-        "modes": {name: _plain(mode, path) for name, mode in modes.items()},
+        "pictures": len(images.pictures),
+        "photos": len(images.subject.photos),
+        "by": "the toybox judge" if judge else "plain measures",
+        "modes": {name: _mode_dict(mode, path) for name, mode in modes.items()},
     }
     write_atomic(path / FILE, json.dumps(found, indent=1).encode())
 
 
 CONTEXT_RULE = (
-    f"Seen where less than {LEAST_SHOWN:.0%} of the pictures that were asked for a "
-    "place show it, or a place is in none of its pictures, of which there are two or "
-    "more."
+    f"Seen if less than {LEAST_SHOWN:.0%} of the pictures show the place of their "
+    "prompt, or if a place with two or more pictures is in none of them."
 )
 
 
-def not_drawn(
-    work: ImageSet, asked: Sequence[Attributes | None], readings: Readings
+def missing_context(
+    images: ImageSet, requested: Sequence[Attributes | None], readings: Readings
 ) -> FailureMode:
-    """Whether the places that prompts ask for are there.
+    """Whether pictures show the places of their prompts.
 
     Args:
-        asked: what each picture's prompt asks for; None where that is not known.
+        images: The pictures.
+        requested: Attributes of each picture's prompt; None where not known.
+        readings: The judge's readings of the pictures.
     """
     places = {
         number: each.context
-        for number, each in enumerate(asked)
+        for number, each in enumerate(requested)
         if each is not None and each.context is not None
     }
     if not places:
-        said = "Not measured: no prompt asks for a place that the judge knows."
-        return FailureMode(UNMEASURED, said, CONTEXT_RULE)
+        why = "Not measured: no prompt asks for a place that the judge knows."
+        return FailureMode(UNMEASURED, why, CONTEXT_RULE)
     read = readings.words["context"]
     missed = [number for number, place in places.items() if read[number] != place]
     share = 1 - len(missed) / len(places)
-    of = {
-        place: [number for number, each in places.items() if each == place]
-        for place in dict.fromkeys(places.values())
-    }
-    never = [
-        place
-        for place, numbers in of.items()
-        if len(numbers) > 1 and all(number in missed for number in numbers)
-    ]
-    said = f"{len(places) - len(missed)} of {len(places)} pictures show the place"
+    counts, misses = Counter(places.values()), Counter(places[n] for n in missed)
+    never = [place for place in counts if counts[place] == misses[place] > 1]
+    finding = f"{len(places) - len(missed)} of {len(places)} pictures show the place"
     if never:
-        said += f"; in none of its pictures: {', '.join(never)}"
+        finding += f"; in none of its pictures: {', '.join(never)}"
     evidence = [
         Evidence(
-            work.pictures[number].file,
+            images.pictures[number].file,
             f"asked for {places[number]}, shows {read[number]}"
             + (" only" if read[number] == PLAIN else ""),
         )
         for number in sorted(missed, key=lambda n: -readings.sure["context"][n])
     ]
     seen = share < LEAST_SHOWN or bool(never)
-    return _mode(seen, f"{said}.", CONTEXT_RULE, evidence)
+    return _mode(seen, f"{finding}.", CONTEXT_RULE, evidence)
 
 
 ENTANGLED_RULE = (
-    "Seen where likeness to the photos depends on the place (less than "
-    f"{CHANCE:.0%} of shuffles of the pictures set places as far apart) and is, in "
-    "some place, below that of every photo to the others; or where all pictures of a "
-    "place show one colour that no photo has and no prompt asks for, and most others "
-    "do not."
+    "Seen if likeness to the photos depends on the place (less than "
+    f"{CHANCE:.0%} of random shuffles of the pictures differ as much between places) "
+    "and is lower in some place than that of any photo to the others; or if all "
+    "pictures of a place show one colour that no photo has, no prompt asks for, and "
+    "most other pictures do not show."
 )
 
 
 def entangled(
-    work: ImageSet,
-    asked: Sequence[Attributes | None],
+    images: ImageSet,
+    requested: Sequence[Attributes | None],
     readings: Readings,
     photos: Readings,
 ) -> FailureMode:
-    """Whether the subject looks another in some places.
+    """Whether the subject changes with the place.
 
-    Only prompts that ask for nothing but a place are looked at, pictures that show it,
-    and places, or the plain backdrop, of which there are two such pictures or more.
+    Counts only pictures whose prompt asks for nothing but a place, or nothing, and
+    that show it; a place counts if it has two or more of them.
+
+    Args:
+        images: The pictures.
+        requested: Attributes of each picture's prompt; None where not known.
+        readings: The judge's readings of the pictures.
+        photos: The judge's readings of the photos.
     """
     groups: dict[str, list[int]] = {}
-    for number, each in enumerate(asked):
+    for number, each in enumerate(requested):
         if each is None or each != Attributes(noun=each.noun, context=each.context):
             continue
         place = each.context or PLAIN
@@ -200,63 +202,59 @@ def entangled(
             groups.setdefault(place, []).append(number)
     groups = {place: some for place, some in groups.items() if len(some) > 1}
     if len(groups) < 2 or len(photos.subjects) < 2:
-        said = (
-            "Not measured: it takes two photos, and two pictures in each of two "
-            "places; python -m imagen_booth.evaluate looks again at a suite of prompts "
-            "drawn with --seeds=4."
+        why = (
+            "Not measured: it needs two photos, and two pictures in each of two "
+            "places. Run python -m imagen_booth.evaluate on pictures of a suite of "
+            "prompts with --seeds=4."
         )
-        return FailureMode(UNMEASURED, said, ENTANGLED_RULE)
+        return FailureMode(UNMEASURED, why, ENTANGLED_RULE)
     likeness = scores.fidelity(readings.subjects, photos.subjects)
-    parts = [likeness[some] for some in groups.values()]
-    chance = chance_of(parts)
+    chance = permutation_p_value([likeness[some] for some in groups.values()])
     means = {place: float(likeness[some].mean()) for place, some in groups.items()}
     worst = min(means, key=lambda place: means[place])
     least = float(scores.among(photos.subjects).min())
     drifts = chance < CHANCE and means[worst] < least
     changed = _changed_colour(groups, readings, photos)
-    said = (
-        f"Likeness to the photos is {max(means.values()):.2f} in its best place and "
-        f"{means[worst]:.2f} in its worst ({worst}), that of a photo to the others "
-        f"{least:.2f} at the least; shuffled pictures differ as much between places in "
-        f"{chance:.1%} of cases"
+    finding = (
+        f"Likeness to the photos is {max(means.values()):.2f} in the best place and "
+        f"{means[worst]:.2f} in the worst ({worst}); the lowest of a photo to "
+        f"the others is {least:.2f}. In {chance:.1%} of random shuffles, pictures "
+        "differ as much between places"
     )
     if changed:
-        said += f"; the colour is another in: {', '.join(changed)}"
+        finding += f"; the colour changes in: {', '.join(changed)}"
     shown = [number for place in changed or [worst] for number in groups[place]]
     evidence = [
         Evidence(
-            work.pictures[number].file,
-            f"{work.pictures[number].prompt}: {readings.words['colour'][number]}, "
+            images.pictures[number].file,
+            f"{images.pictures[number].prompt}: {readings.words['colour'][number]}, "
             f"likeness {likeness[number]:.2f}",
         )
         for number in sorted(shown, key=lambda number: likeness[number])
     ]
     seen = drifts or bool(changed)
-    return _mode(seen, f"{said}.", ENTANGLED_RULE, evidence)
+    return _mode(seen, f"{finding}.", ENTANGLED_RULE, evidence)
 
 
-def chance_of(parts: Sequence[np.ndarray]) -> float:
-    """How often values differ as much between groups when they are shuffled.
+def permutation_p_value(groups: Sequence[np.ndarray]) -> float:
+    """P-value of a permutation test of the variance between groups, in (0, 1].
 
-    The variance between groups, each weighed by its size, decides; the values as they
-    are count as one of the shuffles.
+    Groups are weighted by size. The order as given counts as one of the shuffles.
 
     Args:
-        parts: values of each group, at least two groups.
+        groups: Values of each group, at least two groups.
     """
-    values, bounds = (
-        np.concatenate(parts),
-        np.cumsum([len(part) for part in parts])[:-1],
-    )
+    values = np.concatenate(groups)
+    bounds = np.cumsum([len(group) for group in groups])[:-1]
     rng = np.random.default_rng(0)
 
     def between(order: np.ndarray) -> float:
-        groups = np.split(order, bounds)
+        parts = np.split(order, bounds)
         return float(
-            sum(len(each) * (each.mean() - values.mean()) ** 2 for each in groups)
+            sum(len(each) * (each.mean() - values.mean()) ** 2 for each in parts)
         )
 
-    own = between(values) * (1 - 1e-9)
+    own = between(values) * (1 - 1e-9)  # rounding must not hide a tie
     reached = sum(between(rng.permutation(values)) >= own for _ in range(SHUFFLES))
     return (1 + reached) / (1 + SHUFFLES)
 
@@ -264,7 +262,7 @@ def chance_of(parts: Sequence[np.ndarray]) -> float:
 def _changed_colour(
     groups: dict[str, list[int]], readings: Readings, photos: Readings
 ) -> list[str]:
-    """Places all of whose pictures have one colour that is not the subject's."""
+    """Places whose pictures all have one colour that no photo has."""
     own, read = set(photos.words["colour"]), readings.words["colour"]
     changed = []
     for place, some in groups.items():
@@ -283,65 +281,63 @@ def _changed_colour(
 
 
 OVERFITTED_RULE = (
-    f"Seen where at least {MOST_NEAR:.0%} of the pictures lie nearer to a photo than "
-    f"{NEAR:.0%} of the distance of the two photos that are nearest to each other."
+    f"Seen if at least {MOST_NEAR:.0%} of the pictures are nearer to a photo than "
+    f"{NEAR:.0%} of the smallest distance between two photos."
 )
 
 
 def overfitted(
-    work: ImageSet, to_photos: np.ndarray, between: np.ndarray, by: str
+    images: ImageSet, to_photos: np.ndarray, between: np.ndarray, by: str
 ) -> FailureMode:
     """Whether pictures repeat photos.
 
     Args:
-        to_photos: distances of pictures to photos [N, M], 0 for the same picture.
-        between: of photos to each other [M, M].
-        by: says what was compared.
+        images: The pictures.
+        to_photos: Distances of pictures to photos [N, M], 0 for the same picture.
+        between: Distances of photos to each other [M, M].
+        by: What was compared, in words.
     """
-    photos = work.subject.photos
+    photos = images.subject.photos
     if len(photos) < 2:
-        said = "Not measured: one photo gives no distance to compare with."
-        return FailureMode(UNMEASURED, said, OVERFITTED_RULE)
+        why = "Not measured: it needs the distance between two photos."
+        return FailureMode(UNMEASURED, why, OVERFITTED_RULE)
     limit = NEAR * float(between[np.triu_indices(len(photos), 1)].min())
     nearest = to_photos.min(1)
     near = [number for number in np.argsort(nearest) if nearest[number] < limit]
-    said = (
-        f"{len(near)} of {len(nearest)} pictures are that near, by {by}: the distance "
-        f"that counts is {limit:.3f}, the nearest picture's {nearest.min():.3f}."
+    finding = (
+        f"{len(near)} of {len(nearest)} pictures are that near, by {by}: the limit is "
+        f"{limit:.3f}, the nearest picture's distance {nearest.min():.3f}."
     )
     evidence = [
         Evidence(
-            work.pictures[number].file,
+            images.pictures[number].file,
             f"{nearest[number]:.3f} from {photos[to_photos[number].argmin()].stem}",
         )
         for number in near
     ]
     seen = len(near) >= MOST_NEAR * len(nearest)
-    return _mode(seen, said, OVERFITTED_RULE, evidence)
+    return _mode(seen, finding, OVERFITTED_RULE, evidence)
 
 
-def _layouts(work: ImageSet) -> tuple[np.ndarray, np.ndarray]:
-    photos = [image_sets.read(file) for file in work.subject.photos]
-    shots = (image_sets.read(shot.file) for shot in work.pictures)
-    to_photos = [
-        [1 - similarity.layout_similarity(image, photo) for photo in photos]
-        for image in shots
-    ]
-    between = [
-        [1 - similarity.layout_similarity(one, other) for other in photos]
-        for one in photos
-    ]
-    return np.array(to_photos), np.array(between)
+def _layouts(images: ImageSet) -> tuple[np.ndarray, np.ndarray]:
+    """Layout distances of pictures to photos [N, M], and between photos [M, M]."""
+    photos = [image_sets.read(file) for file in images.subject.photos]
+
+    def distances(image: np.ndarray) -> list[float]:
+        return [1 - similarity.layout_similarity(image, photo) for photo in photos]
+
+    to_photos = [distances(image_sets.read(each.file)) for each in images.pictures]
+    return np.array(to_photos), np.array([distances(photo) for photo in photos])
 
 
 def _mode(
-    seen: bool, said: str, rule: str, evidence: Sequence[Evidence]
+    seen: bool, finding: str, rule: str, evidence: Sequence[Evidence]
 ) -> FailureMode:
-    return FailureMode(SEEN if seen else UNSEEN, said, rule, tuple(evidence[:SHOWN]))
+    return FailureMode(SEEN if seen else UNSEEN, finding, rule, tuple(evidence[:SHOWN]))
 
 
-def _plain(mode: FailureMode, path: epath.Path) -> dict[str, Any]:
-    """For the JSON; files are relative to the run."""
+def _mode_dict(mode: FailureMode, path: epath.Path) -> dict[str, Any]:
+    """A failure mode for the JSON; files are relative to the run directory."""
     evidence = [
         {"file": str(each.file.relative_to(path)), "said": each.said}
         for each in mode.evidence

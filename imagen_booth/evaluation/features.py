@@ -1,8 +1,8 @@
-"""Features of pictures and prompts, computed once and kept on disk.
+"""Features of pictures and prompts, computed once and cached on disk.
 
-A cache holds one folder per network, preparation and weights, and in it one file per
-picture, named by its pixels. Pictures are taken one by one, so that a long list of
-large ones need not fit in memory.
+The cache has one folder per network, preprocessing and weights, and in it one file per
+picture, named by a digest of its pixels. Pictures are read one by one, so a long list
+of large pictures need not fit in memory.
 """
 
 import hashlib
@@ -30,11 +30,13 @@ def of_images(
     cache: epath.Path,
     mesh: jax.sharding.Mesh,
 ) -> np.ndarray:
-    """Features of pictures, as the network gives them.
+    """Features of pictures, not normalised.
 
     Args:
-        network: DINO or CLIP, of ``vision.load``.
-        pictures: uint8 [H, W, 3] in sRGB, of any sizes; at least one.
+        network: DINO or CLIP, as ``vision.load`` returns it.
+        pictures: At least one picture, uint8 [H, W, 3] in sRGB, of any size.
+        cache: Folder of the cache.
+        mesh: Devices of the network.
 
     Returns:
         f32 [N, F], in the order of the pictures.
@@ -50,10 +52,13 @@ def of_known(
     cache: epath.Path,
     mesh: jax.sharding.Mesh,
 ) -> np.ndarray:
-    """The same of pictures whose ``digest`` is known; read where they are needed.
+    """``of_images`` for pictures with known digests, which it reads only if needed.
 
     Args:
-        pictures: digest of each, and what reads it.
+        network: DINO or CLIP, as ``vision.load`` returns it.
+        pictures: The ``digest`` of each picture, and a function that reads it.
+        cache: Folder of the cache.
+        mesh: Devices of the network.
     """
     recipe = preprocess.RECIPES[network.name]
     inputs = (
@@ -73,10 +78,13 @@ def of_prompts(
     """Features of prompts, f32 [N, F].
 
     Args:
-        clip: of ``vision.load``, then ``vision.text_tower``.
+        clip: CLIP's text tower, as ``vision.text_tower`` returns it.
+        prompts: N prompts.
+        cache: Folder of the cache.
+        mesh: Devices of the network.
 
     Raises:
-        InputError: no tokenizer, see ``clip_tokens.encode``.
+        InputError: There is no tokenizer, see ``clip_tokenizer.encode``.
     """
     config = vision.SIZES[clip.name]
     assert isinstance(config, CLIPConfig)
@@ -91,9 +99,10 @@ def distances(
     """LPIPS of all pairs of a group of pictures, f32 [N, N], zero on the diagonal.
 
     Args:
-        lpips: of ``vision.load``.
-        pictures: uint8 [H, W, 3], such as one prompt's; the group is computed and kept
-            as a whole.
+        lpips: LPIPS, as ``vision.load`` returns it.
+        pictures: N pictures, uint8 [H, W, 3], such as those of one prompt. The group
+            is computed and cached as a whole.
+        cache: Folder of the cache.
     """
     keys = "".join(digest(picture) for picture in pictures)
     name = hashlib.sha256(keys.encode()).hexdigest()[:24]
@@ -106,7 +115,7 @@ def distances(
 
 
 def digest(array: np.ndarray) -> str:
-    """Names an array by its dtype, shape and content."""
+    """A digest of the dtype, shape and content of an array, 24 hex digits."""
     hashed = hashlib.sha256(f"{array.dtype} {array.shape};".encode())
     hashed.update(np.ascontiguousarray(array).tobytes())
     return hashed.hexdigest()[:24]
@@ -118,14 +127,14 @@ def _rows(
     folder: epath.Path,
     mesh: jax.sharding.Mesh,
 ) -> np.ndarray:
-    """Features by key: known ones from disk, the others computed in full batches."""
+    """Features in the order of the keys: from disk, else computed in full batches."""
     rows = -(-ROWS // mesh.size) * mesh.size
     order: list[str] = []
     found: dict[str, np.ndarray] = {}
     waiting: dict[str, np.ndarray] = {}
 
     def compute() -> None:
-        # The last batch is filled by repeating, so that there is one program.
+        # The last batch is padded by repetition, so that one program is compiled.
         computed = np.stack(list(waiting.values()))
         filled = np.resize(computed, (rows, *computed.shape[1:]))
         batch = sharding.put_rows(filled, mesh)

@@ -1,16 +1,16 @@
-"""What is scored: folders of pictures by any system, and the photos beside them.
+"""Folders of pictures of any system, with their prompts, and the subjects' photos.
 
-A folder holds the pictures of one subject, or one folder for each subject. What a
-picture was asked to show is told, in this order of precedence, by
+A folder has the pictures of one subject, or one folder per subject. The prompts of its
+pictures come from the first of these that exists:
 
-1. an ``index.jsonl`` in the folder, an object with ``file`` and ``prompt`` in each
-   line, as batch jobs leave it;
+1. an ``index.jsonl`` in the folder, with an object per line that has ``file`` and
+   ``prompt``, as sampling jobs write it;
 2. a list of prompts, where the name of each picture begins with the number of its
-   prompt, from 0: ``07_2.png`` is another picture of the eighth;
-3. the text ``prompt`` inside every PNG file, as all of ours have it.
+   prompt, from 0: ``07_2.png`` belongs to the eighth;
+3. ``prompt`` in the metadata of every PNG file, as all our pictures have it.
 
-Prompts are kept without the identifier, as those of the class: no public network knows
-what it stands for, and the paper does not say whether it was left in.
+Prompts lose the identifier and become those of the class: no public network knows the
+identifier, and the paper does not say whether it was left in.
 """
 
 import dataclasses
@@ -27,12 +27,12 @@ from imagen_booth.errors import InputError
 from imagen_booth.evaluation.features import digest
 from imagen_booth.text import prompts as words
 
-SHEET = "contact_sheet.png"  # shows other pictures once more
+SHEET = "contact_sheet.png"  # left out: it repeats other pictures
 INDEX = "index.jsonl"
-WHITE = (255, 255, 255)  # under transparent pixels
-NAMED = 8  # files named in an error
+WHITE = (255, 255, 255)  # background of transparent pixels
+NAMED = 8  # files listed in an error
 
-Templates = Callable[[str], Sequence[str]]  # prompts for a subject of a class
+Templates = Callable[[str], Sequence[str]]  # class noun -> prompts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,9 +40,9 @@ class SubjectPhotos:
     """A subject and its photos.
 
     Attributes:
-        name: tells it from other subjects.
-        noun: its class; empty where nobody said.
-        photos: files.
+        name: Name of the subject.
+        noun: Class noun; "" where it is not known.
+        photos: Files of the photos.
     """
 
     name: str
@@ -52,7 +52,7 @@ class SubjectPhotos:
 
 @dataclasses.dataclass(frozen=True)
 class GeneratedImage:
-    """A picture, and its prompt without the identifier; empty where not known."""
+    """A picture, and its prompt without the identifier; "" where not known."""
 
     file: epath.Path
     prompt: str = ""
@@ -63,9 +63,11 @@ class ImageSet:
     """A system's pictures of one subject.
 
     Attributes:
-        pictures: of the subject.
-        class_pictures: of its class alone, drawn after tuning, for PRES.
-        skipped: files that are no pictures.
+        subject: The subject and its photos.
+        pictures: Pictures of the subject.
+        class_pictures: Pictures of the class alone, for PRES, generated after
+            fine-tuning.
+        skipped: Files in the folder that are not pictures.
     """
 
     subject: SubjectPhotos
@@ -74,21 +76,16 @@ class ImageSet:
     skipped: tuple[epath.Path, ...] = ()
 
     def by_prompt(self) -> dict[str, list[int]]:
-        """Numbers of the pictures of each prompt."""
+        """Indices into ``pictures`` by prompt."""
         groups: dict[str, list[int]] = {}
-        for number, shot in enumerate(self.pictures):
-            groups.setdefault(shot.prompt, []).append(number)
+        for number, picture in enumerate(self.pictures):
+            groups.setdefault(picture.prompt, []).append(number)
         return groups
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageInfo:
-    """What a picture file holds.
-
-    Attributes:
-        size: (width, height) in pixels.
-        digest: of its pixels.
-    """
+    """The size of a picture, (width, height) in pixels, and a digest of its pixels."""
 
     size: tuple[int, int]
     digest: str
@@ -97,53 +94,48 @@ class ImageInfo:
 def image_files(
     folder: epath.Path, flag: str
 ) -> tuple[list[epath.Path], list[epath.Path]]:
-    """Pictures of a folder by their suffix, and what else lies there.
+    """Pictures in a folder, by suffix, and the other files in it.
 
     Args:
-        flag: what the user said, such as ``--photos=DIR``, for errors.
+        folder: The folder; folders in it are not searched.
+        flag: The user's flag, such as ``--photos=DIR``, for errors.
 
     Raises:
-        InputError: no such folder, or nothing in it.
+        InputError: The folder does not exist or is empty.
     """
-    entries = _entries(folder, flag)
-    kept = [
-        each
-        for each in entries
-        if not each.is_dir()
-        and not each.name.startswith(".")
-        and each.suffix.lower() in readers.SUFFIXES
-        and each.name != SHEET
+    files = [each for each in _entries(folder, flag) if not each.is_dir()]
+    files = [each for each in files if each.name not in (SHEET, INDEX)]
+    pictures = [
+        file
+        for file in files
+        if not file.name.startswith(".") and file.suffix.lower() in readers.SUFFIXES
     ]
-    rest = [
-        each for each in entries if each not in kept and each.name not in (SHEET, INDEX)
-    ]
-    return kept, [each for each in rest if not each.is_dir()]
+    return pictures, [file for file in files if file not in pictures]
 
 
 def subjects(
     folder: epath.Path, nouns: Mapping[str, str], flag: str
 ) -> dict[str, SubjectPhotos]:
-    """The subjects whose photos a folder has: itself, or one per folder in it.
+    """The subjects whose photos are in a folder, or in one folder each.
 
     Args:
-        nouns: class of each subject by name; under ``""`` that of all others.
+        folder: The folder.
+        nouns: Class noun of each subject by name; under "" that of all others.
+        flag: The user's flag, for errors.
 
     Raises:
-        InputError: no photos there.
+        InputError: There are no photos.
     """
-    found, _ = image_files(folder, flag)
-    if found:
-        noun = nouns.get(folder.name, nouns.get("", ""))
-        return {folder.name: SubjectPhotos(folder.name, noun, tuple(found))}
     known = {}
-    for each in _folders(folder):
-        inside, _ = image_files(each, f"{flag}/{each.name}")
-        if inside:
+    found, _ = image_files(folder, flag)
+    for each in [folder] if found else _folders(folder):
+        photos = found or image_files(each, f"{flag}/{each.name}")[0]
+        if photos:
             noun = nouns.get(each.name, nouns.get("", ""))
-            known[each.name] = SubjectPhotos(each.name, noun, tuple(inside))
+            known[each.name] = SubjectPhotos(each.name, noun, tuple(photos))
     if not known:
         raise InputError(
-            f"{flag} holds no photos; put them there, or each subject's into a folder "
+            f"{flag} has no photos; put them there, or each subject's into a folder "
             "of its own"
         )
     return known
@@ -156,49 +148,61 @@ def image_sets(
     flag: str,
     class_folder: epath.Path | None = None,
 ) -> list[ImageSet]:
-    """What a system drew of each subject.
+    """A system's pictures of each subject.
 
     Args:
-        folder: of the pictures of the only subject, or with a folder for each.
-        templates: prompts by class noun, for pictures that are named by number.
-        class_folder: the same with pictures of the class alone, for PRES.
+        folder: The pictures of the only subject, or one folder per subject.
+        known: The subjects by name.
+        templates: Prompts by class noun, for pictures whose names have the number of
+            a prompt.
+        flag: The user's flag, for errors.
+        class_folder: Pictures of the class alone, for PRES, in the same layout.
 
     Raises:
-        InputError: no pictures, subjects that do not match, prompts that do not.
+        InputError: There are no pictures, or subjects or prompts do not match.
     """
-    held = {each.name for each in _folders(folder)} if folder.is_dir() else set()
-    one = len(known) == 1 and not held & known.keys()
-    if not one:
-        _entries(folder, flag)
-        missing = [name for name in known if name not in held]
-        strange = sorted(
-            name for name in held - known.keys() if not name.startswith(".")
-        )
-        if missing or strange:
-            said = [f"lacks {', '.join(missing[:NAMED])}"] if missing else []
-            said += [f"has {', '.join(strange[:NAMED])} besides"] if strange else []
-            raise InputError(
-                f"{flag} should have a folder for each subject of --photos; it "
-                f"{' and '.join(said)}"
-            )
+    names = {each.name for each in _folders(folder)}
+    single = len(known) == 1 and not names & known.keys()
+    if not single:
+        _check_subjects(folder, names, known, flag)
     found = []
     for name, subject in known.items():
-        place = folder if one else folder / name
-        shots, skipped = _shots(place, subject, templates, flag)
-        of_class = ()
+        pictures, skipped = _pictures(
+            folder if single else folder / name, subject, templates, flag
+        )
+        class_pictures = []
         if class_folder is not None:
-            where = class_folder if one else class_folder / name
-            of_class = tuple(image_files(_largest(where), f"--class_images={where}")[0])
-            if not of_class:
-                raise InputError(f"--class_images={where} holds no pictures")
-        found.append(ImageSet(subject, tuple(shots), of_class, tuple(skipped)))
+            where = class_folder if single else class_folder / name
+            class_flag = f"--class_images={where}"
+            class_pictures, _ = image_files(_largest(where), class_flag)
+            if not class_pictures:
+                raise InputError(f"{class_flag} has no pictures")
+        found.append(
+            ImageSet(subject, tuple(pictures), tuple(class_pictures), tuple(skipped))
+        )
     return found
 
 
-def strip_identifier(prompt: str, identifier: str, noun: str) -> str:
-    """A prompt as that of the class, the identifier taken out: "a dog in the snow".
+def _check_subjects(
+    folder: epath.Path, names: set[str], known: Mapping[str, SubjectPhotos], flag: str
+) -> None:
+    """Raises InputError unless there is a folder for each subject and no other."""
+    _entries(folder, flag)
+    missing = [name for name in known if name not in names]
+    unknown = sorted(name for name in names - known.keys() if name[0] != ".")
+    problems = [f"lacks {', '.join(missing[:NAMED])}"] if missing else []
+    problems += [f"has {', '.join(unknown[:NAMED])} besides"] if unknown else []
+    if problems:
+        raise InputError(
+            f"{flag} should have a folder for each subject of --photos; it "
+            f"{' and '.join(problems)}"
+        )
 
-    An article before it is chosen anew for the word that follows.
+
+def strip_identifier(prompt: str, identifier: str, noun: str) -> str:
+    """The prompt of the class: "a dog in the snow" of "an axo dog in the snow".
+
+    An article before the identifier is chosen again for the word that follows.
     """
     if identifier:
         name = rf"(?<!\w){re.escape(identifier)}(?!\w)"
@@ -212,58 +216,53 @@ def strip_identifier(prompt: str, identifier: str, noun: str) -> str:
     return words.fill(prompt, "", noun)
 
 
-def inspect_images(all_works: Sequence[ImageSet]) -> dict[epath.Path, ImageInfo]:
-    """Reads every file once, so that a bad one is known before any work.
+def inspect_images(sets: Sequence[ImageSet]) -> dict[epath.Path, ImageInfo]:
+    """Reads every file once, so that a bad file stops the work before it begins.
 
     Raises:
-        InputError: naming the files that are no pictures.
+        InputError: Files that cannot be read, with their names.
     """
-    wanted = [
-        each
-        for work in all_works
-        for each in (
-            *work.subject.photos,
-            *(shot.file for shot in work.pictures),
-            *work.class_pictures,
+    files = [
+        file
+        for images in sets
+        for file in (
+            *images.subject.photos,
+            *(picture.file for picture in images.pictures),
+            *images.class_pictures,
         )
     ]
-    looks, bad = {}, []
-    for file in dict.fromkeys(wanted):
+    found, bad = {}, []
+    for file in dict.fromkeys(files):
         try:
             image = read(file)
         except InputError as error:
             bad.append(f"  {error}")
             continue
-        looks[file] = ImageInfo((image.shape[1], image.shape[0]), digest(image))
+        found[file] = ImageInfo((image.shape[1], image.shape[0]), digest(image))
     if bad:
-        more = [f"  and {len(bad) - NAMED} more"] if len(bad) > NAMED else []
-        raise InputError(
-            "\n".join(
-                [
-                    f"{len(bad)} of {len(bad) + len(looks)} pictures cannot be read; "
-                    "mend or remove them, nothing was scored",
-                    *bad[:NAMED],
-                    *more,
-                ]
-            )
+        first = (
+            f"{len(bad)} of {len(bad) + len(found)} pictures cannot be read, so "
+            "nothing was scored; replace or remove them"
         )
-    return looks
+        more = [f"  and {len(bad) - NAMED} more"] if len(bad) > NAMED else []
+        raise InputError("\n".join([first, *bad[:NAMED], *more]))
+    return found
 
 
 def read(file: epath.Path) -> np.ndarray:
     """A picture, upright, in sRGB, on white: uint8 [H, W, 3].
 
     Raises:
-        InputError: it cannot be read.
+        InputError: The file cannot be read.
     """
     return readers.load(file, WHITE)
 
 
-def indexed(folder: epath.Path) -> list[tuple[epath.Path, str]]:
-    """Files and prompts of a folder's ``index.jsonl``.
+def read_index(folder: epath.Path) -> list[tuple[epath.Path, str]]:
+    """Files and prompts of the ``index.jsonl`` of a folder.
 
     Raises:
-        InputError: a line that is cut short, or a picture that is not there.
+        InputError: A line is incomplete, or a picture does not exist.
     """
     path, found = folder / INDEX, []
     for number, line in enumerate(path.read_text().splitlines(), 1):
@@ -272,8 +271,8 @@ def indexed(folder: epath.Path) -> list[tuple[epath.Path, str]]:
             file, prompt = folder / entry["file"], str(entry["prompt"])
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(
-                f"{path}: line {number} has no file and prompt; where a job was "
-                "stopped, run it again to finish it"
+                f"{path}: line {number} has no file and prompt; if a job was stopped, "
+                "run it again to finish it"
             ) from error
         if not file.exists():
             raise InputError(f"{path}: line {number} names {file}, which is not there")
@@ -283,89 +282,88 @@ def indexed(folder: epath.Path) -> list[tuple[epath.Path, str]]:
     return found
 
 
-def _shots(
+def _pictures(
     folder: epath.Path, subject: SubjectPhotos, templates: Templates | None, flag: str
 ) -> tuple[list[GeneratedImage], list[epath.Path]]:
-    """The pictures of one subject with their prompts, and files that are none."""
+    """The pictures of one subject with their prompts, and the other files."""
     if (folder / INDEX).exists():
-        found = indexed(folder)
-        names = [_prompt_inside(file)[1] for file, _ in found]
         return [
-            GeneratedImage(file, strip_identifier(prompt, name, subject.noun))
-            for (file, prompt), name in zip(found, names, strict=True)
+            GeneratedImage(
+                file, strip_identifier(prompt, _metadata(file)[1], subject.noun)
+            )
+            for file, prompt in read_index(folder)
         ], []
-    kept, skipped = image_files(_largest(folder), flag)
-    if not kept:
-        raise InputError(f"{folder} ({flag}) holds no pictures")
+    files, skipped = image_files(_largest(folder), flag)
+    if not files:
+        raise InputError(f"{folder} ({flag}) has no pictures")
     if templates is not None:
-        return _numbered(kept, subject, templates), skipped
-    told = [_prompt_inside(file) for file in kept]
-    silent = [
-        file for file, (prompt, _) in zip(kept, told, strict=True) if prompt is None
+        return _match_numbers(files, subject, templates), skipped
+    metadata = [_metadata(file) for file in files]
+    unknown = [
+        file
+        for file, (prompt, _) in zip(files, metadata, strict=True)
+        if prompt is None
     ]
-    if silent and len(silent) < len(kept):
+    if unknown and len(unknown) < len(files):
         raise InputError(
-            f"{flag}: {len(silent)} of {len(kept)} pictures do not say their prompt, "
-            f"such as {silent[0].name}; give --prompts, or an {INDEX}"
+            f"{flag}: {len(unknown)} of {len(files)} pictures have no prompt in their "
+            f"metadata, such as {unknown[0].name}; give --prompts, or an {INDEX}"
         )
     return [
-        GeneratedImage(
-            file,
-            ""
-            if prompt is None
-            else strip_identifier(prompt, identifier, subject.noun),
-        )
-        for file, (prompt, identifier) in zip(kept, told, strict=True)
+        GeneratedImage(file, strip_identifier(prompt or "", identifier, subject.noun))
+        for file, (prompt, identifier) in zip(files, metadata, strict=True)
     ], skipped
 
 
-def _numbered(
-    kept: Sequence[epath.Path], subject: SubjectPhotos, templates: Templates
+def _match_numbers(
+    files: Sequence[epath.Path], subject: SubjectPhotos, templates: Templates
 ) -> list[GeneratedImage]:
+    """Pictures with the prompts whose numbers their names begin with."""
     listed = templates(subject.noun)
     if not subject.noun and any("[n]" in each.lower() for each in listed):
         raise InputError(
-            f"the prompts have [N], and nothing says what {subject.name} is; give "
-            f"--noun={subject.name}=dog"
+            f"the prompts have [N], but the class noun of {subject.name} is not known; "
+            f"give --noun={subject.name}=dog"
         )
-    filled = [words.fill(each, "", subject.noun) for each in listed]
-    shots, strange, seen = [], [], set()
-    for file in kept:
-        match = re.match(r"\d+", file.name)
-        number = int(match[0]) if match else len(filled)
-        if number < len(filled):
-            seen.add(number)
-            shots.append(GeneratedImage(file, filled[number]))
-        else:
-            strange.append(file.name)
-    bare = sorted(set(range(len(filled))) - seen)
-    if strange:
+    prompts = [words.fill(each, "", subject.noun) for each in listed]
+    matches = [re.match(r"\d+", file.name) for file in files]
+    numbers = [int(match[0]) if match else len(prompts) for match in matches]
+    unmatched = [
+        file.name
+        for file, number in zip(files, numbers, strict=True)
+        if number >= len(prompts)
+    ]
+    if unmatched:
         raise InputError(
-            f"{kept[0].parent}: {len(strange)} of {len(kept)} pictures cannot be "
-            f"matched to the {len(filled)} prompts, such as {strange[0]}; a name has "
-            f"to begin with the number of its prompt, 0 to {len(filled) - 1}"
+            f"{files[0].parent}: {len(unmatched)} of {len(files)} pictures cannot be "
+            f"matched to the {len(prompts)} prompts, such as {unmatched[0]}; a name "
+            f"must begin with the number of its prompt, 0 to {len(prompts) - 1}"
         )
-    if bare:
+    missing = sorted(set(range(len(prompts))) - set(numbers))
+    if missing:
         raise InputError(
-            f"{kept[0].parent}: {len(bare)} of {len(filled)} prompts have no picture, "
-            f"such as number {bare[0]}, {filled[bare[0]]!r}"
+            f"{files[0].parent}: {len(missing)} of {len(prompts)} prompts have no "
+            f"picture, such as number {missing[0]}, {prompts[missing[0]]!r}"
         )
-    return shots
+    return [
+        GeneratedImage(file, prompts[number])
+        for file, number in zip(files, numbers, strict=True)
+    ]
 
 
-def _prompt_inside(file: epath.Path) -> tuple[str | None, str]:
-    """Prompt and identifier that a PNG file tells of; None and "" if it does not."""
+def _metadata(file: epath.Path) -> tuple[str | None, str]:
+    """Prompt and identifier in the metadata of a PNG file; None and "" without."""
     if file.suffix.lower() != ".png":
         return None, ""
     try:
-        told = read_png_metadata(file)
+        metadata = read_png_metadata(file)
     except (OSError, AssertionError, SyntaxError):
-        return None, ""  # the survey says what is wrong with it
-    return told.get("prompt"), told.get("identifier", "")
+        return None, ""  # inspect_images reports the damage
+    return metadata.get("prompt"), metadata.get("identifier", "")
 
 
 def _largest(folder: epath.Path) -> epath.Path:
-    """Of folders by resolution, the one of the largest; else the folder itself."""
+    """The folder of the largest resolution in a folder, or the folder itself."""
     sizes = [each for each in _folders(folder) if each.name.isdecimal()]
     return max(sizes, key=lambda each: int(each.name)) if sizes else folder
 
@@ -381,7 +379,7 @@ def _entries(folder: epath.Path, flag: str) -> list[epath.Path]:
     if not folder.exists():
         raise InputError(f"{flag} does not exist; name a folder of pictures")
     if not folder.is_dir():
-        raise InputError(f"{flag} is a file; name the folder that holds it")
+        raise InputError(f"{flag} is a file; name the folder that contains it")
     entries = sorted(folder.iterdir(), key=lambda each: each.name)
     if not entries:
         raise InputError(f"{flag} is empty; put pictures there")

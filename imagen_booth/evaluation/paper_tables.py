@@ -1,4 +1,4 @@
-"""The figures that DreamBooth's authors published, to stand beside ours.
+"""The figures in the tables of the DreamBooth paper, for comparison.
 
 Source: Ruiz et al., arXiv 2208.12242, the later version: Table 1 (30 subjects, 25
 prompts, 4 pictures of each) and Table 3 (Imagen, 15 subjects).

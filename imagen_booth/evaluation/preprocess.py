@@ -1,20 +1,20 @@
-"""From pictures to what the networks of the scores were trained to see.
+"""Preprocessing of pictures for the networks of the scores.
 
-A picture is scaled so that its shorter side has a given length, by Pillow's bicubic
-filter, which smooths where it makes smaller, on 8-bit values; the centre is cut out;
-values are scaled to [0, 1] and normalised per channel. Networks and recipes:
+Pillow's bicubic filter, which antialiases, scales the shorter side of an 8-bit picture
+to a given length. The centre is cropped. Values are scaled to [0, 1] and normalised per
+channel. Resize and crop of each network:
 
-- DINO: 256, then 224, with ImageNet's mean and deviation, as DINO's own evaluation and
-  the evaluators after DreamBooth have it. The hub's preprocessor_config of this model
-  says otherwise (224 bilinear, 0.5 for all), which gives other scores.
+- DINO: 256, then 224, with ImageNet's mean and deviation, as in DINO's own evaluation
+  and in the evaluations after DreamBooth. The hub's preprocessor_config of this model
+  differs (224 bilinear, 0.5 for all) and gives other scores.
 - CLIP: 224, then 224, with CLIP's own mean and deviation.
 - LPIPS: 256, then 256, to [-1, 1]. The paper names no size; a fixed one makes pictures
   of different systems comparable.
 
-Where an odd number of pixels is cut off, the smaller part goes at the top and the left,
-as in transformers; torchvision's CenterCrop rounds to even instead, so that every
-second such picture lies one pixel further. Resizing tensors, as some evaluators do,
-differs from resizing pictures in rounding and at the borders.
+If an odd number of pixels is cropped, the smaller part is at the top and the left, as
+in transformers. torchvision's CenterCrop rounds to even instead, so every second such
+picture lies one pixel further. Resizing tensors, as some evaluations do, differs from
+resizing pictures in rounding and at the borders.
 """
 
 import dataclasses
@@ -27,12 +27,12 @@ Three = tuple[float, float, float]
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """How pictures are prepared.
+    """The preprocessing of one network.
 
     Attributes:
-        resize: the shorter side after scaling, pixels.
-        crop: the side of the square that is kept, pixels, at most ``resize``.
-        mean, std: per channel, of values in [0, 1].
+        resize: Length of the shorter side after scaling, in pixels.
+        crop: Side of the square crop, in pixels, at most ``resize``.
+        mean, std: Per channel, for values in [0, 1].
     """
 
     resize: int
@@ -59,7 +59,7 @@ RECIPES = {
 
 
 def prepare(picture: np.ndarray, recipe: Preprocessing) -> np.ndarray:
-    """A picture, uint8 [H, W, 3], as f32 [crop, crop, 3]."""
+    """Preprocesses a picture, uint8 [H, W, 3], to f32 [crop, crop, 3]."""
     assert picture.dtype == np.uint8, picture.dtype
     short = min(picture.shape[:2])
     height, width = (side * recipe.resize // short for side in picture.shape[:2])

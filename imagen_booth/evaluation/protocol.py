@@ -1,13 +1,13 @@
-"""DreamBooth's protocol: which features are compared with which, and what is pooled.
+"""DreamBooth's protocol: which features are compared, and how scores are pooled.
 
-By photographs' networks: DINO, CLIP-I, CLIP-T, PRES and DIV, see ``scores``. By the
-toybox's judge: what stands for DINO, CLIP-T, PRES and DIV there.
+Public networks score photographs: DINO, CLIP-I, CLIP-T, PRES and DIV, see ``scores``.
+The judge scores toybox pictures, with its own form of each metric but CLIP-I.
 """
 
 import dataclasses
 import functools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -27,61 +27,76 @@ from imagen_booth.weights.load import Part
 PHOTOS = "Real images"  # the paper's row of the photos among themselves
 Grouped = dict[str, list[np.ndarray]]  # metric -> values of each prompt
 
-# metric: (how it is called, the network it looks through, what it is)
+
+class Metric(NamedTuple):
+    """A metric of the table.
+
+    Attributes:
+        title: Name in the table; an arrow says that lower or higher is better.
+        network: The network of ``FeatureNetworks`` that it needs.
+        definition: The metric in words.
+    """
+
+    title: str
+    network: str
+    definition: str
+
+
 METRICS = {
-    "dino": (
+    "dino": Metric(
         "DINO",
         "dino",
         "mean cosine of DINO ViT-S/16 features over all pairs of a picture and a photo",
     ),
-    "clip_i": (
+    "clip_i": Metric(
         "CLIP-I",
         "clip",
         "mean cosine of CLIP's image features over all pairs of a picture and a photo",
     ),
-    "clip_t": (
+    "clip_t": Metric(
         "CLIP-T",
         "clip",
         "mean cosine of CLIP's features of a picture and of its prompt",
     ),
-    "pres": (
+    "pres": Metric(
         "PRES ↓",
         "dino",
         "mean cosine of DINO features over all pairs of a picture of the class alone "
-        "(“a [class]”), drawn after tuning, and a photo of the subject; "
+        "(“a [class]”), generated after fine-tuning, and a photo of the subject; "
         "lower is better",
     ),
-    "div": (
+    "div": Metric(
         "DIV ↑",
         "lpips",
         "mean LPIPS over all pairs of two pictures of one subject for one prompt; "
         "higher is better",
     ),
-    "judge_subject": (
+    "judge_subject": Metric(
         "subject (judge)",
         "judge",
-        "in DINO's place: mean cosine of the judge's subject embeddings over all "
+        "in place of DINO: mean cosine of the judge's subject embeddings over all "
         "pairs of a picture and a photo",
     ),
-    "judge_prompt": (
+    "judge_prompt": Metric(
         "prompt (judge)",
         "judge",
-        "in CLIP-T's place: the share of the words asked of a picture that the judge "
-        "reads in it",
+        "in place of CLIP-T: the share of the words of a prompt that the judge reads "
+        "in the picture",
     ),
-    "judge_pres": (
+    "judge_pres": Metric(
         "PRES (judge) ↓",
         "judge",
-        "in PRES's place: mean cosine of subject embeddings over all pairs of a "
+        "in place of PRES: mean cosine of subject embeddings over all pairs of a "
         "picture of the class alone and a photo",
     ),
-    "judge_div": (
+    "judge_div": Metric(
         "DIV (judge) ↑",
         "judge",
-        "in DIV's place: one minus the mean cosine of the looks of two pictures of one "
-        "prompt",
+        "in place of DIV: one minus the mean cosine of the judge's descriptions of two "
+        "pictures of one prompt",
     ),
 }
+# Entry of third_party/manifest.json for each network that has one.
 ARTEFACTS = {
     "dino_vits16": "dino_s16",
     "clip_vit_b32": "clip_b32",
@@ -91,11 +106,16 @@ ARTEFACTS = {
 
 @dataclasses.dataclass(frozen=True)
 class FeatureNetworks:
-    """What pictures are looked at through; None for what there is not.
+    """The networks of the metrics; None for a network that is not used.
 
     Attributes:
-        cache: folder that keeps features.
-        looks: what ``folders.survey`` found in every file.
+        dino: DINO ViT-S/16.
+        clip: CLIP, both towers.
+        lpips: LPIPS on AlexNet.
+        judge: The toybox judge.
+        cache: Folder for computed features.
+        mesh: Devices of the networks.
+        info: What ``image_sets.inspect_images`` found in every file.
     """
 
     dino: Part | None
@@ -104,34 +124,50 @@ class FeatureNetworks:
     judge: judges.Judge | None
     cache: epath.Path
     mesh: jax.sharding.Mesh
-    looks: Mapping[epath.Path, ImageInfo]
+    info: Mapping[epath.Path, ImageInfo]
 
     def features(self, part: Part, files: Iterable[epath.Path]) -> np.ndarray:
-        """What DINO or CLIP sees in some files, f32 [N, F]."""
-        known = (
-            (self.looks[file].digest, functools.partial(image_sets.read, file))
+        """DINO or CLIP features of some files, f32 [N, F]."""
+        pictures = (
+            (self.info[file].digest, functools.partial(image_sets.read, file))
             for file in files
         )
-        return features.of_known(part, known, cache=self.cache, mesh=self.mesh)
+        return features.of_known(part, pictures, cache=self.cache, mesh=self.mesh)
 
-    def networks(self) -> dict[str, Part]:
-        """The public ones that there are."""
-        each = {"dino": self.dino, "clip": self.clip, "lpips": self.lpips}
-        return {name: part for name, part in each.items() if part is not None}
+    def public(self) -> dict[str, Part]:
+        """The public networks that are used, by name."""
+        parts = {"dino": self.dino, "clip": self.clip, "lpips": self.lpips}
+        return {name: part for name, part in parts.items() if part is not None}
 
     def untrained(self) -> list[str]:
-        """Those with random weights, whose numbers mean nothing."""
-        return [name for name, part in self.networks().items() if not part.pretrained]
+        """Names of networks with random weights; their scores mean nothing."""
+        return [name for name, part in self.public().items() if not part.pretrained]
+
+    def describe(self) -> dict[str, Any]:
+        """Source, licence and preprocessing of every network, for the JSON."""
+        found: dict[str, Any] = {
+            name: {
+                **part.origin(),
+                "preparation": dataclasses.asdict(preprocess.RECIPES[part.name]),
+            }
+            for name, part in self.public().items()
+        }
+        if self.judge is not None:
+            found["judge"] = {"name": "judge", **self.judge.manifest}
+        return found
 
 
 def load_network(flag: str, name: str, place: str, mesh: jax.sharding.Mesh) -> Part:
-    """A network of ``vision.SIZES``, its absence explained by how to get it.
+    """Loads a network of ``vision.SIZES``.
 
     Args:
-        flag: what the user gave its place by.
+        flag: Name of the flag that gave the place.
+        name: Name of the network.
+        place: Folder or file of the weights, or ``random``.
+        mesh: Devices of the network.
 
     Raises:
-        InputError: as ``vision.load``, and how to get the weights.
+        InputError: As ``vision.load``; the message says how to get the weights.
     """
     try:
         return vision.load(name, place, mesh)
@@ -140,103 +176,109 @@ def load_network(flag: str, name: str, place: str, mesh: jax.sharding.Mesh) -> P
 
 
 def fetch_hint(name: str) -> str:
-    """Where the weights of a network of ``vision.SIZES`` are to be had."""
+    """How to get the weights of a network of ``vision.SIZES``, in words."""
     artefact = ARTEFACTS.get(name)
     if artefact is None:
         return f"{name} is on the hub, as openai/{name.replace('_vit_', '-vit-')}"
     entry = fetch.known()[artefact]
     if "repo" in entry:
-        return f"python -m imagen_booth.convert fetch {artefact} brings {entry['what']}"
+        return (
+            f"python -m imagen_booth.convert fetch {artefact} downloads {entry['what']}"
+        )
     return (
         f"{artefact} in third_party/manifest.json is {entry['what']}, from "
         f"{entry['where']}; imagen_booth/weights/vision.py says how to convert it"
     )
 
 
-def check_networks(through: FeatureNetworks) -> None:
-    """Computes the features of every file in full batches, for later calls to find."""
-    for part in (through.dino, through.clip):
+def compute_features(networks: FeatureNetworks) -> None:
+    """Computes the features of every file in full batches and caches them."""
+    for part in (networks.dino, networks.clip):
         if part is not None:
-            through.features(part, through.looks)
+            networks.features(part, networks.info)
 
 
-def measure(work: ImageSet, through: FeatureNetworks) -> Grouped:
+def measure(images: ImageSet, networks: FeatureNetworks) -> Grouped:
     """Values of every metric that can be measured, one array per prompt.
 
-    PRES has one group; pictures whose prompts are not known are one group too, and
-    have neither CLIP-T nor DIV.
+    PRES has one group. Pictures without a known prompt are one group too, and have
+    neither CLIP-T nor DIV.
     """
     found: Grouped = {}
-    groups = work.by_prompt()
-    numbers = list(groups.values())
-    told = "" not in groups
-    files = [shot.file for shot in work.pictures]
-    photos = work.subject.photos
-
-    def grouped(values: np.ndarray) -> list[np.ndarray]:
-        return [values[group] for group in numbers]
-
-    if through.dino is not None:
-        seen = through.features(through.dino, photos)
-        pictures = through.features(through.dino, files)
-        found["dino"] = grouped(scores.fidelity(pictures, seen))
-        if work.class_pictures:
-            others = through.features(through.dino, work.class_pictures)
-            found["pres"] = [scores.fidelity(others, seen)]
-    if through.clip is not None:
-        pictures = through.features(through.clip, files)
-        likeness = scores.fidelity(pictures, through.features(through.clip, photos))
-        found["clip_i"] = grouped(likeness)
-        if told:
+    groups = images.by_prompt()
+    prompts_known = "" not in groups
+    files = [picture.file for picture in images.pictures]
+    photos = images.subject.photos
+    if networks.dino is not None:
+        of_photos = networks.features(networks.dino, photos)
+        likeness = scores.fidelity(networks.features(networks.dino, files), of_photos)
+        found["dino"] = [likeness[group] for group in groups.values()]
+        if images.class_pictures:
+            of_class = networks.features(networks.dino, images.class_pictures)
+            found["pres"] = [scores.fidelity(of_class, of_photos)]
+    if networks.clip is not None:
+        pictures = networks.features(networks.clip, files)
+        likeness = scores.fidelity(pictures, networks.features(networks.clip, photos))
+        found["clip_i"] = [likeness[group] for group in groups.values()]
+        if prompts_known:
             texts = features.of_prompts(
-                vision.text_tower(through.clip),
+                vision.text_tower(networks.clip),
                 list(groups),
-                cache=through.cache,
-                mesh=through.mesh,
+                cache=networks.cache,
+                mesh=networks.mesh,
             )
             found["clip_t"] = [
                 scores.prompt_fidelity(
-                    pictures[group], np.repeat(texts[None, row], len(group), 0)
+                    pictures[group], np.repeat(text[None], len(group), 0)
                 )
-                for row, group in enumerate(numbers)
+                for text, group in zip(texts, groups.values(), strict=True)
             ]
-    several = [group for group in numbers if len(group) > 1] if told else []
-    if through.lpips is not None and several:
-        apart = [
-            features.distances(
-                through.lpips,
-                [image_sets.read(files[number]) for number in group],
-                cache=through.cache,
-            )
-            for group in several
+    several = [group for group in groups.values() if len(group) > 1 and prompts_known]
+    if networks.lpips is not None and several:
+        found["div"] = [
+            np.array([_lpips_diversity(networks.lpips, some, networks.cache)])
+            for some in ([files[number] for number in group] for group in several)
         ]
-        found["div"] = [np.array([scores.diversity(each)]) for each in apart]
-    if through.judge is not None:
-        found |= _judged(work, through.judge, several)
+    if networks.judge is not None:
+        found |= _measure_by_judge(images, networks.judge, several)
     return found
 
 
-def _judged(
-    work: ImageSet, judge: judges.Judge, several: Sequence[Sequence[int]]
+def _lpips_diversity(
+    lpips: Part, files: Sequence[epath.Path], cache: epath.Path
+) -> float:
+    pictures = [image_sets.read(file) for file in files]
+    return scores.diversity(features.distances(lpips, pictures, cache=cache))
+
+
+def _measure_by_judge(
+    images: ImageSet, judge: judges.Judge, several: Sequence[Sequence[int]]
 ) -> Grouped:
-    groups = work.by_prompt()
-    readings = judge.read(image_sets.read(shot.file) for shot in work.pictures)
-    photos = judge.read(map(image_sets.read, work.subject.photos)).subjects
+    """Values of the judge's metrics.
+
+    Args:
+        images: The pictures.
+        judge: The toybox judge.
+        several: Numbers of the pictures of each prompt that has two or more.
+    """
+    groups = images.by_prompt()
+    readings = judge.read(image_sets.read(picture.file) for picture in images.pictures)
+    photos = judge.read(map(image_sets.read, images.subject.photos)).subjects
     likeness = scores.fidelity(readings.subjects, photos)
     found = {"judge_subject": [likeness[group] for group in groups.values()]}
-    if work.class_pictures:
-        others = judge.read(map(image_sets.read, work.class_pictures))
-        found["judge_pres"] = [scores.fidelity(others.subjects, photos)]
-    asked = {prompt: requested_attributes(prompt, judge) for prompt in groups}
+    if images.class_pictures:
+        of_class = judge.read(map(image_sets.read, images.class_pictures))
+        found["judge_pres"] = [scores.fidelity(of_class.subjects, photos)]
+    requested = {prompt: requested_attributes(prompt, judge) for prompt in groups}
     shares = [
         np.array(
             [
-                np.mean(list(judges.answers(readings, number, wanted).values()))
+                np.mean(list(judges.answers(readings, number, attributes).values()))
                 for number in groups[prompt]
             ]
         )
-        for prompt, wanted in asked.items()
-        if wanted is not None
+        for prompt, attributes in requested.items()
+        if attributes is not None
     ]
     if shares:
         found["judge_prompt"] = shares
@@ -248,7 +290,7 @@ def _judged(
 
 
 def requested_attributes(prompt: str, judge: judges.Judge) -> Attributes | None:
-    """What a prompt asks for, if the judge was taught all its words, else None."""
+    """Attributes that a prompt asks for; None if the judge does not know its words."""
     tier = judge.manifest.get("recipe", {}).get("tier", "B")
     if coverage.beyond(prompt, dataclasses.asdict(TIERS[tier])):
         return None
@@ -258,102 +300,86 @@ def requested_attributes(prompt: str, judge: judges.Judge) -> Attributes | None:
         return None
 
 
-def measure_photos(subject: SubjectPhotos, through: FeatureNetworks) -> Grouped:
-    """The photos among themselves, one value each; nothing where there is only one.
+def measure_photos(subject: SubjectPhotos, networks: FeatureNetworks) -> Grouped:
+    """Values of the photos among themselves; empty for a single photo.
 
-    A photo's value is its mean cosine to the others: their mean is that over all
-    pairs of different photos.
+    The value of a photo is its mean cosine to the others, so that the mean over photos
+    is the mean over all pairs of different photos.
     """
     if len(subject.photos) < 2:
         return {}
     found: Grouped = {}
-    for metric, part in (("dino", through.dino), ("clip_i", through.clip)):
+    for metric, part in (("dino", networks.dino), ("clip_i", networks.clip)):
         if part is not None:
-            found[metric] = [scores.among(through.features(part, subject.photos))]
-    if through.judge is not None:
-        images = map(image_sets.read, subject.photos)
-        found["judge_subject"] = [scores.among(through.judge.read(images).subjects)]
+            found[metric] = [scores.among(networks.features(part, subject.photos))]
+    if networks.judge is not None:
+        photos = networks.judge.read(map(image_sets.read, subject.photos))
+        found["judge_subject"] = [scores.among(photos.subjects)]
     return found
 
 
 def pool_scores(measured: Mapping[str, Iterable[Grouped]]) -> dict[str, Score]:
     """Scores of a system over its subjects.
 
-    Groups of the bootstrap are subjects; of a single subject, its prompts.
+    The bootstrap samples subjects; for a single subject, it samples prompts.
 
     Args:
-        measured: by subject, what ``measure`` found in each work.
+        measured: By subject, what ``measure`` returned for each of its image sets.
     """
     by_metric: dict[str, dict[str, list[np.ndarray]]] = {}
-    for subject, some in measured.items():
-        for values in some:
+    for subject, results in measured.items():
+        for values in results:
             for metric, groups in values.items():
-                kept = by_metric.setdefault(metric, {})
-                kept.setdefault(subject, []).extend(groups)
+                by_subject = by_metric.setdefault(metric, {})
+                by_subject.setdefault(subject, []).extend(groups)
     return {
         metric: scores.summarise(
-            [np.concatenate(groups) for groups in found.values()]
-            if len(found) > 1
-            else next(iter(found.values()))
+            [np.concatenate(groups) for groups in by_subject.values()]
+            if len(by_subject) > 1
+            else next(iter(by_subject.values()))
         )
-        for metric, found in by_metric.items()
+        for metric, by_subject in by_metric.items()
     }
 
 
 def caveats(
-    system: str, some: Sequence[ImageSet], looks: Mapping[Any, ImageInfo]
+    system: str, sets: Sequence[ImageSet], info: Mapping[epath.Path, ImageInfo]
 ) -> list[str]:
-    """What a reader of the numbers should know of a system's pictures."""
-    said = []
-    shots = [shot for work in some for shot in work.pictures]
+    """Warnings about the pictures of a system, for the reader of its scores."""
+    found = []
+    pictures = [picture for images in sets for picture in images.pictures]
     copies = sum(
-        looks[shot.file].digest
-        in {looks[photo].digest for photo in work.subject.photos}
-        for work in some
-        for shot in work.pictures
+        info[picture.file].digest
+        in {info[photo].digest for photo in images.subject.photos}
+        for images in sets
+        for picture in images.pictures
     )
     if copies:
-        said.append(
-            f"{system}: {copies} of {len(shots)} pictures are photos of the subject, "
-            "pixel by pixel; each is compared with itself too"
+        found.append(
+            f"{system}: {copies} of {len(pictures)} pictures are photos of the "
+            "subject, pixel by pixel; each is compared with itself too"
         )
-    long = [s for s in shots if looks[s.file].size[0] != looks[s.file].size[1]]
-    if long:
-        said.append(
-            f"{system}: {len(long)} of {len(shots)} pictures are not square; what "
-            "DINO and CLIP see is their middle"
+    oblong = [each for each in pictures if len(set(info[each.file].size)) > 1]
+    if oblong:
+        found.append(
+            f"{system}: {len(oblong)} of {len(pictures)} pictures are not square; "
+            "DINO and CLIP see only their middle"
         )
-    told = all(shot.prompt for shot in shots)
-    if not told:
-        said.append(f"{system}: nothing says the prompts: no CLIP-T, no DIV")
-    counts = sorted(
-        {len(group) for work in some for group in work.by_prompt().values()}
-    )
-    if told and len(counts) > 1:
-        said.append(
-            f"{system}: {counts[0]} to {counts[-1]} pictures of a prompt; was every "
-            "job finished?"
+    if not all(picture.prompt for picture in pictures):
+        found.append(f"{system}: the prompts are not known: no CLIP-T, no DIV")
+        return found
+    counts = {len(group) for images in sets for group in images.by_prompt().values()}
+    if len(counts) > 1:
+        found.append(
+            f"{system}: {min(counts)} to {max(counts)} pictures of a prompt; check "
+            "that every job is finished"
         )
-    return said
+    return found
 
 
 def sizes(
-    shots: Iterable[epath.Path], looks: Mapping[epath.Path, ImageInfo]
+    files: Iterable[epath.Path], info: Mapping[epath.Path, ImageInfo]
 ) -> list[str]:
-    """Distinct sizes, "512 x 512", from small to large."""
-    found = {looks[file].size for file in shots}
+    """Distinct sizes of pictures, such as "512 x 512", from small to large."""
+    found = {info[file].size for file in files}
     return [f"{width} x {height}" for width, height in sorted(found)]
-
-
-def describe_networks(through: FeatureNetworks) -> dict[str, Any]:
-    """The instruments, for the JSON: sources, licences, preparation."""
-    found: dict[str, Any] = {
-        kind: {
-            **part.origin(),
-            "preparation": dataclasses.asdict(preprocess.RECIPES[part.name]),
-        }
-        for kind, part in through.networks().items()
-    }
-    if through.judge is not None:
-        found["judge"] = {"name": "judge", **through.judge.manifest}
-    return found

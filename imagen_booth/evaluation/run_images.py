@@ -1,4 +1,10 @@
-"""What a fine-tuning run has to be scored: its subject, and what it drew."""
+"""The subject and the generated pictures of a fine-tuning run.
+
+Pictures that are scored never share noise with the class images of the run. Class image
+``i`` has the seed ``config.seed + i``; PRES from the same seeds and the same sampler
+would find the training images again, however far the class has drifted. The pictures
+of an evaluation therefore have seeds from ``FIRST_SEED`` on.
+"""
 
 import dataclasses
 import json
@@ -7,6 +13,7 @@ from collections.abc import Sequence
 from etils import epath
 
 from imagen_booth.config.schema import TOYBOX
+from imagen_booth.data.image_files import read_png_metadata
 from imagen_booth.errors import InputError
 from imagen_booth.evaluation import image_sets
 from imagen_booth.evaluation.image_sets import ImageSet, SubjectPhotos, Templates
@@ -14,12 +21,13 @@ from imagen_booth.rundir.layout import RunDirectory
 from imagen_booth.text import prompts as words
 from imagen_booth.text.prompt_suites import DREAMBENCH, fitting_suite
 
-FINAL = "final"  # what a run draws by itself
-CLASS = "class"  # where pictures of the class alone are looked for
+FIRST_SEED = 1_000_000  # seed of an evaluation's first picture of each prompt
+FINAL = "final"  # folder of the pictures that training ends with
+CLASS = "class"  # folder of the pictures of the class alone, for PRES
 
 
 def is_toybox_run(path: epath.Path) -> bool:
-    """Whether a run's subject is one of the toybox, which the judge can read."""
+    """Whether the subject of a run is a toybox subject, which the judge can read."""
     return _photo_setting(path).startswith(f"{TOYBOX}:")
 
 
@@ -29,24 +37,27 @@ def finished_runs(
     source: str = "",
     templates: Templates | None = None,
 ) -> tuple[str, ImageSet]:
-    """What a run drew, and the name of its system.
+    """The name of a finished run's system, and its pictures.
 
-    The photos are the square crops that training saw, 512 px. Pictures of the class
-    alone are those in ``samples/class``, if it is there.
+    The photos are the square crops that training saw, 512 px. The pictures of the
+    class alone are those in ``samples/class``, if the folder exists.
 
     Args:
-        path: work directory.
-        name: of the folder in ``samples``; "" for the one that ``source`` names, or the
-            only batch job, or what the run drew by itself.
-        source: where the prompts come from that have to be there, as the user gave it.
-        templates: gives them by class noun.
+        path: The run directory.
+        name: Folder in ``samples``. "" takes the folder that ``source`` names, else the
+            only batch job, else the pictures that training ended with.
+        source: Source of the prompts, as the user gave it.
+        templates: Returns the prompts of ``source`` for a class noun. Each of them
+            must have a picture.
 
     Raises:
-        InputError: no run, not finished, no such pictures, or prompts without one.
+        InputError: The run is missing or not finished, the pictures are missing, a
+            prompt has no picture, or pictures of the class share their noise with
+            the run's class images.
     """
     manifest = RunDirectory(path).manifest
     if "subject" not in manifest or not (path / "config.json").exists():
-        raise InputError(f"--run={path} is not the work directory of a run")
+        raise InputError(f"--run={path} is not the directory of a run")
     if manifest.get("status") != "done":
         raise InputError(
             f"--run={path} is not finished ({manifest.get('status')}); run the "
@@ -58,7 +69,7 @@ def finished_runs(
         wanted = fitting_suite(source or DREAMBENCH, noun)
         raise InputError(
             f"{path / 'samples' / name} does not exist; python -m imagen_booth.sample "
-            f"--run={path} --prompts={wanted} --seeds=4 draws it"
+            f"--run={path} --prompts={wanted} --seeds=4 makes it"
         )
     work = run_image_set(path, name)
     if templates is not None:
@@ -69,10 +80,10 @@ def finished_runs(
 
 
 def run_image_set(path: epath.Path, name: str) -> ImageSet:
-    """The pictures in ``samples/NAME`` of a run, finished or not.
+    """The pictures in ``samples/NAME`` of a run, which need not be finished.
 
     Raises:
-        InputError: no pictures, or no photos.
+        InputError: The folder has no pictures, or the run no photos.
     """
     about = RunDirectory(path).manifest["subject"]
     setting = epath.Path(_photo_setting(path).removeprefix(f"{TOYBOX}:"))
@@ -109,7 +120,7 @@ def _folder_name(path: epath.Path, source: str, noun: str) -> str:
     jobs = [each for each in jobs if each != CLASS]
     if len(jobs) > 1:
         raise InputError(
-            f"{path}/samples has the jobs {', '.join(jobs)}; say which by --name"
+            f"{path}/samples has the jobs {', '.join(jobs)}; choose one with --name"
         )
     return jobs[0] if jobs else FINAL
 
@@ -117,14 +128,14 @@ def _folder_name(path: epath.Path, source: str, noun: str) -> str:
 def _check_whole(
     path: epath.Path, work: ImageSet, listed: Sequence[str], source: str
 ) -> None:
-    """Every prompt needs a picture."""
+    """Raises InputError if a prompt has no picture."""
     filled = [words.fill(each, "", work.subject.noun) for each in listed]
     missing = [each for each in filled if each not in work.by_prompt()]
     if missing:
         raise InputError(
             f"--run={path}: {len(missing)} of {len(filled)} prompts of {source} have "
             f"no picture, such as {missing[0]!r}; python -m imagen_booth.sample "
-            f"--run={path} --prompts={source} draws what is missing"
+            f"--run={path} --prompts={source} adds what is missing"
         )
 
 
@@ -137,7 +148,39 @@ def _class_pictures(path: epath.Path, subject: SubjectPhotos) -> tuple[epath.Pat
     others = [shot.prompt for shot in work.pictures if shot.prompt != wanted]
     if others:
         raise InputError(
-            f"{folder} has pictures of {others[0]!r}; PRES wants {wanted!r} alone, so "
+            f"{folder} has pictures of {others[0]!r}, but PRES needs {wanted!r} alone; "
             "move the others away"
         )
-    return tuple(shot.file for shot in work.pictures)
+    files = tuple(shot.file for shot in work.pictures)
+    _check_seeds(path, files)
+    return files
+
+
+def _check_seeds(path: epath.Path, files: Sequence[epath.Path]) -> None:
+    """Raises InputError if pictures of the class have seeds of the class images.
+
+    A picture whose metadata has no seed passes.
+    """
+    trained = _class_image_seeds(path)
+    seeds = [read_png_metadata(file).get("seed", "") for file in files]
+    shared = [seed for seed in seeds if seed.isdecimal() and int(seed) in trained]
+    if not shared:
+        return
+    free = trained.stop <= FIRST_SEED or FIRST_SEED + len(files) <= trained.start
+    raise InputError(
+        f"{files[0].parent}: {len(shared)} of {len(files)} pictures, such as that of "
+        f"seed {shared[0]}, share their noise with the run's class images (seeds "
+        f"{trained.start} to {trained.stop - 1}), so PRES would compare training "
+        f"images; delete {path / 'samples' / CLASS} and run python -m "
+        f'imagen_booth.sample --run={path} --prompt="a [N]" --seeds={len(files)} '
+        f"--first_seed={FIRST_SEED if free else trained.stop} --name={CLASS}"
+    )
+
+
+def _class_image_seeds(path: epath.Path) -> range:
+    """Seeds of the class images that a run was trained on."""
+    config = json.loads((path / "config.json").read_text())
+    stages = (config[name] for name in ("base", "sr256", "sr1024"))
+    if not any(stage["steps"] and stage["class_rows"] for stage in stages):
+        return range(0)
+    return range(config["seed"], config["seed"] + config["class_images"]["count"])

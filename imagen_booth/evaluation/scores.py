@@ -1,16 +1,16 @@
 """The scores of DreamBooth's protocol, from features, with intervals.
 
 ====== ======================================================== =================
-DINO   generated pictures like the photos, by DINO's features   ``fidelity``
-CLIP-I the same by CLIP's                                       ``fidelity``
-CLIP-T generated pictures like their prompts, by CLIP's         ``prompt_fidelity``
-PRES   class pictures like the photos, by DINO's; lower is      ``fidelity``
-       better: the class has not become the subject
-DIV    pictures of one prompt unlike each other, by LPIPS       ``diversity``
+DINO   similarity of pictures and photos in DINO features       ``fidelity``
+CLIP-I similarity of pictures and photos in CLIP features       ``fidelity``
+CLIP-T similarity of pictures and prompts in CLIP features      ``prompt_fidelity``
+PRES   similarity of class pictures and photos in DINO          ``fidelity``
+       features; lower is better: the class keeps its variety
+DIV    LPIPS distance between pictures of one prompt            ``diversity``
 ====== ======================================================== =================
 
-The paper does not say which CLIP, whether ``[V]`` stays in the prompt, nor LPIPS's
-backbone; whoever publishes these numbers says which were taken.
+The paper does not name its CLIP or the backbone of its LPIPS, nor whether ``[V]`` stays
+in the prompt. Published scores should name the choices.
 
 Source: Ruiz et al., arXiv 2208.12242, section 4.1 and Table 3.
 """
@@ -20,7 +20,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-DRAWS = 2000  # of the bootstrap
+DRAWS = 2000  # bootstrap samples
 LEVEL = 0.95  # share of them inside the interval
 
 
@@ -29,10 +29,10 @@ class Score:
     """A mean with its bootstrap interval.
 
     Attributes:
-        mean: of the groups' means.
-        low, high: the middle 95 % of redrawn means.
-        groups: how many groups there are.
-        values: how many values in all.
+        mean: Mean of the groups' means.
+        low, high: Bounds of the middle 95 % of the bootstrap means.
+        groups: Number of groups.
+        values: Number of values in all groups.
     """
 
     mean: float
@@ -43,15 +43,15 @@ class Score:
 
 
 def cosines(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Cosine of the angle of all pairs, f64 [N, M] of features [N, F] and [M, F]."""
+    """Cosines of all pairs, f64 [N, M], of features [N, F] and [M, F]."""
     return _unit(rows) @ _unit(columns).T
 
 
 def among(photos: np.ndarray) -> np.ndarray:
-    """How like the other photos each photo is: its mean cosine to them.
+    """Mean cosine of each photo to the other photos.
 
     Args:
-        photos: features [M, F], M >= 2.
+        photos: Features [M, F], M >= 2.
 
     Returns:
         f64 [M], -1 to 1.
@@ -62,37 +62,37 @@ def among(photos: np.ndarray) -> np.ndarray:
 
 
 def fidelity(pictures: np.ndarray, photos: np.ndarray) -> np.ndarray:
-    """How like the photos each picture is: DINO, CLIP-I and PRES.
+    """Mean cosine of each picture to the photos: DINO, CLIP-I and PRES.
 
     Args:
-        pictures: features [N, F] of generated pictures of the subject, or, for PRES, of
-            the class alone.
-        photos: features [M, F] of the subject's photos.
+        pictures: Features [N, F] of generated pictures of the subject; for PRES, of
+            pictures of the class alone.
+        photos: Features [M, F] of the subject's photos.
 
     Returns:
-        f64 [N]: each picture's mean cosine to all photos, -1 to 1.
+        f64 [N], -1 to 1.
     """
     return cosines(pictures, photos).mean(1)
 
 
 def prompt_fidelity(pictures: np.ndarray, prompts: np.ndarray) -> np.ndarray:
-    """How like its prompt each picture is: CLIP-T.
+    """Cosine of each picture and its prompt: CLIP-T.
 
     Args:
-        pictures: features [N, F].
-        prompts: features [N, F] of the prompt of each.
+        pictures: Features [N, F].
+        prompts: Features [N, F] of the prompt of each picture.
 
     Returns:
-        f64 [N]: cosines, -1 to 1.
+        f64 [N], -1 to 1.
     """
     return (_unit(pictures) * _unit(prompts)).sum(1)
 
 
 def diversity(distances: np.ndarray) -> float:
-    """How unlike each other one prompt's pictures are: DIV.
+    """Mean distance of two pictures of one prompt: DIV.
 
     Args:
-        distances: LPIPS [N, N], N at least 2.
+        distances: LPIPS [N, N], N >= 2.
 
     Returns:
         The mean over pairs of different pictures.
@@ -101,28 +101,25 @@ def diversity(distances: np.ndarray) -> float:
 
 
 def agreement(photos: np.ndarray) -> float:
-    """How like each other a subject's photos are, the paper's row "Real images".
+    """Mean cosine of two different photos of a subject, the row "Real images".
 
     Args:
-        photos: features [M, F], M at least 2.
-
-    Returns:
-        The mean cosine over pairs of different photos.
+        photos: Features [M, F], M >= 2.
     """
     return float(cosines(photos, photos)[_pairs(len(photos))].mean())
 
 
 def summarise(groups: Iterable[Sequence[float] | np.ndarray], seed: int = 0) -> Score:
-    """The mean of groups, each weighing the same, with a percentile bootstrap.
+    """The mean of the groups' means, with a percentile bootstrap interval.
 
-    What varies together belongs in one group. Groups are drawn again, with replacement,
-    not the values in them; a single group's values are drawn instead. Over subjects,
-    a group is a subject; of one subject, it is a prompt. With few groups the interval
-    is too narrow, as all bootstraps are.
+    Values that vary together belong in one group. The bootstrap samples groups with
+    replacement, and not the values in them; of a single group it samples the values. A
+    group is a subject, or a prompt where there is one subject. With few groups the
+    interval is too narrow, as bootstrap intervals are.
 
     Args:
-        groups: values of each, at least one.
-        seed: of the draws; the same seed gives the same interval.
+        groups: Values of each group, at least one.
+        seed: Seed of the bootstrap; the same seed gives the same interval.
     """
     members = [np.asarray(group, np.float64) for group in groups]
     assert members, "a score needs a group"

@@ -1,12 +1,12 @@
-"""What pictures of the toybox show, read by a small network; and scores from that.
+"""The toybox judge: what a picture of the toybox shows, and scores from its readings.
 
-For the toybox the judge is what DINO and CLIP are for photographs: its subject
+The judge does for the toybox what DINO and CLIP do for photographs: its subject
 embeddings say whether two pictures show one individual, its words whether a picture
-shows what a prompt asked for. It takes no part in any training but its own.
+shows what a prompt asks for. Only its own training uses it.
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -26,7 +26,7 @@ from imagen_booth.weights.load import shipped_folder
 
 NAME = "judge"
 PLAIN, BARE = "plain backdrop", "nothing"
-# The whole grammar, whatever the tier: what is not taught is not answered.
+# All words of the grammar. A judge never answers with a word it was not trained on.
 WORDS: dict[str, tuple[str, ...]] = {
     "noun": TIER_B.nouns,
     "colour": TIER_B.colours,
@@ -36,18 +36,18 @@ WORDS: dict[str, tuple[str, ...]] = {
     "style": TIER_B.styles,
 }
 CONFIG = JudgeConfig(words=tuple(WORDS.items()))
-ROWS = 64  # pictures read together
+ROWS = 64  # pictures in a batch
 
 
 @dataclasses.dataclass(frozen=True)
 class Readings:
-    """What the judge sees in N pictures.
+    """The judge's output for N pictures.
 
     Attributes:
-        words: its N answers by attribute, from ``WORDS``.
-        sure: the probability of each answer, f32 [N] by attribute.
-        subjects: unit-length embeddings of the individuals shown, f32 [N, E].
-        looks: unit-length descriptions of the whole pictures, f32 [N, D].
+        words: By attribute, the N most probable words of ``WORDS``.
+        sure: By attribute, the probabilities of those words, f32 [N].
+        subjects: Unit-length embeddings of the individuals shown, f32 [N, E].
+        looks: Unit-length descriptions of the whole pictures, f32 [N, D].
     """
 
     words: dict[str, list[str]]
@@ -60,8 +60,9 @@ class Judge:
     """A trained judge.
 
     Args:
-        params: of the network, without the name of the part.
-        manifest: what its weight file says of it.
+        params: Parameters of the network, without the name of the part.
+        config: Shape of the network, and its words.
+        manifest: The judge's entry in the manifest of its weights.
     """
 
     def __init__(
@@ -80,19 +81,18 @@ class Judge:
         """Reads pictures.
 
         Args:
-            images: N >= 1 pictures, uint8 [S, S, 3] each, S a multiple of 64, taken
-                one by one; they are reduced to 64 px by the mean over the area of each
-                pixel.
+            images: N >= 1 pictures, uint8 [S, S, 3] each, S a multiple of 64. They are
+                taken one by one and reduced to 64 px by averaging over areas.
 
         Raises:
-            InputError: a picture of another shape.
+            InputError: A picture has another shape.
         """
         size = self.config.size
         small = [reduced(image, size) for image in images]
         parts = []
         for start in range(0, len(small), ROWS):
             some = np.stack(small[start : start + ROWS])
-            # Filled up, so that nothing compiles again.
+            # Padded to one shape, so that the network compiles once.
             spare = ((0, ROWS - len(some)), (0, 0), (0, 0), (0, 0))
             out = self._apply(self._params, to_unit(np.pad(some, spare)))
             parts.append(jax.tree.map(np.asarray, out))
@@ -108,16 +108,16 @@ class Judge:
 
 
 def reduced(image: np.ndarray, size: int) -> np.ndarray:
-    """A square picture at a side of ``size`` pixels, by area; uint8 in and out.
+    """A square uint8 picture, reduced to a side of ``size`` pixels by averaging.
 
     Raises:
-        InputError: it is not square, or its side is no multiple of ``size``.
+        InputError: It is not square, or its side is not a multiple of ``size``.
     """
     height, width = image.shape[:2]
     if height != width or height % size:
         raise InputError(
-            f"a picture of {width} x {height} px cannot be judged; it should be a "
-            f"square with a side of {size} px or a multiple of it"
+            f"a picture of {width} x {height} px cannot be judged; it must be "
+            f"a square with a side of {size} px or a multiple of it"
         )
     scale = height // size
     blocks = image.reshape(size, scale, size, scale, 3).astype(np.float32)
@@ -125,9 +125,9 @@ def reduced(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def shown(attributes: Attributes) -> dict[str, str]:
-    """The word of every attribute that a judge knows.
+    """The word of every attribute that the judge reads.
 
-    An open colour has no word and is left out.
+    A colour that is not set has no word and is left out.
     """
     found = {
         "noun": attributes.noun,
@@ -140,11 +140,11 @@ def shown(attributes: Attributes) -> dict[str, str]:
     return {name: word for name, word in found.items() if word is not None}
 
 
-def asked(attributes: Attributes) -> dict[str, str]:
+def requested_words(attributes: Attributes) -> dict[str, str]:
     """The words that a prompt with these attributes asks for.
 
-    What a caption can leave unsaid, colour and place, is asked only where said; a
-    view, a style or something worn that is not said is the usual one or nothing.
+    A prompt without a colour or a place accepts any. A prompt without a view, a style
+    or an accessory asks for the default view, the default style and no accessory.
     """
     words = shown(attributes)
     if attributes.context is None:
@@ -153,62 +153,24 @@ def asked(attributes: Attributes) -> dict[str, str]:
 
 
 def answers(readings: Readings, number: int, wanted: Attributes) -> dict[str, bool]:
-    """Whether a picture shows each word that is asked of it, see ``asked``."""
+    """Whether a picture shows each of the ``requested_words`` of its prompt.
+
+    Args:
+        readings: Readings of several pictures.
+        number: Index of the picture.
+        wanted: Attributes of its prompt.
+    """
     return {
         name: readings.words[name][number] == word
-        for name, word in asked(wanted).items()
+        for name, word in requested_words(wanted).items()
     }
 
 
-def agreement(readings: Readings, wanted: Sequence[Attributes]) -> dict[str, float]:
-    """How often pictures show what was asked.
-
-    Args:
-        wanted: what each picture should show, see ``asked``.
-
-    Returns:
-        By attribute, the share of agreeing pictures among those of which it is asked;
-        attributes that nobody asks for are left out. ``all``: the share of pictures
-        that agree in everything asked of them.
-    """
-    right: dict[str, list[bool]] = {"all": []}
-    for number, each in enumerate(wanted):
-        found = answers(readings, number, each)
-        for name, answer in found.items():
-            right.setdefault(name, []).append(answer)
-        right["all"].append(all(found.values()))
-    return {name: float(np.mean(each)) for name, each in right.items()}
-
-
-def subject_similarity(pictures: np.ndarray, photos: np.ndarray) -> float:
-    """Mean cosine over all pairs of a picture and a photo, -1 to 1.
-
-    With pictures of the tuned subject this is subject fidelity, DINO's part in
-    DreamBooth (arXiv 2208.12242).
-
-    Args:
-        pictures, photos: ``Readings.subjects``, [N, E] and [M, E].
-    """
-    return float(np.mean(pictures @ photos.T))
-
-
-def preservation(class_pictures: np.ndarray, photos: np.ndarray) -> float:
-    """PRES: how much the class has drifted to the subject; lower is better.
-
-    The mean similarity of the subject's photos to pictures of random individuals of
-    its class, drawn by the tuned model for "a dog" (arXiv 2208.12242, table 3).
-
-    Args:
-        class_pictures, photos: ``Readings.subjects``, [N, E] and [M, E].
-    """
-    return subject_similarity(class_pictures, photos)
-
-
 def diversity(looks: np.ndarray) -> float:
-    """DIV: how different pictures of one subject for one prompt are; 0 to 2.
+    """DIV of pictures of one subject for one prompt, 0 to 2; higher is better.
 
-    The mean over all pairs of two pictures of one minus the cosine of their looks,
-    which stands for LPIPS (arXiv 2208.12242, table 3); higher is better.
+    The mean over all pairs of one minus the cosine of two pictures' descriptions. It
+    takes the place of LPIPS (arXiv 2208.12242, table 3).
 
     Args:
         looks: ``Readings.looks`` [N, D], N >= 2.
@@ -222,8 +184,9 @@ def write(folder: epath.Path, params: Params, entry: dict[str, Any]) -> epath.Pa
     """Writes a judge's weights as bf16, and its manifest.
 
     Args:
-        params: of the network ``CONFIG``.
-        entry: what the manifest says of it besides.
+        folder: Folder of the files.
+        params: Parameters of the network of ``CONFIG``.
+        entry: Further fields of its entry in the manifest.
     """
     weights = {
         path: tensor_files.held(np.asarray(leaf))
@@ -234,24 +197,24 @@ def write(folder: epath.Path, params: Params, entry: dict[str, Any]) -> epath.Pa
 
 
 def shipped() -> Judge | None:
-    """The judge that ships with the package, if one does."""
+    """The judge that ships with the package; None if there is none."""
     there = shipped_folder(NAME) / f"{NAME}.safetensors"
     return load() if there.exists() else None
 
 
 def load(folder: epath.PathLike = "shipped") -> Judge:
-    """The judge in a folder of weights, or the one that is shipped.
+    """The judge in a folder of weights, or the shipped one.
 
     Raises:
-        InputError: no judge there, or a damaged file.
+        InputError: The folder has no judge, or a file is damaged.
     """
     place = shipped_folder(NAME) if folder == "shipped" else epath.Path(folder)
     if not (place / f"{NAME}.safetensors").exists():
         raise InputError(
-            f"{place / NAME}.safetensors does not exist, so there is no judge; train "
-            "one by python -m imagen_booth.pretrain "
+            f"{place / NAME}.safetensors does not exist, so there is no judge; "
+            "train one with python -m imagen_booth.pretrain "
             "--config=configs/pretrain.py:toybox_judge --workdir=runs/judge, which "
-            "puts it in runs/judge/weights"
+            "writes it to runs/judge/weights"
         )
     about = native.read_manifest(place).get("parts", {}).get(NAME, {})
     if "judge" not in about:

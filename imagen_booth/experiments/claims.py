@@ -1,7 +1,7 @@
-"""What the paper claims, its figures, and whether ours bear a claim out.
+"""The claims of the paper, its figures, and whether our figures support the claims.
 
-The paper's scores are of photographs, by DINO, CLIP and LPIPS; ours are of the toybox,
-by the judge. Only the order of arms can be compared, never the numbers.
+The paper scores photographs with DINO, CLIP and LPIPS; the studies score pictures of
+the toybox with its judge. Only the order of arms can be compared, not the numbers.
 
 Source: Ruiz et al., arXiv 2208.12242, tables 1, 3, 4 and 5 of the later version, and
 its supplement on super-resolution.
@@ -18,15 +18,16 @@ from imagen_booth.experiments import plan
 
 SHOWN, OPEN, REVERSED = "shown", "not shown", "reversed"
 PAIRED, PAIRED_REVERSED = "shown in pairs", "reversed in pairs"
-ENOUGH = 5  # subjects, below which chance alone often gives differences of one sign
+# With fewer subjects, chance alone often gives differences of one sign.
+ENOUGH = 5
 
-# By study, arm and metric: the paper's figures where it has them.
+# Figures of the paper, by study, arm and metric.
 PAPER: dict[str, dict[str, dict[str, float]]] = {
     "fidelity": {
         "photos": {"subject": 0.774},
         plan.TUNED: {"subject": 0.696, "prompt": 0.306},
     },
-    "baselines": {  # on Stable Diffusion, which both were run on
+    "baselines": {  # both on Stable Diffusion
         plan.DREAMBOOTH: {"subject": 0.668, "prompt": 0.305},
         plan.INVERTED: {"subject": 0.569, "prompt": 0.255},
     },
@@ -48,13 +49,14 @@ PAPER: dict[str, dict[str, dict[str, float]]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """One arm is above another in a metric.
+    """A claim that one arm has a higher score than another.
 
     Attributes:
-        study: where it is measured.
-        text: the claim in words.
-        metric: of the study's first table.
-        above, below: arms.
+        study: Name of the study that measures it.
+        text: The claim in words.
+        metric: A metric of the study's first table.
+        above: The arm that should have the higher score.
+        below: The arm that should have the lower score.
     """
 
     study: str
@@ -67,7 +69,7 @@ class Claim:
 CLAIMS = (
     Claim(
         "fidelity",
-        "Tuned, the model draws the subject and not just its class.",
+        "The fine-tuned model generates the subject and not just its class.",
         "subject",
         plan.TUNED,
         plan.UNTUNED,
@@ -176,7 +178,7 @@ CLAIMS = (
     *(
         Claim(
             "sr",
-            f"At {size} px, tuned at the low level, details are nearer the truth "
+            f"At {size} px, details are nearer the truth fine-tuned at the low level "
             f"than {words}.",
             f"error_{size}",
             arm,
@@ -184,24 +186,26 @@ CLAIMS = (
         )
         for size in (256, 1024)
         for arm, words in (
-            (plan.UNTUNED, "untuned"),
-            (plan.NORMAL, "tuned at the normal level"),
+            (plan.UNTUNED, "without fine-tuning"),
+            (plan.NORMAL, "at the normal level"),
         )
     ),
 )
 
 
 def verdict(above: Score, below: Score, difference: Score) -> str:
-    """What the intervals say of ``above`` being above ``below``.
+    """Whether the intervals show that ``above`` is higher than ``below``.
 
     Args:
-        difference: of the two, taken subject by subject.
+        above: Score of the arm that should be higher.
+        below: Score of the arm that should be lower.
+        difference: Their difference, taken subject by subject.
 
     Returns:
-        ``SHOWN`` if they are apart in that order, ``REVERSED`` if they are apart in
-        the other. If they overlap, because subjects differ more than arms, the
-        difference decides where it is of ``ENOUGH`` subjects: ``PAIRED`` if all of its
-        interval is above 0, ``PAIRED_REVERSED`` if below. Else ``OPEN``.
+        ``SHOWN`` if the intervals are apart in that order, ``REVERSED`` if they are
+        apart in the other. Where they overlap, because subjects differ more than arms,
+        the difference over ``ENOUGH`` subjects decides: ``PAIRED`` if its whole
+        interval is above 0, ``PAIRED_REVERSED`` if below. Otherwise ``OPEN``.
     """
     if above.low > below.high:
         return SHOWN
@@ -214,39 +218,42 @@ def verdict(above: Score, below: Score, difference: Score) -> str:
     return OPEN
 
 
-def judged(
+def verdicts(
     study: str, arms: Mapping[str, Mapping[str, Sequence[np.ndarray]]]
 ) -> list[dict[str, Any]]:
-    """The verdict on every claim of a study.
+    """The verdict on every claim of a study whose arms and metric were measured.
 
     Args:
-        arms: values of each subject, by arm and metric; the subjects of every arm in
-            the same order. Claims on what was not measured are left out.
+        study: Name of the study.
+        arms: Values of each subject, by arm and metric. All arms have the same order
+            of subjects.
 
     Returns:
-        Entries with the claim, both scores, the difference subject by subject, and
-        ``verdict``.
+        One entry per claim: the claim, both scores, the difference subject by
+        subject, and ``verdict``.
     """
     found = []
     for claim in CLAIMS:
-        sides = [arms.get(arm, {}).get(claim.metric) for arm in _sides(claim)]
-        if claim.study != study or None in sides:
+        high = arms.get(claim.above, {}).get(claim.metric)
+        low = arms.get(claim.below, {}).get(claim.metric)
+        if claim.study != study or high is None or low is None:
             continue
-        above, below = (summarise(side) for side in sides if side is not None)
-        one, other = ([float(np.mean(v)) for v in side or ()] for side in sides)
-        apart = summarise([[a - b] for a, b in zip(one, other, strict=True)])
+        above, below = summarise(high), summarise(low)
+        difference = summarise(
+            [[float(np.mean(a) - np.mean(b))] for a, b in zip(high, low, strict=True)]
+        )
         entry = dataclasses.asdict(claim) | {
             "above_score": dataclasses.asdict(above),
             "below_score": dataclasses.asdict(below),
-            "difference": dataclasses.asdict(apart),
-            "verdict": verdict(above, below, apart),
+            "difference": dataclasses.asdict(difference),
+            "verdict": verdict(above, below, difference),
         }
         found.append(entry)
     return found
 
 
 def target(text: str, score: Score, least: float) -> dict[str, Any]:
-    """The verdict on a figure that was set as a goal: its mean reaches it, or not."""
+    """The verdict on a goal: ``SHOWN`` where the mean of a score reaches ``least``."""
     return {
         "study": "vanilla",
         "text": text,
@@ -254,7 +261,3 @@ def target(text: str, score: Score, least: float) -> dict[str, Any]:
         "above_score": dataclasses.asdict(score),
         "verdict": SHOWN if score.mean >= least else OPEN,
     }
-
-
-def _sides(claim: Claim) -> tuple[str, str]:
-    return claim.above, claim.below

@@ -1,4 +1,4 @@
-"""What the studies will take, told before they begin."""
+"""The estimated cost of the studies, shown before they begin."""
 
 import functools
 import time
@@ -12,64 +12,67 @@ from imagen_booth.config.schema import Job
 from imagen_booth.diffusion import sampler
 from imagen_booth.diffusion.sampler import SamplerConfig
 from imagen_booth.experiments.image_store import ImageStore
-from imagen_booth.experiments.plan import Run, Study
+from imagen_booth.experiments.plan import Run, Study, distinct_runs
 from imagen_booth.preflight import jaxpr_cost, memory
 from imagen_booth.weights.load import network, shapes
 
 BASE = "base"
-ROWS, TIMES = 8, 3  # of the forward pass that is timed
+ROWS, TIMES = 8, 3  # batch and repetitions of the forward pass that is timed
 
 
-def run_flops(studio: ImageStore, run: Run, measured: int) -> float:
-    """Arithmetic of a run, without its class images.
+def run_flops(store: ImageStore, run: Run, measured: int) -> float:
+    """Operations of a run, without its class images.
 
     Args:
-        measured: pictures drawn with a tuned base stage besides the run's own.
+        store: The cascade and the mesh.
+        run: The run.
+        measured: Pictures that measuring samples with a fine-tuned base stage, besides
+            those of the run itself.
     """
     total, pictures = 0.0, run.job.pictures
-    for stage in studio.cascade.stages:
-        cost = _cost(studio, stage, run.job)
+    for stage in store.cascade.stages:
+        cost = _cost(store, stage, run.job)
         tuning = run.job.tuning(stage.name)
         total += cost.step_flops * tuning.steps
-        drawn = len(pictures.prompts) * pictures.seeds
+        count = len(pictures.prompts) * pictures.seeds
         if stage.name == BASE and run.job.names(BASE, tuning.steps):
-            drawn += measured
+            count += measured
         calls = _calls(stage, getattr(pictures, stage.name))
-        total += drawn * calls * cost.row_flops
-    return total + inversion_flops(studio, run.job)
+        total += count * calls * cost.row_flops
+    return total + inversion_flops(store, run.job)
 
 
-def inversion_flops(studio: ImageStore, job: Job) -> float:
-    """Arithmetic of Textual Inversion: the whole way there and back for each row.
+def inversion_flops(store: ImageStore, job: Job) -> float:
+    """Operations of Textual Inversion: a forward and a backward pass for each row.
 
-    Back through weights that do not change costs as much as the way there.
+    A backward pass through frozen weights costs as much as the forward pass.
     """
     if job.text.steps == 0:
         return 0.0
-    forward = _cost(studio, studio.cascade.stage(BASE), job).row_flops
-    _, encoder = network(studio.cascade, "text", jnp.float32)
-    tokens = jax.ShapeDtypeStruct((1, studio.cascade.text.length), jnp.int32)
-    forward += jaxpr_cost.count_flops(encoder, shapes(studio.cascade, "text"), tokens)
-    multiple = studio.mesh.size * job.text.accumulate
+    forward = _cost(store, store.cascade.stage(BASE), job).row_flops
+    _, encoder = network(store.cascade, "text", jnp.float32)
+    tokens = jax.ShapeDtypeStruct((1, store.cascade.text.length), jnp.int32)
+    forward += jaxpr_cost.count_flops(encoder, shapes(store.cascade, "text"), tokens)
+    multiple = store.mesh.size * job.text.accumulate
     rows = -(-job.text.subject_rows // multiple) * multiple
     return 2 * forward * rows * job.text.steps
 
 
-def class_flops(studio: ImageStore, job: Job) -> float:
-    """Arithmetic of a set of class images at the base resolution."""
-    stage = studio.cascade.stage(BASE)
+def class_image_flops(store: ImageStore, job: Job) -> float:
+    """Operations of a set of class images at the base resolution."""
+    stage = store.cascade.stage(BASE)
     calls = _calls(stage, job.class_images.sampler)
-    return job.class_images.count * calls * _cost(studio, stage, job).row_flops
+    return job.class_images.count * calls * _cost(store, stage, job).row_flops
 
 
-def rate(studio: ImageStore) -> tuple[float, float]:
+def measure_speed(store: ImageStore) -> tuple[float, float]:
     """Times a forward pass of the base network on this machine.
 
     Returns:
-        Arithmetic per second, and seconds per picture.
+        Operations per second, and seconds per picture.
     """
-    stage, part = studio.cascade.stage(BASE), studio.part(BASE)
-    text = studio.cascade.text
+    stage, part = store.cascade.stage(BASE), store.pretrained_part(BASE)
+    text = store.cascade.text
     size = stage.train_size
     inputs = (
         jnp.zeros((ROWS, size, size, 3)),
@@ -84,66 +87,67 @@ def rate(studio: ImageStore) -> tuple[float, float]:
     for _ in range(TIMES):
         jax.block_until_ready(forward(part.params, *inputs))
     seconds = (time.perf_counter() - start) / (TIMES * ROWS)
-    return _cost(studio, stage, studio.job).row_flops / seconds, seconds
+    return _cost(store, stage, store.job).row_flops / seconds, seconds
 
 
-def table(
-    studio: ImageStore,
+def cost_table(
+    store: ImageStore,
     studies: Sequence[Study],
     finished: Collection[str],
     speed: tuple[float, float],
     measured: int,
 ) -> str:
-    """The plan in words: studies, their runs, and minutes still to go.
+    """A text table of the studies, their runs, and the minutes still to go.
 
-    A run that several studies share counts with the first of them.
+    A run that several studies share counts in the first of them.
 
     Args:
-        finished: names of the runs that are there already.
-        speed: as ``rate`` gives it.
-        measured: pictures per run, see ``run_flops``.
+        store: The cascade and the mesh.
+        studies: The studies.
+        finished: Names of the finished runs.
+        speed: As ``measure_speed`` returns it.
+        measured: Pictures per run, see ``run_flops``.
     """
     per_second, seconds = speed
     lines = [f"{'study':<12}{'runs':>6}{'done':>6}{'minutes':>9}"]
-    seen, sets, total = set(), set(), 0.0
+    seen, class_sets, total = set(), set(), 0.0
     for study in studies:
-        runs = [run for some in study.arms.values() for run in some]
-        runs = list({run.name: run for run in runs if run.name not in seen}.values())
+        runs = [run for run in distinct_runs([study]) if run.name not in seen]
         seen |= {run.name for run in runs}
         minutes, done = 0.0, 0
         for run in runs:
             if run.name in finished:
                 done += 1
                 continue
-            minutes += run_flops(studio, run, measured) / per_second / 60
-            shared = (
-                *(run.job.subject.class_noun, run.job.seed),
-                run.job.class_images,
-            )
-            if run.job.base.steps and run.job.base.class_rows and shared not in sets:
-                sets.add(shared)
-                minutes += class_flops(studio, run.job) / per_second / 60
+            minutes += run_flops(store, run, measured) / per_second / 60
+            job = run.job
+            class_set = (job.subject.class_noun, job.seed, job.class_images)
+            needed = job.base.steps and job.base.class_rows
+            if needed and class_set not in class_sets:
+                class_sets.add(class_set)
+                minutes += class_image_flops(store, run.job) / per_second / 60
         total += minutes
         lines.append(f"{study.name:<12}{len(runs):>6}{done:>6}{minutes:>9.0f}")
     lines.append(
         f"{len(seen)} runs, about {total:.0f} minutes to go: one forward pass of the "
-        f"base stage takes {1000 * seconds:.0f} ms a picture here, and everything is "
-        "counted in its arithmetic. Compiling, rendering and measured pictures of "
-        "the upper stages come on top. Stop at any time; the same command goes on."
+        f"base stage takes {1000 * seconds:.0f} ms a picture on this machine, and the "
+        "minutes are estimated from it. Compiling, rendering and pictures of the "
+        "super-resolution stages come on top. Stop at any time; the same command "
+        "resumes."
     )
     return "\n".join(lines)
 
 
-def _cost(studio: ImageStore, stage: Stage, job: Job) -> memory.StageCost:
+def _cost(store: ImageStore, stage: Stage, job: Job) -> memory.StageCost:
     tuning = job.tuning(stage.name)
-    return _traced(studio.cascade, stage, tuning, studio.mesh.size)
+    return _traced(store.cascade, stage, tuning, store.mesh.size)
 
 
-# Arms differ in few ways that show here, and each is traced once.
+# Few arms differ in cost, so each distinct stage is traced once.
 _traced = functools.lru_cache(memory.stage_cost)
 
 
 def _calls(stage: Stage, config: SamplerConfig) -> int:
-    """How often the network sees a row while it draws a picture."""
+    """Calls of the network per picture; guidance takes two per step."""
     times = len(sampler.plan(stage.schedule, config).t)
     return times * (1 if config.guidance == 1.0 else 2)

@@ -1,4 +1,4 @@
-"""Draws and keeps the pictures that the studies measure, stage by stage."""
+"""The pictures of the studies: sampled once, then found on disk."""
 
 import dataclasses
 import json
@@ -14,6 +14,7 @@ from imagen_booth.cascade import by_name
 from imagen_booth.config import build
 from imagen_booth.config.schema import Job
 from imagen_booth.distributed.stop import StopRequest
+from imagen_booth.evaluation.run_images import FIRST_SEED
 from imagen_booth.rundir.layout import cache_folder
 from imagen_booth.sampling import finished_run
 from imagen_booth.sampling.cascade_sampler import (
@@ -32,15 +33,15 @@ from imagen_booth.weights.placement import activation_dtype
 
 
 class ImageStore:
-    """The stages of a cascade, as they came or as a run tuned them.
+    """Samples pictures with the stages of a cascade, pretrained or fine-tuned.
 
     Args:
-        job: names the cascade, its weights, and the samplers of all pictures.
-        folder: of the studies; runs are in ``runs/`` there.
+        job: Names the cascade, its weights, and the samplers of all pictures.
+        folder: Folder of the studies. Its runs are in ``runs/``.
 
     Attributes:
-        cascade: as its weights describe it.
-        origins: where the weights of every part come from, for a manifest.
+        cascade: The cascade, as its weights describe it.
+        origins: Origin of the weights of every part, for a manifest.
     """
 
     def __init__(self, job: Job, folder: epath.Path):
@@ -57,28 +58,28 @@ class ImageStore:
         self._parts: dict[str, Part] = {}
 
     def run_folder(self, name: str) -> epath.Path:
-        """Work directory of a run."""
+        """The run directory of a run."""
         return self.folder / "runs" / name
 
     def manifest(self, name: str) -> dict[str, Any]:
-        """What a run says of itself; empty before it begins."""
+        """The manifest of a run; empty before the run begins."""
         file = self.run_folder(name) / "manifest.json"
         return json.loads(file.read_text()) if file.exists() else {}
 
-    def finished(self, name: str, job: Job) -> bool:
-        """Whether a run is done, by these settings and from these weights."""
+    def is_finished(self, name: str, job: Job) -> bool:
+        """Whether a run is done with these settings and from these weights."""
         manifest, file = self.manifest(name), self.run_folder(name) / "config.json"
         if manifest.get("status") != "done" or not file.exists():
             return False
         parts = manifest.get("cascade", {}).get("parts", {})
-        made = build.build(Job, json.loads(file.read_text()), "config")
-        return made == job and all(
-            parts.get(part, {}).get("sha256") == each["sha256"]
-            for part, each in self.origins.items()
+        finished_job = build.build(Job, json.loads(file.read_text()), "config")
+        return finished_job == job and all(
+            parts.get(part, {}).get("sha256") == origin["sha256"]
+            for part, origin in self.origins.items()
         )
 
-    def part(self, name: str) -> Part:
-        """A stage's network with its weights as they came."""
+    def pretrained_part(self, name: str) -> Part:
+        """The network of a stage with its pretrained weights."""
         if name not in self._parts:
             source = getattr(self.job.weights, name)
             self._parts[name] = load(
@@ -91,24 +92,24 @@ class ImageStore:
             )
         return self._parts[name]
 
-    def ready(self, name: str, run: str = "") -> LoadedStage:
-        """A stage to draw with: as a finished run tuned it, or as it came.
+    def load_stage(self, name: str, run: str = "") -> LoadedStage:
+        """A stage as a finished run fine-tuned it, or pretrained where ``run`` is "".
 
         Raises:
-            InputError: the run has not come to its end.
+            InputError: The run is not finished.
         """
         stage = self.cascade.stage(name)
         if not run:
-            part = self.part(name)
+            part = self.pretrained_part(name)
             return LoadedStage(stage, part, part.params, stage.normal_level, 0, False)
         finished = finished_run.read_run(self.run_folder(run))
         return finished_run.load_stage(finished, stage, self.mesh, self.dtype)
 
-    def learned(self, run: str) -> LearnedEmbedding | None:
-        """What a finished run's identifier was taught to mean; None where nothing was.
+    def learned_embedding(self, run: str) -> LearnedEmbedding | None:
+        """The embedding that Textual Inversion learned in a finished run, if it did.
 
         Raises:
-            InputError: the run has not come to its end.
+            InputError: The run is not finished.
         """
         return finished_run.learned_embedding(
             finished_run.read_run(self.run_folder(run))
@@ -117,72 +118,94 @@ class ImageStore:
     def requests(
         self,
         templates: Sequence[str],
-        seeds: Sequence[int],
+        numbers: Sequence[int],
         run: str = "",
         noun: str = "",
     ) -> list[ImageRequest]:
-        """One picture per template and seed, in the words of a run.
+        """One picture per template and number, with the identifier of a run.
 
         Args:
-            run: whose identifier and class noun are filled in; "" for none.
-            noun: the class noun where there is no run.
+            numbers: Picture ``n`` has the seed ``FIRST_SEED + n``, so that no picture
+                shares its noise with a class image.
+            run: Run whose identifier and class noun are filled in; "" for none.
+            noun: Class noun where there is no run.
         """
         word, alone = "", False
         if run:
-            said = self.manifest(run)["subject"]
-            word, noun = said["identifier"], said["class_noun"]
-            alone = said.get("alone", False)
+            subject = self.manifest(run)["subject"]
+            word, noun = subject["identifier"], subject["class_noun"]
+            alone = subject.get("alone", False)
         return [
             ImageRequest(
-                fill(template, word, noun, alone=alone),
-                fill(template, "", noun),
-                seed,
-                f"{index:02d}_{seed}",
+                prompt=fill(template, word, noun, alone=alone),
+                plain=fill(template, "", noun),
+                seed=FIRST_SEED + number,
+                name=f"{index:02d}_{number}",
             )
             for index, template in enumerate(templates)
-            for seed in seeds
+            for number in numbers
         ]
 
-    def draw(
+    def sample(
         self,
         name: str,
-        ready: LoadedStage,
+        loaded: LoadedStage,
         requests: Sequence[ImageRequest],
-        lows: Sequence[np.ndarray] | None = None,
+        low_images: Sequence[np.ndarray] | None = None,
         learned: LearnedEmbedding | None = None,
     ) -> list[epath.Path]:
-        """Draws pictures with one stage, or finds them drawn already.
+        """Samples pictures with one stage, unless they were sampled before.
 
         Args:
-            name: of their folder in ``pictures/``; it says which run drew them.
-            lows: uint8 pictures to enlarge, one per request; None for the base stage.
-            learned: what the run's identifier was taught to mean.
+            name: Folder in ``pictures/``, which names the run.
+            loaded: The stage.
+            requests: The pictures.
+            low_images: uint8 [r, r, 3] pictures to enlarge, one per request; None for
+                the base stage.
+            learned: Embedding of the run's identifier, where one was learned.
 
         Returns:
-            A file per request.
+            One file per request.
         """
         folder = self.folder / "pictures" / name
         files = [folder / f"{request.name}.png" for request in requests]
-        stage = ready.stage
+        stage = loaded.stage
         sampler = getattr(self.job.pictures, stage.name)
-        made = {
-            "requests": [dataclasses.asdict(each) for each in requests],
+        made_from = {
+            "requests": [dataclasses.asdict(request) for request in requests],
             "weights": [self.origins[part]["sha256"] for part in ("text", stage.name)],
-            "steps": ready.steps,
-            "level": ready.level,
+            "steps": loaded.steps,
+            "level": loaded.level,
             "sampler": dataclasses.asdict(sampler),
             **({"learned": learned.digest()} if learned is not None else {}),
         }
-        done = folder / "drawn.json"
-        if done.exists() and json.loads(done.read_text()) == made:
+        record = folder / "drawn.json"
+        if record.exists() and json.loads(record.read_text()) == made_from:
             return files
-        spoken = [each.prompt if ready.named else each.plain for each in requests]
+        images = self._sample(loaded, requests, low_images, learned)
+        metadata = {"run": name, "cascade": self.cascade.name}
+        metadata |= {"licence": self.cascade.licence}
+        metadata |= image_metadata(loaded, sampler)
+        save_images(folder, requests, images, metadata)
+        storage.write_atomic(record, json.dumps(made_from).encode())
+        return files
+
+    def _sample(
+        self,
+        loaded: LoadedStage,
+        requests: Sequence[ImageRequest],
+        low_images: Sequence[np.ndarray] | None,
+        learned: LearnedEmbedding | None,
+    ) -> np.ndarray:
+        """Pictures, uint8 [N, R, R, 3], in batches of one shape."""
+        stage = loaded.stage
+        prompts = [each.prompt if loaded.named else each.plain for each in requests]
         rows = rows_at(stage, self.job.pictures.batch)
-        drawn = []
+        batches = []
         with jax.set_mesh(self.mesh), StopRequest() as stop:
-            found, _ = embed_prompts(
+            embeddings, _ = embed_prompts(
                 self.cascade,
-                spoken,
+                prompts,
                 weights=self.job.weights.text,
                 vocabulary=self.job.weights.vocabulary,
                 cleaning=self.job.cleaning,
@@ -194,23 +217,19 @@ class ImageStore:
             )
             for start in range(0, len(requests), rows):
                 stop.check()
-                some = slice(start, start + rows)
+                batch = slice(start, start + rows)
                 images = sample_stage(
                     stage,
-                    ready.part,
-                    ready.params,
-                    sampler,
-                    [found[prompt] for prompt in spoken[some]],
-                    found[""],
-                    [each.seed for each in requests[some]],
+                    loaded.part,
+                    loaded.params,
+                    getattr(self.job.pictures, stage.name),
+                    [embeddings[prompt] for prompt in prompts[batch]],
+                    embeddings[""],
+                    [request.seed for request in requests[batch]],
                     mesh=self.mesh,
-                    low=None if lows is None else np.stack(lows[some]),
-                    level=ready.level,
+                    low=None if low_images is None else np.stack(low_images[batch]),
+                    level=loaded.level,
                     rows=rows,
                 )
-                drawn.append(images)
-        story = {"run": name, "cascade": self.cascade.name}
-        story |= {"licence": self.cascade.licence} | image_metadata(ready, sampler)
-        save_images(folder, requests, np.concatenate(drawn), story)
-        storage.write_atomic(done, json.dumps(made).encode())
-        return files
+                batches.append(images)
+        return np.concatenate(batches)

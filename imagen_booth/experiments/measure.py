@@ -1,4 +1,4 @@
-"""What the judge, and the true renders, say of every arm."""
+"""The scores of every arm, from the judge and from true renders."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,7 +9,7 @@ from etils import epath
 
 from imagen_booth.data import image_files
 from imagen_booth.evaluation import scores, toybox_judge
-from imagen_booth.experiments import claims, detail, judge_readings, plan
+from imagen_booth.experiments import claims, judge_readings, plan
 from imagen_booth.experiments.image_store import ImageStore
 from imagen_booth.experiments.judge_readings import ImageReadings, RunReadings
 from imagen_booth.experiments.plan import APPLICATIONS, Run, Study
@@ -17,7 +17,7 @@ from imagen_booth.toybox.coverage import held_out_captions
 from imagen_booth.toybox.grammar import TIER_A
 from imagen_booth.toybox.subjects import ToyboxSubject
 
-Arms = dict[str, dict[str, list[np.ndarray]]]  # values of each subject, by metric
+Arms = dict[str, dict[str, list[np.ndarray]]]  # arm -> metric -> values per subject
 
 HELD_OUT = 40  # captions of "vanilla"
 SHOWN = 8  # pictures of a class in a row of the page
@@ -26,82 +26,73 @@ CROP = 256  # pixels shown of a larger picture
 
 
 class Measurements:
-    """Measures studies whose runs are done.
+    """Measures studies whose runs are finished.
 
     Args:
-        reader: reads the pictures.
-        knows: words that the prior was taught, as ``knowledge.beyond`` takes them.
+        store: Samples the pictures.
+        judge: Reads the pictures.
+        vocabulary: Words that the prior knows, as ``coverage.beyond`` takes them.
     """
 
     def __init__(
         self,
-        studio: ImageStore,
-        reader: toybox_judge.Judge,
-        knows: Mapping[str, Sequence[str]],
+        store: ImageStore,
+        judge: toybox_judge.Judge,
+        vocabulary: Mapping[str, Sequence[str]],
     ):
-        self.studio, self.knows = studio, knows
-        self.applications = plan.prompts(knows)
-        self.templates = [each for some in self.applications.values() for each in some]
-        self.album = RunReadings(studio, reader, self.templates)
+        self.store, self.vocabulary = store, vocabulary
+        self.prompts = plan.known_prompts(vocabulary)
+        self.templates = [each for some in self.prompts.values() for each in some]
+        self.readings = RunReadings(store, judge, self.templates)
 
     def pictures_per_run(self) -> int:
-        """Pictures that measuring draws with a tuned base stage, at most."""
-        return (
-            len(self.templates) * judge_readings.PICTURES
-            + judge_readings.CLASS_PICTURES
-        )
+        """The most pictures that measuring a run samples with its base stage."""
+        prompts = len(self.templates) * judge_readings.PICTURES
+        return prompts + judge_readings.CLASS_PICTURES
 
     def measure(self, study: Study) -> dict[str, Any]:
-        """A study's entry of ``results.json``.
+        """The entry of a study in ``results.json``.
 
         Returns:
-            ``tables``: scores by arm and metric; ``claims``: see ``claims.judged``;
+            ``tables``: scores by arm and metric; ``claims``: see ``claims.verdicts``;
             ``pictures``: captions, each with the files shown side by side;
             ``notes``: sentences.
         """
         special = {
             "vanilla": self._vanilla,
             "fidelity": self._fidelity,
-            "baselines": self._beside,
+            "baselines": self._four_scores,
             "prior": self._prior,
-            "sampler": self._beside,
-            "sr": self._sr,
+            "sampler": self._four_scores,
+            "sr": self._super_resolution,
         }
-        return special.get(study.name, self._compared)(study)
+        return special.get(study.name, self._two_scores)(study)
 
     def _vanilla(self, study: Study) -> dict[str, Any]:
-        """The untuned cascade on captions that pretraining held out."""
-        taught = {name: tuple(words) for name, words in self.knows.items()}
-        tier = dataclasses.replace(TIER_A, **taught)
+        """The pretrained cascade on captions that pretraining held out."""
+        known = {name: tuple(words) for name, words in self.vocabulary.items()}
+        tier = dataclasses.replace(TIER_A, **known)
         captions, wanted = zip(*held_out_captions(tier, HELD_OUT), strict=True)
-        # Noise of its own for each, or one odd shape of a cat is counted many times: a
-        # picture's seed is its number.
-        numbers = [
-            range(first, first + judge_readings.PICTURES)
-            for first in range(
-                0, judge_readings.PICTURES * len(captions), judge_readings.PICTURES
-            )
-        ]
+        each = judge_readings.PICTURES
+        # All pictures have different noise: with shared noise, one odd shape would
+        # count once per caption.
+        numbers = [range(each * i, each * (i + 1)) for i in range(len(captions))]
         requests = [
             request
             for caption, some in zip(captions, numbers, strict=True)
-            for request in self.studio.requests([caption], some)
+            for request in self.store.requests([caption], some)
         ]
-        files = self.studio.draw("vanilla", self.studio.ready("base"), requests)
-        readings = self.album.read(files)
-        right: dict[str, list[list[bool]]] = {}  # by what is asked, for each caption
-        for some, each in zip(numbers, wanted, strict=True):
-            answers = [
-                judge_readings.answers(readings, number, each) for number in some
-            ]
+        stage = self.store.load_stage("base")
+        files = self.store.sample("vanilla", stage, requests)
+        readings = self.readings.read(files)
+        right: dict[str, list[list[bool]]] = {}  # attribute -> answers per caption
+        for some, attributes in zip(numbers, wanted, strict=True):
+            answers = [toybox_judge.answers(readings, n, attributes) for n in some]
             for name in answers[0]:
-                values = [answer[name] for answer in answers]
-                right.setdefault(name, []).append(values)
-            right.setdefault("all", []).append([all(e.values()) for e in answers])
+                right.setdefault(name, []).append([one[name] for one in answers])
+            right.setdefault("all", []).append([all(one.values()) for one in answers])
         found = {name: scores.summarise(values) for name, values in right.items()}
-        first = [
-            image_files.load_png(file) for file in files[:: judge_readings.PICTURES]
-        ]
+        first = [image_files.load_png(file) for file in files[::each]]
         sheet = files[0].parent / "first_of_each.png"
         shown = image_files.contact_sheet(first, captions, columns=6, cell=192)
         image_files.save_png(sheet, shown)
@@ -111,85 +102,84 @@ class Measurements:
                 claims.target("The class is right in 90 %.", found["noun"], 0.90),
                 claims.target("The context is right in 85 %.", found["context"], 0.85),
             ],
-            "pictures": [self._cell("the first of each", [sheet])],
+            "pictures": [self._cell("the first picture of each caption", [sheet])],
             "notes": [],
         }
 
     def _fidelity(self, study: Study) -> dict[str, Any]:
-        """Both fidelities, beside what true renders for the same prompts get."""
+        """Subject and prompt fidelity, beside those of true renders."""
         runs = study.arms[plan.TUNED]
         subjects = [run.subject for run in runs]
-        tuned = _fidelities(map(self.album.seen, runs))
-        truth = _fidelities(map(self.album.true, subjects))
-        alike = [
-            np.array([scores.agreement(self.album.photos(one))]) for one in subjects
-        ]
+        tuned = _fidelities([self.readings.generated(run)] for run in runs)
+        truth = _fidelities([self.readings.true_renders(one)] for one in subjects)
+        photos = [self.readings.photo_embeddings(one) for one in subjects]
         arms: Arms = {
-            "photos": {"subject": alike},
+            "photos": {"subject": [np.array([scores.agreement(p)]) for p in photos]},
             "truth": truth,
             plan.TUNED: tuned,
             plan.UNTUNED: {
-                "subject": [self.album.of_class(one)[1] for one in subjects]
+                "subject": [self.readings.class_pictures(one)[1] for one in subjects]
             },
         }
-        parts: Arms = {}
-        for name, some in self.applications.items():
-            of = np.isin(self.album.seen(runs[0]).templates, some)
-            if of.any():
-                parts[name] = {
-                    f"{kind}{metric}": [values[of] for values in arm[metric]]
+        by_application: Arms = {}
+        for name, templates in self.prompts.items():
+            chosen = np.isin(self.readings.generated(runs[0]).templates, templates)
+            if chosen.any():
+                by_application[name] = {
+                    f"{kind}{metric}": [values[chosen] for values in arm[metric]]
                     for metric in ("subject", "prompt")
                     for kind, arm in (("", tuned), ("true_", truth))
                 }
-        chosen = [some[0] for some in self.applications.values() if some]
-        large = self.album.large(runs[0], chosen)
+        cells, notes = self._fidelity_cells(runs), self._prompt_notes()
+        return entry(study.name, [arms, by_application], cells, notes)
+
+    def _fidelity_cells(self, runs: Sequence[Run]) -> list[dict[str, Any]]:
+        templates = [some[0] for some in self.prompts.values() if some]
+        large = self.readings.large(runs[0], templates)
         cells = [self._cell(prompt, [file]) for prompt, file in large]
         for run in runs[:SHOWN_SUBJECTS]:
             name = _title(run.subject)
-            cells += [
-                self._cell(f"photos of {name}", self.album.photo_files(run.subject)),
-                self._cell(
-                    f"{name}, drawn",
-                    self.album.seen(run).files[:: judge_readings.PICTURES],
-                ),
-                self._cell(
-                    f"{name}, true",
-                    self.album.true(run.subject).files[:: judge_readings.PICTURES],
-                ),
-            ]
+            cells.append(self._photos(run.subject))
+            for label, readings in (
+                ("generated", self.readings.generated(run)),
+                ("true", self.readings.true_renders(run.subject)),
+            ):
+                cells.append(self._cell(f"{name}, {label}", _first(readings)))
+        return cells
+
+    def _prompt_notes(self) -> list[str]:
         notes = [f"The prompts: {'; '.join(self.templates)}."]
-        if self.applications["expression manipulation"]:
-            notes.append("The judge reads no expressions, so none counts as asked.")
-        asked = [each for some in APPLICATIONS.values() for each in some]
-        unknown = [each for each in asked if each not in self.templates]
+        if self.prompts["expression manipulation"]:
+            notes.append("The judge does not read expressions, so none is scored.")
+        asked = [prompt for prompts in APPLICATIONS.values() for prompt in prompts]
+        unknown = [prompt for prompt in asked if prompt not in self.templates]
         if unknown:
             notes.append(
-                "Not asked, because the prior was not taught their words: "
+                "Left out, because the prior was not trained on their words: "
                 f"{'; '.join(unknown)}."
             )
-        return entry(study.name, [arms, parts], cells, notes)
+        return notes
 
     def _prior(self, study: Study) -> dict[str, Any]:
-        """PRES, DIV, both fidelities, and how "a dog" drifts."""
+        """PRES, DIV, both fidelities, and pictures of the class before and after."""
         arms: Arms = {name: self._all_four(runs) for name, runs in study.arms.items()}
         pairs = [
             pair
             for pair in zip(study.arms[plan.ON], study.arms[plan.OFF], strict=True)
             if pair[0].job.seed == 0
         ]
-        before = [self.album.of_class(run.subject)[1] for run, _ in pairs]
+        before = [self.readings.class_pictures(run.subject)[1] for run, _ in pairs]
         arms[plan.UNTUNED] = {"pres": before}
         cells = []
         for on, off in pairs[:SHOWN_SUBJECTS]:
             subject = on.subject
-            files = self.album.photo_files(subject)
-            cells.append(self._cell(f"photos of {_title(subject)}", files))
+            cells.append(self._photos(subject))
             for label, name in (
                 (plan.UNTUNED, ""),
                 (plan.ON, on.name),
                 (plan.OFF, off.name),
             ):
-                files = self.album.of_class(subject, name)[0][:SHOWN]
+                files = self.readings.class_pictures(subject, name)[0][:SHOWN]
                 cells.append(self._cell(f"“a {subject.noun}”, {label}", files))
         return entry(study.name, [arms], cells, [])
 
@@ -197,29 +187,28 @@ class Measurements:
         """Both fidelities, PRES and DIV of an arm."""
 
         def pres(run: Run) -> np.ndarray:
-            # Untuned, the base stage draws the class as it always did.
+            # Without fine-tuning, the base stage is the pretrained one.
             name = run.name if run.job.base.steps else ""
-            return self.album.of_class(run.subject, name)[1]
+            return self.readings.class_pictures(run.subject, name)[1]
 
         def div(run: Run) -> np.ndarray:
-            return self.album.seen(run).diversity()
+            return self.readings.generated(run).diversity()
 
-        return _fidelities(_by_subject(runs, self.album.seen)) | {
+        return _fidelities(_by_subject(runs, self.readings.generated)) | {
             "pres": _joined(_by_subject(runs, pres)),
             "div": _joined(_by_subject(runs, div)),
         }
 
-    def _beside(self, study: Study) -> dict[str, Any]:
+    def _four_scores(self, study: Study) -> dict[str, Any]:
         """All four scores of every arm, and one picture of each prompt."""
         arms = {name: self._all_four(runs) for name, runs in study.arms.items()}
         cells = []
-        for several in list(zip(*study.arms.values(), strict=True))[:SHOWN_SUBJECTS]:
-            subject = several[0].subject
-            files = self.album.photo_files(subject)
-            cells.append(self._cell(f"photos of {_title(subject)}", files))
-            for name, run in zip(study.arms, several, strict=True):
-                files = self.album.seen(run).files[:: judge_readings.PICTURES]
-                cells.append(self._cell(f"{_title(subject)}, {name}", files))
+        for runs in list(zip(*study.arms.values(), strict=True))[:SHOWN_SUBJECTS]:
+            subject = runs[0].subject
+            cells.append(self._photos(subject))
+            for arm, run in zip(study.arms, runs, strict=True):
+                files = _first(self.readings.generated(run))
+                cells.append(self._cell(f"{_title(subject)}, {arm}", files))
         notes = []
         if plan.DESCRIBED in study.arms:
             described = study.arms[plan.DESCRIBED]
@@ -227,61 +216,109 @@ class Measurements:
             notes.append(f"The descriptions: {', '.join(words)}.")
         return entry(study.name, [arms], cells, notes)
 
-    def _compared(self, study: Study) -> dict[str, Any]:
+    def _two_scores(self, study: Study) -> dict[str, Any]:
         """Both fidelities of every arm."""
-        arms = {
-            name: _fidelities(map(self.album.seen, runs))
-            for name, runs in study.arms.items()
-        }
-        cells = []
+        arms, cells = {}, []
         for name, runs in study.arms.items():
-            files = self.album.seen(runs[0]).files[:: judge_readings.PICTURES]
+            arms[name] = _fidelities([self.readings.generated(run)] for run in runs)
+            files = _first(self.readings.generated(runs[0]))
             cells.append(self._cell(f"{_title(runs[0].subject)}, {name}", files))
         return entry(study.name, [arms], cells, [])
 
-    def _sr(self, study: Study) -> dict[str, Any]:
-        """Each upper stage on true pictures of the size below, beside the truth."""
+    def _super_resolution(self, study: Study) -> dict[str, Any]:
+        """Each super-resolution stage on true renders, compared with true renders."""
         arms: Arms = {}
         cells = []
-        for stage in self.studio.cascade.stages[1:]:
+        for stage in self.store.cascade.stages[1:]:
             low, size = stage.low_resolution or 0, stage.resolution
-            for arm, of in {plan.UNTUNED: (), **study.arms}.items():
-                runs = of or study.arms[plan.LOW]
+            for arm, runs in {plan.UNTUNED: (), **study.arms}.items():
                 found = [
-                    self.album.enlarged(run, stage.name, low, size, bool(of))
-                    for run in runs
+                    self.readings.enlarged(run, stage.name, low, size, bool(runs))
+                    for run in runs or study.arms[plan.LOW]
                 ]
-                arms.setdefault(arm, {})[f"error_{size}"] = [
-                    np.array([detail.error(*pair) for pair in pairs])
-                    for _, pairs in found
-                ]
-                arms[arm][f"amount_{size}"] = [
-                    np.array([detail.amount(*pair) for pair in pairs])
-                    for _, pairs in found
-                ]
+                metrics = arms.setdefault(arm, {})
+                for name, metric in (
+                    ("error", high_frequency_error),
+                    ("amount", high_frequency_ratio),
+                ):
+                    metrics[f"{name}_{size}"] = [
+                        np.array([metric(*pair) for pair in pairs])
+                        for _, pairs in found
+                    ]
                 cells.append(self._cell(f"{size} px, {arm}", found[0][0][:1], CROP))
-            truth = self.album.scenes(study.arms[plan.LOW][0].subject, size)[:1]
+            subject = study.arms[plan.LOW][0].subject
+            truth = self.readings.true_scenes(subject, size)[:1]
             cells.append(self._cell(f"{size} px, true", truth, CROP))
         scenes = len(judge_readings.SCENES) * judge_readings.TAKES
         notes = [
             f"{scenes} new scenes of each subject. High-frequency error is the root "
             "mean square, in grey levels of 255, of the difference between the "
-            "Laplacians of a picture and of the truth; detail is the strength of the "
-            "picture's Laplacian over the truth's: below 1 blurred, above 1 invented.",
-            "Each stage is given the true picture of the size below.",
+            "Laplacians of a picture and of the truth. Detail is the strength of the "
+            "picture's Laplacian over the truth's: below 1 the picture is blurred, "
+            "above 1 it has invented detail.",
+            "The input of each stage is the true picture at its lower size.",
         ]
         return entry(study.name, [arms], cells, notes)
+
+    def _photos(self, subject: ToyboxSubject) -> dict[str, Any]:
+        files = self.readings.photo_files(subject)
+        return self._cell(f"photos of {_title(subject)}", files)
 
     def _cell(
         self, caption: str, files: Sequence[epath.Path], crop: int = 0
     ) -> dict[str, Any]:
-        """Pictures side by side on the page, cut to their middle where ``crop``."""
-        names = [str(file.relative_to(self.studio.folder)) for file in files]
+        """Pictures side by side on the page, cropped to ``crop`` pixels where not 0."""
+        names = [str(file.relative_to(self.store.folder)) for file in files]
         return {"caption": caption, "files": names, "crop": crop}
+
+
+def laplacian(picture: np.ndarray) -> np.ndarray:
+    """The high frequencies of a picture: 4 times a pixel minus its four neighbours.
+
+    A wave of w radians per pixel along a row or column passes with gain 2 - 2 cos w,
+    so slow shades vanish and edges and texture remain. Borders are left out.
+
+    Args:
+        picture: uint8 [H, W, 3].
+
+    Returns:
+        f64 [H - 2, W - 2, 3], in grey levels of 255.
+    """
+    x = picture.astype(np.float64)
+    neighbours = x[:-2, 1:-1] + x[2:, 1:-1] + x[1:-1, :-2] + x[1:-1, 2:]
+    return 4 * x[1:-1, 1:-1] - neighbours
+
+
+def high_frequency_error(picture: np.ndarray, truth: np.ndarray) -> float:
+    """Root mean square difference of the Laplacians of two pictures; lower is better.
+
+    Args:
+        picture, truth: uint8 [H, W, 3].
+    """
+    return _root_mean_square(laplacian(picture) - laplacian(truth))
+
+
+def high_frequency_ratio(picture: np.ndarray, truth: np.ndarray) -> float:
+    """Strength of a picture's Laplacian over the truth's; below 1 it is blurred.
+
+    Args:
+        picture, truth: uint8 [H, W, 3].
+    """
+    strength = _root_mean_square(laplacian(truth))
+    return _root_mean_square(laplacian(picture)) / max(strength, 1e-9)
+
+
+def _root_mean_square(values: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(values))))
 
 
 def _title(subject: ToyboxSubject) -> str:
     return f"{subject.noun} {subject.seed}"
+
+
+def _first(readings: ImageReadings) -> list[epath.Path]:
+    """The first picture of each prompt."""
+    return readings.files[:: judge_readings.PICTURES]
 
 
 def _by_subject(runs: Iterable[Run], value: Callable[[Run], Any]) -> list[list[Any]]:
@@ -297,10 +334,10 @@ def _joined(groups: Iterable[Sequence[np.ndarray]]) -> list[np.ndarray]:
 
 
 def _fidelities(
-    seen: Iterable[ImageReadings | Sequence[ImageReadings]],
+    readings: Iterable[Sequence[ImageReadings]],
 ) -> dict[str, list[np.ndarray]]:
-    """Both fidelities of each subject, over one run of it or several."""
-    groups = [[one] if isinstance(one, ImageReadings) else one for one in seen]
+    """Both fidelities of each subject, over all readings of the subject."""
+    groups = list(readings)
     return {
         "subject": _joined([each.subject for each in group] for group in groups),
         "prompt": _joined([each.prompt for each in group] for group in groups),
@@ -310,12 +347,13 @@ def _fidelities(
 def entry(
     study: str, tables: Sequence[Arms], cells: list[dict[str, Any]], notes: list[str]
 ) -> dict[str, Any]:
-    """A study's results.
+    """The results of a study, as ``Measurements.measure`` returns them.
 
     Args:
-        tables: values by arm, the claims' own first.
-        cells: groups of pictures.
-        notes: sentences.
+        study: Name of the study.
+        tables: Values by arm. The claims are about the first table.
+        cells: Groups of pictures.
+        notes: Sentences.
     """
     return {
         "tables": [
@@ -329,7 +367,7 @@ def entry(
             for arms in tables
             if arms
         ],
-        "claims": claims.judged(study, tables[0]),
+        "claims": claims.verdicts(study, tables[0]),
         "pictures": cells,
         "notes": notes,
     }

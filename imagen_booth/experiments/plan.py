@@ -1,8 +1,8 @@
-"""What is run for the paper's claims: subjects, studies, and every arm of them.
+"""The studies of the paper's claims: their subjects, arms and runs.
 
-An arm is one way to tune, as runs over subjects and seeds. Every run is an ordinary
-job in a folder of its own, named after what sets it apart from the default job; two
-arms that want the same run share it, and runs share class images.
+An arm is one way to fine-tune, applied to several subjects and seeds. Each run is an
+ordinary job in a folder of its own, whose name says how it differs from the default
+job. Arms that need the same run share it, and runs share class images.
 """
 
 import dataclasses
@@ -21,18 +21,18 @@ from imagen_booth.toybox.coverage import beyond
 from imagen_booth.toybox.subjects import ToyboxSubject
 from imagen_booth.training.subject_photos import TOYBOX_PHOTOS
 
-# No cascade has seen these: subjects never share a generator with the individuals of
-# pretraining. The studies over fewer subjects take the first ones.
+# No cascade was pretrained on these: their seeds are not seeds of pretraining. Studies
+# over fewer subjects take the first ones.
 SUBJECTS = tuple(
     ToyboxSubject(noun, 301 + number)
     for number, noun in enumerate(
         ("dog", "teapot", "cat", "car", "duck", "backpack", "dog", "cat")
     )
 )
-FEW = 3  # subjects of the studies that call for many runs of each
+FEW = 3  # subjects of the studies with many arms
 STUDIES = (
     "vanilla",
-    "sr",  # before "fidelity", whose large pictures go through its stages
+    "sr",  # before "fidelity", whose large pictures use its fine-tuned stages
     "fidelity",
     "prior",
     "baselines",
@@ -42,7 +42,7 @@ STUDIES = (
     "sampler",
 )
 
-# Arms. The first of each line tunes as the job says.
+# Arms, as the results name them. The first of each line is the default job.
 TUNED, UNTUNED = "tuned", "untuned"
 ON, OFF = "with prior loss", "without prior loss"
 CORRECT, NO_NOUN, WRONG = "correct noun", "no noun", "wrong noun"
@@ -55,12 +55,12 @@ INVERTED, DESCRIBED = "Textual Inversion", "prompts only"
 ANCESTRAL = "ancestral sampler"
 MORE_STEPS, SOLVER = "ancestral, ten times the steps", "solver of few steps"
 
-LONGER = 3
-MORE = 10  # times the class images' ancestral steps
+LONGER = 3  # times the steps of the default job, in WRONG_LONG
+MORE = 10  # times the class images' ancestral steps, in MORE_STEPS
 RANDOM_CHARACTERS = "xxy5syt00"
-SR_LOW = "sr_low"  # in the names of runs
+SR_LOW = "sr_low"  # part of the names of runs in the arm LOW
 
-# A living thing is called an object's name, and the other way round.
+# A wrong noun is that of an object for an animal, and of an animal for an object.
 WRONG_NOUN = {
     "dog": "car",
     "cat": "teapot",
@@ -70,7 +70,7 @@ WRONG_NOUN = {
     "backpack": "duck",
 }
 
-# The paper's six applications in words of the toybox.
+# The paper's six applications in the words of the toybox.
 APPLICATIONS: dict[str, tuple[str, ...]] = {
     "recontextualisation": (
         "a [V] [N] in the snow",
@@ -92,13 +92,13 @@ APPLICATIONS: dict[str, tuple[str, ...]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One subject tuned in one way.
+    """One subject, fine-tuned in one way.
 
     Attributes:
-        name: of its folder.
-        subject: whom the photos show.
-        photos: how many of them are used.
-        job: the settings, with the folder of the photos.
+        name: Name of the run's folder.
+        subject: The subject in the photos.
+        photos: Number of photos.
+        job: The settings, with the folder of the photos.
     """
 
     name: str
@@ -109,17 +109,18 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class StudySize:
-    """How much is run; a smaller extent's runs are part of a larger one's.
+    """How many runs the studies have. A larger size contains a smaller one's runs.
 
     Attributes:
-        subjects: the first ones of ``SUBJECTS``, at most ``FEW`` in most studies.
-        seeds: of every subject, in "prior".
-        counts: of photos, in "photos".
+        subjects: Number of subjects, the first ones of ``SUBJECTS``. Studies with many
+            arms use at most ``FEW`` of them.
+        seeds: Seeds of each subject in the study "prior".
+        photo_counts: Numbers of photos in the study "photos".
     """
 
     subjects: int = len(SUBJECTS)
     seeds: int = 3
-    counts: tuple[int, ...] = tuple(range(1, TOYBOX_PHOTOS + 1))
+    photo_counts: tuple[int, ...] = tuple(range(1, TOYBOX_PHOTOS + 1))
 
     def __post_init__(self):
         if not 1 <= self.subjects <= len(SUBJECTS):
@@ -130,137 +131,96 @@ class StudySize:
             raise InputError(f"--seeds={self.seeds} should be 1 or more")
 
 
-FULL, QUICK = StudySize(), StudySize(subjects=2, seeds=1, counts=(1, 4, TOYBOX_PHOTOS))
+FULL = StudySize()
+QUICK = StudySize(subjects=2, seeds=1, photo_counts=(1, 4, TOYBOX_PHOTOS))
 
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """The runs of a study, by arm, each over subjects and then seeds."""
+    """A study: for each arm, its runs in the order of subjects, then seeds."""
 
     name: str
     arms: Mapping[str, tuple[Run, ...]]
 
 
-def prompts(knows: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
-    """The applications' prompts without those that a prior was not taught.
+def known_prompts(
+    vocabulary: Mapping[str, Sequence[str]],
+) -> dict[str, tuple[str, ...]]:
+    """The prompts of each application whose words the prior knows.
 
     Args:
-        knows: as ``knowledge.beyond`` takes it.
+        vocabulary: Words of the prior, as ``coverage.beyond`` takes them.
 
     Returns:
-        By application, empty where none of its prompts is left.
+        Prompts by application; an application without a known prompt has none.
     """
     return {
-        name: tuple(each for each in some if not beyond(each, knows))
-        for name, some in APPLICATIONS.items()
+        name: tuple(prompt for prompt in prompts if not beyond(prompt, vocabulary))
+        for name, prompts in APPLICATIONS.items()
     }
 
 
-def plan(
+def plan_studies(
     job: Job,
     cascade: Cascade,
     folder: epath.Path,
     names: Collection[str],
-    extent: StudySize,
+    size: StudySize,
     text: TextualInversion,
 ) -> list[Study]:
-    """All studies called for, in the order of ``STUDIES``.
+    """The studies of the given names, in the order of ``STUDIES``.
 
     Args:
-        job: the default job of a cascade; its subject is replaced.
-        cascade: of the job.
-        folder: where photos and the shared cache go.
-        names: of studies.
-        extent: how many subjects, seeds and counts of photos.
-        text: how Textual Inversion learns on this cascade.
+        job: Default job of a cascade; its subject is replaced.
+        cascade: The cascade of the job.
+        folder: Folder of the photos and of the shared cache.
+        names: Names of studies.
+        size: Number of subjects, seeds and photos.
+        text: Settings of Textual Inversion on this cascade.
 
     Raises:
-        InputError: a name that is no study, or no name.
+        InputError: A name is not in ``STUDIES``, or there is no name.
     """
-    check(names)
-    maker = _Planner(job, cascade, folder, text)
-    many = SUBJECTS[: extent.subjects]
-    few = many[:FEW]
-    seeds = range(extent.seeds)
-
-    def over(
-        make: Callable[..., Run],
-        subjects: Sequence[ToyboxSubject] = few,
-        **settings: int,
-    ) -> tuple[Run, ...]:
-        return tuple(make(subject, **settings) for subject in subjects)
-
-    def prior(on: bool) -> tuple[Run, ...]:
-        return tuple(maker.usual(s, seed, prior=on) for s in many for seed in seeds)
-
-    usual = over(maker.usual)
+    check_names(names)
+    runs = _RunBuilder(job, cascade, folder, text)
+    subjects = SUBJECTS[: size.subjects]
     studies = {
         "vanilla": {},
-        "fidelity": {TUNED: usual},
-        "baselines": {
-            DREAMBOOTH: over(maker.usual, many),
-            NAIVE: over(maker.usual, many, prior=False),
-            INVERTED: over(maker.inverted, many),
-            DESCRIBED: over(maker.described, many),
-        },
-        "prior": {ON: prior(True), OFF: prior(False)},
-        "sampler": {
-            ANCESTRAL: usual,
-            MORE_STEPS: over(maker.class_images_of, more=True),
-            SOLVER: over(maker.class_images_of, more=False),
-        },
-        "noun": {
-            CORRECT: usual,
-            CORRECT_ALONE: over(maker.usual, prior=False),  # as NO_NOUN has to be
-            NO_NOUN: over(maker.no_noun),
-            WRONG: over(maker.wrong_noun, longer=1),
-            WRONG_LONG: over(maker.wrong_noun, longer=LONGER),
-        },
-        "identifier": {
-            RARE: usual,
-            COMMON: over(maker.common_word),
-            CHARACTERS: over(maker.characters),
-        },
-        "photos": {
-            str(count): over(maker.usual, photos=count) for count in extent.counts
-        },
-        "sr": {
-            NORMAL: over(maker.enlarging, many, low=False),
-            LOW: over(maker.enlarging, many, low=True),
-        },
+        **_method_studies(runs, subjects, range(size.seeds)),
+        **_input_studies(runs, subjects[:FEW], size.photo_counts),
     }
     return [Study(name, studies[name]) for name in STUDIES if name in names]
 
 
-def check(names: Collection[str]) -> None:
-    """Raises InputError for a name that is no study, or no name."""
+def check_names(names: Collection[str]) -> None:
+    """Raises InputError if a name is not in ``STUDIES``, or if there is no name."""
     if not names or set(names) - set(STUDIES):
         raise InputError(
             f"--studies={','.join(names)} should name some of {', '.join(STUDIES)}"
         )
 
 
-def distinct(studies: Iterable[Study]) -> list[Run]:
+def distinct_runs(studies: Iterable[Study]) -> list[Run]:
     """Every run of the studies once, in order."""
-    runs = {
+    by_name = {
         run.name: run
         for study in studies
-        for some in study.arms.values()
-        for run in some
+        for runs in study.arms.values()
+        for run in runs
     }
-    return list(runs.values())
+    return list(by_name.values())
 
 
 @dataclasses.dataclass(frozen=True)
-class _Planner:
-    """Turns the default job into that of an arm."""
+class _RunBuilder:
+    """Makes the runs of every arm from the default job."""
 
     job: Job
     cascade: Cascade
     folder: epath.Path
     text: TextualInversion
 
-    def usual(
+    def default(
         self,
         subject: ToyboxSubject,
         seed: int = 0,
@@ -268,7 +228,7 @@ class _Planner:
         photos: int = TOYBOX_PHOTOS,
         prior: bool = True,
     ) -> Run:
-        """The base stage as the job tunes it; the others stay as they came."""
+        """The base stage fine-tuned as the job says; the others stay pretrained."""
         job = self._job(subject, photos, seed)
         marks = [f"seed_{seed}"] if seed else []
         if photos != TOYBOX_PHOTOS:
@@ -276,76 +236,89 @@ class _Planner:
         if not prior:
             marks.append("no_prior")
             job = _with_base(job, class_rows=0)
-        return self._run(subject, marks, photos, _base_only(job))
+        return self._run(subject, marks, _base_only(job), photos)
 
     def no_noun(self, subject: ToyboxSubject) -> Run:
-        """Prompts of two rare words, the second of which stands where the noun would.
+        """Prompts with two rare words, the second in the place of the class noun.
 
-        There is no class then, so there is no prior to preserve.
+        Without a class noun there is no class, so this run has no prior loss.
         """
         job = self._job(subject)
-        pieces = load_tokenizer(self.cascade, job.weights.vocabulary)
-        drawn = identifier.draw(
-            pieces, self.cascade.text.rare, subject.noun, 2, job.seed
+        tokenizer = load_tokenizer(self.cascade, job.weights.vocabulary)
+        two_words = identifier.draw(
+            tokenizer, self.cascade.text.rare, subject.noun, 2, job.seed
         )
-        first, second = drawn.text.split()
+        first, second = two_words.text.split()
         job = _with_subject(job, identifier=first, class_noun=second)
-        return self._run(
-            subject,
-            ["no_noun"],
-            TOYBOX_PHOTOS,
-            _base_only(_with_base(job, class_rows=0)),
-        )
+        job = _base_only(_with_base(job, class_rows=0))
+        return self._run(subject, ["no_noun"], job)
 
-    def wrong_noun(self, subject: ToyboxSubject, longer: int) -> Run:
-        """Another class's noun, with that class as its prior."""
+    def wrong_noun(self, subject: ToyboxSubject, times: int) -> Run:
+        """The noun of another class, and class images of that class.
+
+        Args:
+            times: Factor on the number of steps.
+        """
         job = _with_subject(self._job(subject), class_noun=WRONG_NOUN[subject.noun])
-        job = _with_base(job, steps=longer * job.base.steps)
-        marks = ["wrong_noun"] + ([f"times_{longer}"] if longer > 1 else [])
-        return self._run(subject, marks, TOYBOX_PHOTOS, _base_only(job))
+        job = _with_base(job, steps=times * job.base.steps)
+        marks = ["wrong_noun"] + ([f"times_{times}"] if times > 1 else [])
+        return self._run(subject, marks, _base_only(job))
 
     def common_word(self, subject: ToyboxSubject) -> Run:
-        """A word that the prior knows well in that place: another colour's."""
-        colours = ("blue", "green")
-        word = next(each for each in colours if each != subject.individual.colour)
+        """The identifier is a colour that the subject does not have."""
+        word = next(
+            each for each in ("blue", "green") if each != subject.individual.colour
+        )
         job = _with_subject(self._job(subject), identifier=word)
-        return self._run(subject, ["common_word"], TOYBOX_PHOTOS, _base_only(job))
+        return self._run(subject, ["common_word"], _base_only(job))
 
-    def characters(self, subject: ToyboxSubject) -> Run:
-        """Characters at random, which the tokenizer takes one by one."""
+    def random_characters(self, subject: ToyboxSubject) -> Run:
+        """The identifier is a random string, which has one token per character."""
         job = _with_subject(self._job(subject), identifier=RANDOM_CHARACTERS)
-        return self._run(subject, ["characters"], TOYBOX_PHOTOS, _base_only(job))
+        return self._run(subject, ["characters"], _base_only(job))
 
-    def inverted(self, subject: ToyboxSubject) -> Run:
-        """Textual Inversion: the networks as they came, the identifier learnt."""
+    def textual_inversion(self, subject: ToyboxSubject) -> Run:
+        """Only the embedding of the identifier is learned."""
         text = dataclasses.replace(self.text, preview_every=0)
         job = dataclasses.replace(_with_base(self._job(subject), steps=0), text=text)
-        return self._run(subject, ["inverted"], TOYBOX_PHOTOS, _base_only(job))
+        return self._run(subject, ["inverted"], _base_only(job))
 
-    def described(self, subject: ToyboxSubject) -> Run:
-        """The subject in words, and nothing tuned."""
+    def prompts_only(self, subject: ToyboxSubject) -> Run:
+        """Prompts describe the subject, and nothing is fine-tuned."""
         job = _base_only(_with_base(self._job(subject), steps=0))
         job = _with_subject(job, description=toys.describe(subject))
-        return self._run(subject, ["described"], TOYBOX_PHOTOS, job)
+        return self._run(subject, ["described"], job)
 
-    def class_images_of(self, subject: ToyboxSubject, *, more: bool) -> Run:
-        """Class images by many more ancestral steps, or by a solver at half of them."""
+    def class_sampler(self, subject: ToyboxSubject, *, more: bool) -> Run:
+        """Class images by another sampler than the job's.
+
+        Args:
+            more: Whether to take ``MORE`` times the ancestral steps; else a solver
+                takes half of them.
+        """
         job = self._job(subject)
-        usual = job.class_images.sampler
+        default = job.class_images.sampler
         schedule = self.cascade.stage("base").schedule
-        steps = len(samplers.plan(schedule, usual).t)  # a setting may list sections
+        # Counted in the plan, because the setting may be the name of a list of steps.
+        steps = len(samplers.plan(schedule, default).t)
         sampler = (
-            dataclasses.replace(usual, steps=MORE * steps)
+            dataclasses.replace(default, steps=MORE * steps)
             if more
-            else dataclasses.replace(usual, method="dpmpp_2m", steps=max(2, steps // 2))
+            else dataclasses.replace(
+                default, method="dpmpp_2m", steps=max(2, steps // 2)
+            )
         )
-        own = dataclasses.replace(job.class_images, sampler=sampler)
-        job = _base_only(dataclasses.replace(job, class_images=own))
-        mark = "class_more" if more else "class_solver"
-        return self._run(subject, [mark], TOYBOX_PHOTOS, job)
+        class_images = dataclasses.replace(job.class_images, sampler=sampler)
+        job = _base_only(dataclasses.replace(job, class_images=class_images))
+        return self._run(subject, ["class_more" if more else "class_solver"], job)
 
-    def enlarging(self, subject: ToyboxSubject, *, low: bool) -> Run:
-        """The super-resolution stages alone, at the job's level or pretraining's."""
+    def super_resolution(self, subject: ToyboxSubject, *, low: bool) -> Run:
+        """The super-resolution stages alone are fine-tuned.
+
+        Args:
+            low: Whether at the augmentation level of the job; else at the level of
+                pretraining.
+        """
         job = self._job(subject)
         levels = {
             stage.name: job.tuning(stage.name).level if low else stage.normal_level
@@ -357,37 +330,110 @@ class _Planner:
             for name, level in levels.items()
         }
         job = _with_base(dataclasses.replace(job, **changes), steps=0)
-        return self._run(subject, [SR_LOW if low else "sr_normal"], TOYBOX_PHOTOS, job)
+        return self._run(subject, [SR_LOW if low else "sr_normal"], job)
 
     def _job(
         self, subject: ToyboxSubject, photos: int = TOYBOX_PHOTOS, seed: int = 0
     ) -> Job:
-        """The default job on a subject, with one picture of its own."""
+        """The default job for a subject, which ends with a single picture."""
         pictures = dataclasses.replace(
             self.job.pictures, prompts=("a [V] [N]",), seeds=1
         )
         job = dataclasses.replace(
             self.job, seed=seed, pictures=pictures, cache=str(self.folder / "cache")
         )
-        place = photo_folder(self.folder, subject, photos)
         job = _with_base(job, preview_every=0)
         return _with_subject(
-            job, photos=str(place), class_noun=subject.noun, identifier=""
+            job,
+            photos=str(photo_folder(self.folder, subject, photos)),
+            class_noun=subject.noun,
+            identifier="",
         )
 
     def _run(
-        self, subject: ToyboxSubject, marks: list[str], photos: int, job: Job
+        self,
+        subject: ToyboxSubject,
+        marks: list[str],
+        job: Job,
+        photos: int = TOYBOX_PHOTOS,
     ) -> Run:
         return Run(run_name(subject, *marks), subject, photos, job)
 
 
+def _method_studies(
+    runs: _RunBuilder, subjects: Sequence[ToyboxSubject], seeds: Sequence[int]
+) -> dict[str, dict[str, tuple[Run, ...]]]:
+    """Arms of the studies of the method: its losses, stages and alternatives."""
+    few = subjects[:FEW]
+
+    def prior(on: bool) -> tuple[Run, ...]:
+        return tuple(
+            runs.default(subject, seed, prior=on)
+            for subject in subjects
+            for seed in seeds
+        )
+
+    return {
+        "fidelity": {TUNED: _over(few, runs.default)},
+        "baselines": {
+            DREAMBOOTH: _over(subjects, runs.default),
+            NAIVE: _over(subjects, runs.default, prior=False),
+            INVERTED: _over(subjects, runs.textual_inversion),
+            DESCRIBED: _over(subjects, runs.prompts_only),
+        },
+        "prior": {ON: prior(True), OFF: prior(False)},
+        "sampler": {
+            ANCESTRAL: _over(few, runs.default),
+            MORE_STEPS: _over(few, runs.class_sampler, more=True),
+            SOLVER: _over(few, runs.class_sampler, more=False),
+        },
+        "sr": {
+            NORMAL: _over(subjects, runs.super_resolution, low=False),
+            LOW: _over(subjects, runs.super_resolution, low=True),
+        },
+    }
+
+
+def _input_studies(
+    runs: _RunBuilder, subjects: Sequence[ToyboxSubject], photo_counts: Sequence[int]
+) -> dict[str, dict[str, tuple[Run, ...]]]:
+    """Arms of the studies of what the user provides: noun, identifier and photos."""
+    default = _over(subjects, runs.default)
+    return {
+        "noun": {
+            CORRECT: default,
+            # NO_NOUN has no prior loss, so it is compared with this arm.
+            CORRECT_ALONE: _over(subjects, runs.default, prior=False),
+            NO_NOUN: _over(subjects, runs.no_noun),
+            WRONG: _over(subjects, runs.wrong_noun, times=1),
+            WRONG_LONG: _over(subjects, runs.wrong_noun, times=LONGER),
+        },
+        "identifier": {
+            RARE: default,
+            COMMON: _over(subjects, runs.common_word),
+            CHARACTERS: _over(subjects, runs.random_characters),
+        },
+        "photos": {
+            str(count): _over(subjects, runs.default, photos=count)
+            for count in photo_counts
+        },
+    }
+
+
+def _over(
+    subjects: Sequence[ToyboxSubject], make: Callable[..., Run], **settings: int
+) -> tuple[Run, ...]:
+    """One run per subject."""
+    return tuple(make(subject, **settings) for subject in subjects)
+
+
 def photo_folder(folder: epath.Path, subject: ToyboxSubject, photos: int) -> epath.Path:
-    """Where the first photos of a subject are rendered to, for all its runs."""
+    """Folder of the first ``photos`` photos of a subject, shared by all its runs."""
     return folder / "photos" / run_name(subject, str(photos))
 
 
 def run_name(subject: ToyboxSubject, *marks: str) -> str:
-    """A subject, and what sets one of its runs apart."""
+    """Name of a subject's run; the marks say how it differs from the default job."""
     return ".".join([f"{subject.noun}_{subject.seed}", *marks])
 
 
@@ -402,15 +448,15 @@ def _with_base(job: Job, **settings: int) -> Job:
 
 
 def _base_only(job: Job) -> Job:
-    """Without super-resolution, which draws the run's one picture in haste."""
-    own = job.pictures
+    """The job with super-resolution neither fine-tuned nor sampled in many steps."""
+    pictures = job.pictures
     return dataclasses.replace(
         job,
         sr256=dataclasses.replace(job.sr256, steps=0),
         sr1024=dataclasses.replace(job.sr1024, steps=0),
         pictures=dataclasses.replace(
-            own,
-            sr256=dataclasses.replace(own.sr256, steps=2),
-            sr1024=dataclasses.replace(own.sr1024, steps=2),
+            pictures,
+            sr256=dataclasses.replace(pictures.sr256, steps=2),
+            sr1024=dataclasses.replace(pictures.sr1024, steps=2),
         ),
     )

@@ -1,4 +1,4 @@
-"""The studies from plan to page, one by one; what is there is not done again."""
+"""Runs and measures the studies, one by one, and skips what is already done."""
 
 import json
 import logging
@@ -27,78 +27,78 @@ def run_studies(
     job: Job,
     folder: epath.Path,
     names: Collection[str],
-    extent: StudySize,
+    size: StudySize,
     text: TextualInversion,
 ) -> epath.Path:
-    """Says what is to be done; then, study by study, runs, measures, and shows it.
+    """Logs the cost of the studies, then runs and measures them one by one.
 
     Args:
-        job: the default job of a cascade.
-        folder: gets ``runs/``, pictures, ``results.json`` and the page; studies that
-            were measured there before, of the same weights, stay on it.
-        names: of studies.
-        extent: how many subjects, seeds and counts of photos.
-        text: how Textual Inversion learns on this cascade.
+        job: Default job of a cascade.
+        folder: Folder of ``runs/``, pictures, ``results.json`` and the page. Studies
+            that were measured there before with the same weights stay on the page.
+        names: Names of studies.
+        size: Number of subjects, seeds and photos.
+        text: Settings of Textual Inversion on this cascade.
 
     Returns:
         Path of the page.
 
     Raises:
-        InputError: no judge, no such study, or runs there of other settings.
-        Stopped: a signal came; the same command goes on from there.
+        InputError: There is no judge, a name is not that of a study, or a run in the
+            folder has other settings.
+        Stopped: A signal arrived; the same command resumes.
     """
-    plan.check(names)
-    studio = ImageStore(job, folder)
-    studies = plan.plan(job, studio.cascade, folder, names, extent, text)
-    reader = toybox_judge.load()  # before hours are spent
-    runs = plan.distinct(studies)
-    to_do = [run for run in runs if not studio.finished(run.name, run.job)]
-    waiting = {run.name for run in to_do}
-    done = {run.name for run in runs} - waiting
-    lab = Measurements(studio, reader, shipped_vocabulary(studio.cascade))
-    speed, drawn = cost.rate(studio), lab.pictures_per_run()
-    log.info("%s", cost.table(studio, studies, done, speed, drawn))
-    results = _results(studio, reader)
+    plan.check_names(names)
+    store = ImageStore(job, folder)
+    studies = plan.plan_studies(job, store.cascade, folder, names, size, text)
+    judge = toybox_judge.load()  # fails now rather than after hours
+    runs = plan.distinct_runs(studies)
+    to_do = [run.name for run in runs if not store.is_finished(run.name, run.job)]
+    done = {run.name for run in runs} - set(to_do)
+    measurements = Measurements(store, judge, shipped_vocabulary(store.cascade))
+    speed, pictures = cost.measure_speed(store), measurements.pictures_per_run()
+    log.info("%s", cost.cost_table(store, studies, done, speed, pictures))
+    results = _stored_results(store, judge)
     for study in studies:
-        its = plan.distinct([study])
-        for run in its:
-            if run.name in waiting:
-                number = len(to_do) - len(waiting) + 1
+        runs = plan.distinct_runs([study])
+        for run in runs:
+            if run.name not in done:
+                number = to_do.index(run.name) + 1
                 log.info("run %d of %d: %s", number, len(to_do), run.name)
                 render_photos(folder, run)
-                dreambooth.run(run.job, studio.run_folder(run.name), frozenset())
-                waiting.remove(run.name)
+                dreambooth.run(run.job, store.run_folder(run.name), frozenset())
+                done.add(run.name)
         log.info("measuring %s", study.name)
-        shown = [run.subject for run in its]
-        results["studies"][study.name] = lab.measure(study) | {
-            "subjects": list(dict.fromkeys(f"{s.noun} {s.seed}" for s in shown)),
+        subjects = [f"{run.subject.noun} {run.subject.seed}" for run in runs]
+        results["studies"][study.name] = measurements.measure(study) | {
+            "subjects": list(dict.fromkeys(subjects)),
             "measured": utc_now(),
         }
-        found = json.dumps(results, indent=1)
-        storage.write_atomic(folder / "results.json", found.encode())
+        text_of_results = json.dumps(results, indent=1)
+        storage.write_atomic(folder / "results.json", text_of_results.encode())
         report.write(folder, results)
     return folder / report.NAME
 
 
 def render_photos(folder: epath.Path, run: Run) -> None:
-    """The photos of a run's subject, once for all its runs."""
-    place = plan.photo_folder(folder, run.subject, run.photos)
-    if (place / f"{run.photos - 1:02d}.png").exists():
+    """Renders the photos of a run, unless another run of the subject did."""
+    photo_folder = plan.photo_folder(folder, run.subject, run.photos)
+    if (photo_folder / f"{run.photos - 1:02d}.png").exists():
         return
     images = toys.photos(run.subject, run.photos, size=TOYBOX_PHOTO_SIZE)
     for index, image in enumerate(images):
-        image_files.save_png(place / f"{index:02d}.png", image)
+        image_files.save_png(photo_folder / f"{index:02d}.png", image)
 
 
-def _results(studio: ImageStore, reader: toybox_judge.Judge) -> dict[str, Any]:
-    """Earlier results of the same weights and judge, or none."""
+def _stored_results(store: ImageStore, judge: toybox_judge.Judge) -> dict[str, Any]:
+    """Earlier results of the same weights and judge; without studies if none."""
     about = {
-        "cascade": studio.cascade.name,
-        "weights": studio.origins,
-        "judge": reader.manifest,
+        "cascade": store.cascade.name,
+        "weights": store.origins,
+        "judge": judge.manifest,
     }
     about = json.loads(json.dumps(about, default=str))
-    file = studio.folder / "results.json"
+    file = store.folder / "results.json"
     if file.exists():
         found = json.loads(file.read_text())
         if {name: found.get(name) for name in about} == about:

@@ -5,10 +5,10 @@ most blocks sit at the coarse resolutions, the way down changes resolution befor
 its blocks and the way up after them, and sums of a path and its shortcut are divided
 by sqrt(2).
 
-The paper leaves open how a skip joins (here: added, so that all blocks of a level are
-alike), how wide the embedding of time is, what leads from its last block to the
-picture (here: the sum with the first convolution's output, GroupNorm, swish, a dense
-layer), and whether the way up attends where the way down does (here: yes).
+The paper does not say how a skip joins (here: by addition, so that all blocks of a
+level have one shape), how wide the time embedding is, what follows the last block
+(here: the sum with the output of the first convolution, GroupNorm, swish, a dense
+layer), and whether the way up has attention where the way down does (here: yes).
 """
 
 import dataclasses
@@ -27,22 +27,22 @@ class EfficientUNetConfig:
     """Shape of one Efficient U-Net; tuples run from the finest level to the coarsest.
 
     Attributes:
-      widths: channels of each level; each level starts by halving height and width.
-      blocks: residual blocks of each level on the way down, and as many going up.
-      attention: whether each level ends in attention to the text.
-      self_attention: the image attends to itself too, not to the text alone.
-      heads: of each attention; its inner width is twice the level's.
-      in_channels: 6, a low-resolution picture joined after x_t.
+      widths: Channels of each level; each level starts by halving height and width.
+      blocks: Residual blocks of each level on the way down, and as many going up.
+      attention: Whether each level ends in attention to the text.
+      self_attention: Whether the image attends to itself as well as to the text.
+      heads: Heads of each attention; its inner width is twice the level's.
+      in_channels: 6: x_t, then the low-resolution picture.
       out_channels: 3.
-      level_input: the network is told the noise level of its low-resolution input.
-      text_width: of the text encoder's output.
-      cross_width: of the text sequence inside the network.
-      time_width: of the embedding of time.
-      pool_heads: heads of the attention that pools the text.
-      norm_groups: groups of every GroupNorm.
-      patch: side of the square of pixels folded into channels at the input and
+      level_input: Whether the noise level of the low-resolution input is an input.
+      text_width: Width of the text encoder's output.
+      cross_width: Width of the text sequence inside the network.
+      time_width: Width of the time embedding.
+      pool_heads: Heads of the attention that pools the text.
+      norm_groups: Groups of every GroupNorm.
+      patch: Side of the square of pixels folded into channels at the input and
         unfolded at the output. Above 1 the first convolution is 1 x 1.
-      remat: recompute each block in the backward pass instead of storing it.
+      remat: Whether the backward pass recomputes each block instead of storing it.
     """
 
     widths: tuple[int, ...]
@@ -76,7 +76,7 @@ def _imagen(self_attention: bool) -> EfficientUNetConfig:
 
 
 def _tiny(patch: int, self_attention: bool) -> EfficientUNetConfig:
-    """Random, for tests."""
+    """A small network for tests, with random weights."""
     return EfficientUNetConfig(
         widths=(16,),
         blocks=(1,),
@@ -170,16 +170,16 @@ class Level(nn.Module):
 
 
 class EfficientUNet(nn.Module):
-    """Predicts from a noisy picture, a low-resolution one, time and a text.
+    """Maps a noisy picture, a low-resolution one, time and text to a prediction.
 
     Args of the call:
       x: [B, H, W, in_channels], x_t and then the low-resolution picture resized to
         H x W, which are multiples of patch * 2^levels.
-      time: [B] f32 as the sinusoid is to see it (1000 t).
+      time: [B] f32, the argument of the sinusoid (1000 t).
       text: [B, L, text_width].
       text_mask: [B, L] bool, True on real tokens, at least one per row; None attends
         to all.
-      level: [B] f32, noise level as the sinusoid is to see it, if `level_input`.
+      level: [B] f32, the noise level, an argument of a sinusoid; if `level_input`.
 
     Returns:
       [B, H, W, out_channels] f32.

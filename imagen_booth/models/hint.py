@@ -1,4 +1,4 @@
-"""Where the batch lies on the mesh, told to the compiler inside a network."""
+"""A sharding constraint on the batch axis, for use inside a network."""
 
 import math
 

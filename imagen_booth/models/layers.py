@@ -19,10 +19,10 @@ ZEROS = nn.initializers.zeros_init()
 
 
 def gelu(x: Float[Array, "*N"]) -> Float[Array, "*N"]:
-    """x times the normal distribution's mass below x, exactly.
+    """x times the normal cumulative distribution at x, exactly.
 
-    Written with erf, as torch has it; jax.nn.gelu takes erfc, which is half as fast
-    on a CPU and differs only where the result is lost in rounding anyway.
+    It uses erf, as torch does. jax.nn.gelu uses erfc, which is half as fast on a CPU
+    and differs only below rounding error.
     """
     return 0.5 * x * (1.0 + jax.lax.erf(x * math.sqrt(0.5)))
 
@@ -71,7 +71,7 @@ def attend(
     v: Float[Array, "B M N K"],
     mask: Bool[Array, "B M"] | None,
 ) -> Float[Array, "B Q N K"]:
-    """Scaled dot-product attention of N heads; True in `mask` may be seen.
+    """Scaled dot-product attention of N heads; keys with False in `mask` are hidden.
 
     Masked logits are large, negative and finite, so no row becomes NaN.
     """
@@ -85,10 +85,10 @@ def attend(
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation over all positions, optionally modulated.
+    """Group normalisation over all positions, optionally with scale and shift.
 
-    The mean and the variance about it are taken in two passes in float32; the
-    result, times (1 + scale) plus shift where given, is cast back once.
+    Mean and variance are computed in two passes in float32. The result, times
+    (1 + scale) plus shift where given, is cast back once.
     """
 
     groups: int
@@ -186,7 +186,7 @@ class Pool(nn.Module):
 
 
 class TextPool(nn.Module):
-    """The whole text as one vector for the time embedding."""
+    """The whole text as one vector, which is added to the time embedding."""
 
     features: int
     heads: int
@@ -299,10 +299,11 @@ def condition(
     activation: str,
     dtype: Dtype,
 ) -> tuple[Float[Array, "B E"], Float[Array, "B L X"]]:
-    """What every block is told, made inside a network's compact `__call__`.
+    """The conditioning of every block, built inside a network's compact `__call__`.
 
-    Returns the activated sum of the embeddings of time, noise level (if given) and
-    pooled text, and the text sequence projected to `cross_width`.
+    Returns:
+      The activated sum of the embeddings of time, noise level (if given) and pooled
+      text, [B, E], and the text sequence projected to `cross_width`, [B, L, X].
     """
     number = functools.partial(Embedding, sinusoid_width, time_width, activation, dtype)
     emb = number(name="time_embedding")(time)

@@ -1,9 +1,9 @@
-"""LPIPS v0.1 on AlexNet: how far apart pictures look.
+"""LPIPS v0.1 on AlexNet: a perceptual distance of pictures.
 
-Each picture is seen by the five convolutions of AlexNet. After each, the channels at a
-position are scaled to length 1; the squared difference of two pictures, weighted per
-channel by learned non-negative numbers, is averaged over positions and summed over the
-five layers.
+Each picture passes the five convolutions of AlexNet. After each convolution, the
+channels at a position are scaled to length 1. The squared difference of two pictures,
+weighted per channel by learned non-negative numbers, is averaged over positions and
+summed over the five layers.
 
 Source: Zhang et al., arXiv 1801.03924.
 """
@@ -19,8 +19,8 @@ from jaxtyping import Array, Float
 # Pictures in [-1, 1] to the mean and deviation that AlexNet was trained on.
 _SHIFT = np.array([-0.030, -0.088, -0.188], np.float32)
 _SCALE = np.array([0.458, 0.448, 0.450], np.float32)
-# Kernel, stride and padding of each convolution, and whether the maximum of every
-# second 3 x 3 pixels is taken before it.
+# Kernel, stride and padding of each convolution, and whether max pooling (3 x 3, stride
+# 2) comes before it.
 _CONVOLUTIONS = (
     (11, 4, 2, False),
     (5, 1, 2, True),
@@ -37,7 +37,7 @@ class LPIPSConfig:
     widths: tuple[int, int, int, int, int] = (64, 192, 384, 256, 256)
 
 
-def _apart(
+def _layer_distances(
     x: Float[Array, "N H W C"], weights: Float[Array, " C"]
 ) -> Float[Array, "N N"]:
     """The distance of all pairs in one layer."""
@@ -48,7 +48,7 @@ def _apart(
         squares = jnp.square(x - one[None])
         return jnp.einsum("nhwc,c->nhw", squares, weights).mean((1, 2))
 
-    # One picture against all at a time: the memory grows with N, not with its square.
+    # One picture against all at a time, so that memory grows with N and not with N^2.
     return jax.lax.map(from_one, x)
 
 
@@ -59,7 +59,7 @@ class LPIPS(nn.Module):
 
     @nn.compact
     def __call__(self, pixels: Float[Array, "N H W 3"]) -> Float[Array, "N N"]:
-        """Distances of all pairs of pictures in [-1, 1], 31 pixels a side at least."""
+        """Distances of all pairs of pictures in [-1, 1], at least 31 pixels a side."""
         x = (pixels - _SHIFT[None, None, None]) / _SCALE[None, None, None]
         total = jnp.zeros((len(pixels), len(pixels)), jnp.float32)
         layers = zip(self.config.widths, _CONVOLUTIONS, strict=True)
@@ -75,5 +75,7 @@ class LPIPS(nn.Module):
             )
             x = nn.relu(conv(x))
             init = nn.initializers.uniform(1 / width)
-            total = total + _apart(x, self.param(f"linear_{i}", init, (width,)))
+            total = total + _layer_distances(
+                x, self.param(f"linear_{i}", init, (width,))
+            )
         return total

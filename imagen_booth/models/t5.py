@@ -29,13 +29,13 @@ class T5Config:
     """Shape of a T5 encoder.
 
     Args:
-        vocab: rows of the embedding, at least the tokenizer's vocabulary.
-        width: D, of tokens between layers.
+        vocab: Rows of the embedding, at least the size of the tokenizer's vocabulary.
+        width: D, the width of tokens between layers.
         heads, head_width: N and K; N*K need not equal D.
-        hidden: width inside the gated MLP.
-        layers: number of layers.
-        buckets: rows of the relative position bias, half of them per direction.
-        max_distance: distance in tokens from which all share the last bucket.
+        hidden: Width inside the gated MLP.
+        layers: Number of layers.
+        buckets: Rows of the relative position bias, half of them per direction.
+        max_distance: Distance in tokens from which all share the last bucket.
     """
 
     vocab: int
@@ -156,7 +156,7 @@ class GatedMLP(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention and MLP, each normed before and added after."""
+    """Attention and MLP, each after a norm and inside a residual connection."""
 
     config: T5Config
     dtype: DTypeLike
@@ -179,9 +179,9 @@ class T5Encoder(nn.Module):
     hides both ways, which changes the padding rows, and IF's U-Nets read those.
 
     Args:
-        config: the shape.
-        dtype: of activations. Norms, softmax and the result are f32. f16 overflows
-            in the residual of the large sizes; use bfloat16.
+        config: The shape.
+        dtype: Dtype of the activations. Norms, softmax and the result are f32. f16
+            overflows in the residual of the large sizes; use bfloat16.
     """
 
     config: T5Config
@@ -191,7 +191,7 @@ class T5Encoder(nn.Module):
     def __call__(
         self, tokens: Int[Array, "B L"], mask: Bool[Array, "B L"] | None = None
     ) -> Float[Array, "B L D"]:
-        """Encode token ids [B, L]; mask [B, L] is True at real tokens, default id > 0.
+        """Encodes token ids [B, L]; mask [B, L] is True at real tokens, default id > 0.
 
         Returns:
             f32 [B, L, D], padding rows included.

@@ -1,4 +1,4 @@
-"""The judge: a small network that says what a 64 px picture of the toybox shows."""
+"""The judge: a small network that reads what a 64 px picture of the toybox shows."""
 
 import dataclasses
 import math
@@ -12,16 +12,16 @@ from imagen_booth.models.layers import GroupNorm
 
 @dataclasses.dataclass(frozen=True)
 class JudgeConfig:
-    """Shape of the network and the words it answers with.
+    """Shape of the network, and the words it knows.
 
     Attributes:
-        words: of each attribute, in the order of its logits.
-        widths: channels of the levels; each halves height and width.
-        refined: how many of the last levels have a residual convolution.
-        hidden: width of the layer from which everything is read.
-        subject: width of the subject embedding.
-        groups: of the normalisations.
-        size: side of the pictures in pixels.
+        words: Words of each attribute, in the order of its logits.
+        widths: Channels of the levels; each halves height and width.
+        refined: Number of levels, the last ones, that have a residual convolution.
+        hidden: Width of the layer below words and subject embedding.
+        subject: Width of the subject embedding.
+        groups: Groups of every GroupNorm.
+        size: Side of the pictures in pixels.
     """
 
     words: tuple[tuple[str, tuple[str, ...]], ...]
@@ -34,9 +34,9 @@ class JudgeConfig:
 
 
 class Judge(nn.Module):
-    """Convolutions by twos down to 4 x 4, one hidden layer, and what is read from it.
+    """Strided convolutions down to 4 x 4, a hidden layer, and the outputs.
 
-    The first level is not normalised: how dark a picture is tells black from grey.
+    The first level has no norm, because brightness separates black from grey.
     """
 
     config: JudgeConfig
@@ -48,12 +48,12 @@ class Judge(nn.Module):
         """Reads pictures in [-1, 1].
 
         Returns:
-            Logits [B, words] by attribute; unit-length embeddings of the subject,
-            near for pictures of one individual; and unit-length descriptions of the
-            whole picture.  Half the squared distance of two descriptions is one minus
-            the cosine of their features, averaged over places and then over the
-            levels after the first: the distance of LPIPS (arXiv 1801.03924) without
-            learned weights.
+            Logits [B, words] by attribute; unit-length embeddings of the subject
+            [B, E], close for pictures of one individual; and unit-length descriptions
+            [B, D] of the whole picture. Half the squared distance of two descriptions
+            is one minus the cosine of their features, averaged over positions and then
+            over the levels after the first. This is the distance of LPIPS (arXiv
+            1801.03924) without learned weights.
         """
         config = self.config
         x, seen = image, []
@@ -78,6 +78,6 @@ class Judge(nn.Module):
 
 
 def unit(x: Float[Array, "*B C"]) -> Float[Array, "*B C"]:
-    """Vectors of length 1, or of 0 where there is nothing."""
+    """Vectors scaled to length 1; zero vectors stay zero."""
     square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
     return x / jnp.sqrt(jnp.maximum(square, 1e-12))

@@ -22,26 +22,26 @@ class UNetConfig:
     """Shape of one U-Net; tuples run from the finest level to the coarsest.
 
     Attributes:
-      widths: channels of each level; each level halves height and width.
-      blocks: residual blocks of each level on the way down (one more going up).
-      attention: whether each level attends to text and image. The middle does.
-      in_channels: 3, or 6 with a low-resolution image joined after x_t.
+      widths: Channels of each level; each level halves height and width.
+      blocks: Residual blocks of each level on the way down (one more going up).
+      attention: Whether each level attends to text and image. The middle does.
+      in_channels: 3, or 6 with a low-resolution image after x_t.
       out_channels: 3, or 6 with the learned variance of IF.
-      level_input: the network is told the noise level of its low-resolution input.
-      text_width: of the text encoder's output.
-      cross_width: of the text sequence inside the network.
-      time_width: of the embedding of time.
-      head_width: of one attention head.
-      pool_heads: heads of the attention that pools the text.
+      level_input: Whether the noise level of the low-resolution input is an input.
+      text_width: Width of the text encoder's output.
+      cross_width: Width of the text sequence inside the network.
+      time_width: Width of the time embedding.
+      head_width: Width of one attention head.
+      pool_heads: Heads of the attention that pools the text.
       text_norm: 'layer' as in Imagen, or 'group' as in IF: statistics over 32 groups
         of channels and all tokens, which needs unmasked text of fixed length.
-      self_attention: the image attends to itself too, not to the text alone.
+      self_attention: Whether the image attends to itself as well as to the text.
       activation: 'swish', or 'gelu' (exact).
-      residual_scale: divides each residual block's sum.
-      norm_groups: groups of every GroupNorm.
-      patch: side of the square of pixels folded into channels at the input and
+      residual_scale: Divisor of each residual block's sum.
+      norm_groups: Groups of every GroupNorm.
+      patch: Side of the square of pixels folded into channels at the input and
         unfolded at the output.
-      remat: recompute each block in the backward pass instead of storing it.
+      remat: Whether the backward pass recomputes each block instead of storing it.
     """
 
     widths: tuple[int, ...]
@@ -125,7 +125,7 @@ SIZES = {
         pool_heads=4,
         patch=4,
     ),
-    "tiny_base": UNetConfig(  # random, for tests
+    "tiny_base": UNetConfig(  # for tests, with random weights
         widths=(16,),
         blocks=(1,),
         attention=(False,),
@@ -173,10 +173,11 @@ def _attention(
 
 
 class Level(nn.Module):
-    """The blocks of one resolution on the way down or up, then the way to the next.
+    """The blocks of one resolution on the way down or up, then the change to the next.
 
-    Going up, each block gets one skip, joined to its input on channels; going down,
-    None. Returns the output of every block, and of the change of resolution.
+    On the way up, each block takes one skip, concatenated to its input on channels; on
+    the way down the skips are None. Returns the output of every block, and of the
+    change of resolution.
     """
 
     config: UNetConfig
@@ -242,16 +243,16 @@ class Middle(nn.Module):
 
 
 class UNet(nn.Module):
-    """Predicts from a noisy picture, its time and a text.
+    """Maps a noisy picture, its time and a text to a prediction.
 
     Args of the call:
-      x: [B, H, W, in_channels], x_t and, in that order, any low-resolution image.
+      x: [B, H, W, in_channels], x_t, then the low-resolution image if there is one.
         H and W are multiples of patch * 2^(levels - 1).
-      time: [B] f32 as the sinusoid is to see it (0..999 or 1000 t).
+      time: [B] f32, the argument of the sinusoid (0..999 or 1000 t).
       text: [B, L, text_width].
       text_mask: [B, L] bool, True on real tokens, at least one per row; None attends
         to all.
-      level: [B] f32, noise level as the sinusoid is to see it, if `level_input`.
+      level: [B] f32, the noise level, an argument of a sinusoid; if `level_input`.
 
     Returns:
       [B, H, W, out_channels] f32.

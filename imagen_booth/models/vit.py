@@ -1,10 +1,10 @@
-"""Vision transformers that scores look through: DINO's, and CLIP's two towers.
+"""Vision transformers of the scores: DINO, and CLIP's image and text towers.
 
-One stack of layers serves all: norm, attention, norm, MLP, each pair added to its
-input. DINO and CLIP differ in what a configuration says: CLIP norms once more before
-the stack, its patches have no bias, its GELU is the quick one, and its features are
-projected to the space that images and texts share. A picture's feature is that of the
-class token, a text's that of its end token.
+All share one stack of layers: norm, attention, norm, MLP, each pair inside a residual
+connection. The configurations of DINO and CLIP differ: CLIP has a norm before the
+stack, no bias on its patches, the quick GELU, and a projection of its features to the
+space that images and texts share. The feature of a picture is that of the class token,
+the feature of a text that of its end token.
 
 Everything is float32.
 
@@ -31,14 +31,15 @@ class ViTConfig:
     """Shape of an image encoder.
 
     Args:
-        size: side of the square pictures it was trained on, pixels.
-        patch: side of a patch, pixels.
-        width, layers, heads, hidden: of the stack; `hidden` is inside the MLP.
-        features: width that the class token is projected to, 0 for no projection.
+        size: Side of the square pictures of its training, in pixels.
+        patch: Side of a patch, in pixels.
+        width, layers, heads: Shape of the stack.
+        hidden: Width inside the MLP.
+        features: Width that the class token is projected to, 0 for no projection.
         activation: `gelu` (exact) or `quick_gelu`.
-        epsilon: of the norms.
-        pre_norm: norm the tokens before the stack.
-        patch_bias: the patch projection has a bias.
+        epsilon: Epsilon of the norms.
+        pre_norm: Whether a norm comes before the stack.
+        patch_bias: Whether the patch projection has a bias.
     """
 
     size: int
@@ -59,8 +60,8 @@ class TextConfig:
     """Shape of CLIP's text encoder.
 
     Args:
-        vocab: token ids; the end token is the largest.
-        length: tokens at most.
+        vocab: Number of token ids; the end token is the largest.
+        length: Tokens at most.
         width, layers, heads, hidden, features, activation, epsilon: as in `ViTConfig`.
     """
 
@@ -127,8 +128,8 @@ SIZES: dict[str, ViTConfig | CLIPConfig] = {
 def bicubic(old: int, new: int) -> np.ndarray:
     """Weights that resample `old` points to `new` by cubic convolution, a = -0.75.
 
-    Both grids span the same length; what lies outside repeats the outermost point.
-    The position embeddings of these networks are resampled so, without smoothing.
+    Both grids span the same length, and points outside repeat the outermost one. The
+    position embeddings of these networks are resampled so, without antialiasing.
 
     Returns:
         f32 [new, old], rows sum to 1.
@@ -152,7 +153,7 @@ def _norm(config: ViTConfig | TextConfig, name: str) -> nn.LayerNorm:
 
 
 class Layer(nn.Module):
-    """Attention and MLP, each normed before and added after."""
+    """Attention and MLP, each after a norm and inside a residual connection."""
 
     config: ViTConfig | TextConfig
     causal: bool
@@ -180,10 +181,10 @@ class ViT(nn.Module):
 
     @nn.compact
     def __call__(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B F"]:
-        """Encodes pictures of any size from one patch up, normalised as it was trained.
+        """Encodes pictures of at least one patch, normalised as in training.
 
-        Position embeddings are resampled where the grid of patches is another than
-        in training; pixels beyond the last whole patch are not seen.
+        Position embeddings are resampled if the grid of patches differs from that of
+        training. Pixels beyond the last whole patch are ignored.
 
         Returns:
             [B, features], or [B, width] without a projection.
@@ -223,7 +224,7 @@ class ViT(nn.Module):
 
 
 class TextTower(nn.Module):
-    """Tokens to features; no token sees a later one."""
+    """Tokens to features, with causal attention."""
 
     config: TextConfig
 

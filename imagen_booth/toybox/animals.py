@@ -1,4 +1,4 @@
-"""The living classes: dogs, cats, ducks and rabbits."""
+"""Animals: dogs, cats, ducks and rabbits."""
 
 import numpy as np
 
@@ -25,7 +25,7 @@ _PINK = Material(colour=(0.93, 0.58, 0.60))
 
 
 def dog(rng: np.random.Generator, name: str, pose: Pose) -> Body:
-    """A dog: ears, muzzle, build, coat, marks and collar tell one from the next."""
+    """A dog; individuals differ in ears, muzzle, build, coat, marks and collar."""
     coat = shade(rng, COLOURS[name])
     mark = contrast(rng, name)
     ears = pick(rng, "floppy", "pointed", "folded")

@@ -1,4 +1,4 @@
-"""What the bodies of all classes share: colours, poses, faces, and fitting of wear.
+"""Shared parts of the bodies: colours, poses, faces, and fit of accessories.
 
 A body function takes the individual's own generator, the name of its colour and a
 pose. It first draws every trait of the individual, in a fixed order, and only then
@@ -23,7 +23,7 @@ from imagen_booth.toybox.scene import (
     rotation,
 )
 
-# The named colours, sRGB; each individual's is a little off, as `shade` has it.
+# The named colours, sRGB. Individuals differ a little from them, see `shade`.
 COLOURS: dict[str, Vec] = {
     "red": (0.84, 0.16, 0.15),
     "orange": (0.95, 0.53, 0.14),
@@ -52,13 +52,13 @@ TONGUE = Material(colour=(0.90, 0.36, 0.42), gloss=0.3)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pose:
-    """How an individual holds itself: what may differ between its pictures.
+    """The pose of an individual, which differs between its pictures.
 
     Attributes:
-      stance: "stand", "sit" or "lie", for those that can.
-      head_yaw, head_pitch, head_roll: turn of the head in degrees.
-      wag: -1 to 1, position of the tail or the wings.
-      expression: one of grammar.EXPRESSIONS.
+      stance: "stand", "sit" or "lie", for bodies that have them.
+      head_yaw, head_pitch, head_roll: Rotation of the head in degrees.
+      wag: Position of the tail or the wings, -1 to 1.
+      expression: One of grammar.EXPRESSIONS.
     """
 
     stance: str = "stand"
@@ -76,14 +76,14 @@ class Pose:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Fit:
-    """Where a body wears things.
+    """Where accessories sit on a body.
 
     Attributes:
-      crown: middle and radius of the top of the head.
-      neck: middle and radius of the neck.
-      face: the point between the eyes, and half their distance.
-      turn: rotation of the head.
-      lean: pitch of the neck in degrees.
+      crown: Middle and radius of the top of the head.
+      neck: Middle and radius of the neck.
+      face: The point between the eyes, and half their distance.
+      turn: Rotation of the head.
+      lean: Pitch of the neck in degrees.
     """
 
     crown: tuple[Vec, float]
@@ -95,7 +95,7 @@ class Fit:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Body:
-    """The shapes of one posed individual and where it wears things."""
+    """The shapes of one posed individual, and the fit of its accessories."""
 
     shapes: Sequence[Shape]
     fit: Fit
@@ -168,7 +168,7 @@ def add_eyes(
             return add(at, apply(turn, (x * size, y * size, z * size)))
 
         if expression in ("sleeping", "happy"):
-            # A closed eye is a dark ring of which the lid hides one half.
+            # A closed eye is a dark ring, half hidden by the lid.
             lift = -0.55 if expression == "happy" else 0.55
             head.ball(at, (1.5 * size, 1.25 * size, 0.4 * size), EYE, yaw=yaw)
             cover = (1.6 * size, 1.2 * size, 0.5 * size)
@@ -191,7 +191,7 @@ def add_eyes(
 
 
 def add_mouth(head: Build, at: Vec, size: float, expression: str):
-    """Adds a tongue or an open mouth in front of `at`, for the moods that show one."""
+    """Adds a tongue or an open mouth in front of `at` where the expression has one."""
     if expression == "happy":
         below = add(at, (0.0, -0.5 * size, 0.0))
         head.ball(below, (0.75 * size, size, 0.4 * size), TONGUE)

@@ -1,4 +1,4 @@
-"""Captions in plain English, and back from a prompt to what it asks for."""
+"""Captions of attributes in plain English, and attributes of a prompt."""
 
 import dataclasses
 import difflib
@@ -32,12 +32,12 @@ SAME = {"top": "above", "behind": "back", "gray": "grey", "sleepy": "sleeping"}
 
 
 def caption(attributes: Attributes, *, photo: bool = False, name: str = "") -> str:
-    """Everything the attributes say, e.g. "a painting of a red cat wearing a hat".
+    """The caption of all attributes, e.g. "a painting of a red cat wearing a hat".
 
     Args:
-      attributes: fields at their defaults or None go unsaid.
-      photo: open with "a photo of" where the style is photo.
-      name: an identifier to put before the noun, as in "a red [V] dog".
+      attributes: Fields at their defaults or None are left out.
+      photo: Whether to begin with "a photo of" if the style is photo.
+      name: An identifier before the noun, as in "a red [V] dog".
     """
     mood = "" if attributes.expression == "calm" else attributes.expression
     words = [w for w in (mood, attributes.colour, name, attributes.noun) if w]
@@ -57,11 +57,11 @@ def caption(attributes: Attributes, *, photo: bool = False, name: str = "") -> s
 
 
 def training_caption(rng: np.random.Generator, attributes: Attributes) -> str:
-    """A caption that leaves some things unsaid, as people do.
+    """A caption that leaves some attributes out, as people do.
 
-    The colour is said half the time and the place nine times in ten; what is out of
-    the ordinary (view, light, style, mood, things worn) is always said, so that a
-    plain "a dog" keeps meaning a plain dog.
+    It names the colour half the time and the place nine times in ten. It always names
+    an unusual view, light, style, expression or accessory, so that "a dog" remains a
+    dog without any of them.
     """
     said = dataclasses.replace(
         attributes,
@@ -77,15 +77,15 @@ def _with_article(text: str) -> str:
 
 
 def parse(prompt: str, *, identifier: str = "[V]") -> Attributes:
-    """What a prompt of this grammar asks for; the inverse of `caption`.
+    """The attributes that a prompt asks for; the inverse of `caption`.
 
     Args:
-      prompt: such as "a [V] dog wearing a hat in the snow". Case, full stops and
-        the article do not matter.
-      identifier: the text that stands for the subject; it is skipped.
+      prompt: Such as "a [V] dog wearing a hat in the snow". Case, full stops and
+        articles do not matter.
+      identifier: The text of the identifier, which is skipped.
 
     Raises:
-      InputError: a word is not in the grammar; the nearest one that is gets named.
+      InputError: A word is not in the grammar; the message names the nearest one.
     """
     text = prompt.lower().replace(identifier.lower(), " ")
     said: list[str] = re.findall(r"[a-z']+", text)
@@ -125,7 +125,11 @@ def parse(prompt: str, *, identifier: str = "[V]") -> Attributes:
 
 
 def _known(word: str, known: Iterable[str], field: str, prompt: str) -> str:
-    """The word, if the grammar has it."""
+    """The word, if it is known.
+
+    Raises:
+      InputError: It is not; the message names the nearest known word.
+    """
     options = list(known)
     if word in options:
         return word

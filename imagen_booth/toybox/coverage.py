@@ -1,4 +1,4 @@
-"""What a prior was taught of the toybox, and what lies beyond it."""
+"""The words of the toybox that a prior was trained on, and prompts beyond them."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -21,12 +21,12 @@ KINDS = {
 
 
 def beyond(text: str, knows: Mapping[str, Sequence[str]]) -> list[str]:
-    """Words of the toybox that a prior was not taught, each with its kind.
+    """Words of the toybox that a prior was not trained on, each with its kind.
 
     Args:
-        text: a prompt, or any words; those of no kind are passed over.
-        knows: words by field of ``Tier``, as the manifest of the weights has them; a
-            kind that it leaves out counts as known.
+        text: A prompt, or any words. Words that the toybox lacks are ignored.
+        knows: Known words by field of ``Tier``, as in the manifest of the weights. All
+            words of a field that it lacks count as known.
 
     Returns:
         Such as ``["context desert", "view above"]``, in the order of the text.
@@ -41,11 +41,11 @@ def beyond(text: str, knows: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 def held_out_captions(tier: Tier, count: int) -> list[tuple[str, Attributes]]:
-    """Captions whose noun, colour and context never came together in training.
+    """Captions with combinations of noun, colour and context left out of training.
 
     Returns:
-        ``count`` captions, no combination twice, and what they ask for: always the
-        same ones of a tier.
+        ``count`` captions with different combinations, and their attributes. A tier
+        always gives the same ones.
     """
     combinations = held_out_combinations(tier)
     chosen = np.random.default_rng(0).permutation(len(combinations))[:count]

@@ -1,4 +1,4 @@
-"""The toybox without end: any index of any seed is a picture and its caption."""
+"""Training examples of the toybox: a picture and caption for any seed and index."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ from imagen_booth.toybox.grammar import Attributes, Individual, Tier
 from imagen_booth.toybox.renderer import render
 from imagen_booth.toybox.scene import Scene
 
-# Separates the individuals of pretraining from the subjects of the same seed.
+# Separates the random numbers of pretraining from those of subjects of one seed.
 SPACE = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Example:
-    """A scene to train on, what it shows and what its caption says."""
+    """A scene of pretraining, its caption, and its attributes."""
 
     scene: Scene
     caption: str
@@ -40,7 +40,7 @@ def scene_of(
 ) -> Scene:
     """A scene with a random individual that shows the attributes.
 
-    Where the attributes leave the colour open it is drawn from the tier's.
+    A colour of None is drawn at random from those of the tier.
     """
     rng = np.random.default_rng((SPACE, *seed, 1))
     colour = grammar.draw_colour(rng, attributes.noun, tier.colours)
@@ -56,7 +56,7 @@ def render_examples(
     size: int = 64,
     supersample: int = 2,
 ) -> tuple[np.ndarray, list[str], list[Attributes]]:
-    """Pictures, captions and attributes at the indices, drawn together.
+    """Pictures, captions and attributes at the indices, rendered together.
 
     Returns:
       (uint8 [N, size, size, 3], N captions, N attributes). Each picture depends on
@@ -68,7 +68,7 @@ def render_examples(
 
 
 class ToyboxSource:
-    """Random access to `length` records of one seed, drawn when asked for.
+    """Random access to `length` records of one seed, rendered on demand.
 
     A record is {"image": uint8 [size, size, 3], "caption": str, "attributes": dict},
     as the `toybox` dataset stores them.

@@ -1,4 +1,4 @@
-"""Cheap repeatable patterns over space, and the few vector operations tracing needs.
+"""Cheap, deterministic patterns in space, and the vector operations of tracing.
 
 All are elementwise over arrays of any one shape; vectors are three such arrays.
 """
@@ -30,24 +30,24 @@ def centred(x):
 
 
 def seen(texel, frequency: float):
-    """How much of a pattern of so many radians per unit shows at this pixel size.
+    """The visible share of a pattern of `frequency` radians per unit at a pixel size.
 
-    Detail finer than a pixel fades to its mean, so small pictures agree with large
-    ones scaled down.
+    Detail finer than a pixel fades to its mean, so that a small picture equals a large
+    one scaled down.
     """
     blur = jnp.square(texel * frequency * 0.45)
     return 1.0 / (1.0 + blur * blur)
 
 
 def sine(x):
-    """A parabolic sine, within 0.06 of the real one: exact sines are slow on CPU."""
+    """A parabolic sine, within 0.06 of the exact one, which is slow on a CPU."""
     turns = x * 0.15915494
     turns = turns - jnp.floor(turns + 0.5)
     return turns * (8.0 - 16.0 * jnp.abs(turns))
 
 
 def chance(x, y):
-    """A repeatable value in [0, 1) for a pair of whole numbers."""
+    """A pseudorandom value in [0, 1) for a pair of whole numbers."""
     a, b = x * 0.1031, y * 0.1031
     a, b = a - jnp.floor(a), b - jnp.floor(b)
     mixed = a * (b + 33.33) + b * (a + 33.33) + a * (a + 33.33)
@@ -76,7 +76,7 @@ def lumps(x, y, z):
 
 
 def spots(x, y, z):
-    """1 inside round spots, one in each unit cell, moved about inside it."""
+    """1 inside round spots, one per unit cell at a pseudorandom position."""
     i, j, k = jnp.floor(x), jnp.floor(y), jnp.floor(z)
     a = chance(i + 7.0 * k, j)
     b = chance(j + 5.0 * i, k)

@@ -1,4 +1,4 @@
-"""The words of the toybox, what each tier teaches, and how words become a scene."""
+"""The words of the toybox, the tiers of its grammar, and scenes from words."""
 
 import dataclasses
 import math
@@ -36,11 +36,11 @@ VIEWS = ("front", "side", "back", "above")
 EXPRESSIONS = ("calm", "happy", "sleeping", "angry", "surprised")
 STYLES = sc.STYLES
 
-# What the animals' coats are most often; objects take any colour alike.
+# Most frequent colours of animals; objects have all colours equally often.
 _NATURAL = ("brown", "white", "black", "orange", "grey", "yellow")
 
-# Degrees that a subject is turned away from the viewer, to either side, by noun and
-# view. A teapot's front is its spout, best seen from an angle.
+# Range of a subject's turn away from the viewer in degrees, to either side, by noun and
+# view. The front of a teapot is its spout, which is seen best from an angle.
 _YAW = {
     ("", "front"): (0.0, 36.0),
     ("", "side"): (78.0, 98.0),
@@ -53,7 +53,10 @@ _YAW = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Attributes:
-    """What a picture shows. None is unsaid: any colour, a plain backdrop, bare."""
+    """What a picture shows.
+
+    None means any colour, a plain backdrop, or no accessory.
+    """
 
     noun: str
     colour: str | None = None
@@ -67,7 +70,7 @@ class Attributes:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tier:
-    """The part of the grammar that one cascade is taught."""
+    """The part of the grammar that a cascade is trained on."""
 
     nouns: tuple[str, ...]
     contexts: tuple[str, ...]
@@ -104,7 +107,7 @@ TIERS = {"A": TIER_A, "B": TIER_B}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Individual:
-    """One dog among dogs: every trait follows from noun, colour and seed."""
+    """One individual of a class; noun, colour and seed determine all its traits."""
 
     noun: str
     colour: str
@@ -112,10 +115,10 @@ class Individual:
 
 
 def held_out(noun: str, colour: str, context: str | None) -> bool:
-    """Whether a combination is kept out of training: about one in eight.
+    """Whether training leaves a combination out, which is so for about one in eight.
 
-    The rule is crc32("noun/colour/context") mod 8 = 0. Plain backdrops are never
-    held out, so every noun is seen in every colour somewhere.
+    The rule is crc32("noun/colour/context") mod 8 = 0. Plain backdrops are never left
+    out, so training shows every noun in every colour.
     """
     if context is None:
         return False
@@ -123,7 +126,7 @@ def held_out(noun: str, colour: str, context: str | None) -> bool:
 
 
 def held_out_combinations(tier: Tier) -> list[tuple[str, str, str]]:
-    """All (noun, colour, context) of a tier that training never shows, in order."""
+    """All (noun, colour, context) of a tier that training leaves out, in order."""
     return [
         (noun, colour, context)
         for noun in tier.nouns
@@ -134,7 +137,7 @@ def held_out_combinations(tier: Tier) -> list[tuple[str, str, str]]:
 
 
 def draw_colour(rng: np.random.Generator, noun: str, colours: Sequence[str]) -> str:
-    """A colour as individuals of the class have it: animals mostly natural ones."""
+    """A random colour for an individual of a class; natural for most animals."""
     natural = [c for c in colours if c in _NATURAL]
     if noun in LIVING and natural and rng.random() < 0.6:
         return pick(rng, *natural)
@@ -142,7 +145,7 @@ def draw_colour(rng: np.random.Generator, noun: str, colours: Sequence[str]) -> 
 
 
 def draw_attributes(rng: np.random.Generator, tier: Tier) -> Attributes:
-    """What one training picture shows, never a held-out combination."""
+    """Random attributes of a training picture, never a held-out combination."""
     noun = pick(rng, *tier.nouns)
     while True:
         colour = draw_colour(rng, noun, tier.colours)
@@ -173,7 +176,7 @@ def draw_attributes(rng: np.random.Generator, tier: Tier) -> Attributes:
 
 
 def draw_pose(rng: np.random.Generator, attributes: Attributes) -> Pose:
-    """A stance and a turn of the head that suit the attributes."""
+    """A random pose that suits the attributes."""
     asleep = attributes.expression == "sleeping"
     stance = "lie" if asleep else pick(rng, "stand", "sit", "sit", "lie")
     return Pose(
@@ -189,7 +192,7 @@ def draw_pose(rng: np.random.Generator, attributes: Attributes) -> Pose:
 def compose(
     individual: Individual, attributes: Attributes, rng: np.random.Generator
 ) -> sc.Scene:
-    """The scene of an individual shown as the attributes say.
+    """The scene of an individual with the given attributes.
 
     Everything that is not a trait of the individual (pose, place, light, camera)
     is drawn from `rng`; a colour in the attributes repaints the individual.
@@ -258,7 +261,7 @@ def _framed(rng: np.random.Generator, shapes: list[sc.Shape], rise: float) -> sc
         target = sc.add(target, sc.scaled(axis, (low + high) / 2))
         extents.append(high - low)
     wide, tall, deep = extents
-    # What is nearer than the middle looks larger; a quarter of the depth makes up.
+    # Parts nearer than the middle look larger; a quarter of the depth compensates.
     tangent = math.tan(math.radians(fov / 2))
     distance = max(wide, tall) / (2 * tangent * fill) + 0.25 * deep
     eye = sc.add(target, sc.scaled(axes[2], distance))

@@ -1,4 +1,4 @@
-"""Toys and things: cars, backpacks, clocks and robots."""
+"""Objects: cars, backpacks, clocks and robots."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Scenes as fixed-size tables of numbers, which the tracer reads."""
+"""Scenes as arrays of fixed shapes, the input of the renderer."""
 
 from collections.abc import Sequence
 

@@ -1,8 +1,8 @@
-"""Pairs of pictures that each show one individual in two scenes, kept on disk.
+"""Pairs of pictures that show one individual in two scenes, cached on disk.
 
-They teach which pictures show the same individual. The individuals are strangers to
-pretraining and to all subjects, and every word of the tier comes equally often,
-combinations that pretraining holds out included.
+The judge learns from them which pictures show the same individual. The individuals
+occur neither in pretraining nor among the subjects. Every word of the tier is equally
+frequent, and combinations that pretraining leaves out occur too.
 """
 
 import dataclasses
@@ -19,20 +19,20 @@ from imagen_booth.toybox.records import BLOCK, open_block, save_block
 from imagen_booth.toybox.renderer import render
 from imagen_booth.toybox.scene import Scene
 
-# Neither pretraining (0) nor subjects (1) draw from generators of this space.
+# Seeds random generators apart from those of pretraining (0) and of subjects (1).
 _SPACE = 2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pair:
-    """Two scenes with one individual, and what each shows."""
+    """Two scenes of one individual, and their attributes."""
 
     scenes: tuple[Scene, Scene]
     attributes: tuple[Attributes, Attributes]
 
 
 def attributes(seed: int, index: int, tier: Tier) -> tuple[Attributes, Attributes]:
-    """What both pictures of a pair show; noun and colour are the individual's."""
+    """Attributes of both pictures of a pair; they share noun and colour."""
     rng = np.random.default_rng((_SPACE, seed, index))
     noun = pick(rng, *tier.nouns)
     colour = grammar.draw_colour(rng, noun, tier.colours)
@@ -74,9 +74,11 @@ class Pairs:
     """Random access to the first ``length`` pairs of a seed, rendered at first use.
 
     Args:
-        folder: where blocks are kept; named by seed, tier and size within.
-        length: number of pairs, a multiple of ``BLOCK``.
-        size: side of the images in pixels.
+        folder: Folder of the cache; its folders are named by seed, tier and size.
+        seed: Seed of the pairs.
+        length: Number of pairs, a multiple of ``BLOCK``.
+        tier: Part of the grammar.
+        size: Side of the images in pixels.
     """
 
     def __init__(
@@ -87,7 +89,7 @@ class Pairs:
         self._length = length
         name = f"{size}px_pairs_seed{seed}_{len(tier.nouns)}nouns"
         self._folder = folder / name
-        # Shuffled reading touches all blocks; they are mapped, not held.
+        # Shuffled reading opens all blocks, so they are memory-mapped.
         self._block = functools.lru_cache(maxsize=None)(self._read)
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""Scenery: things that stand around in places, each built around the origin."""
+"""Props of the places, each built around the origin."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ _GREENS = ((0.12, 0.38, 0.14), (0.20, 0.50, 0.16), (0.10, 0.30, 0.16))
 def prop(
     shapes: Sequence[Shape], at: Vec, size: float = 1.0, *, yaw: float = 0.0
 ) -> list[Shape]:
-    """The shapes scaled, turned and put in place, no longer part of a subject."""
+    """The shapes scaled, turned and moved, and marked as no part of the subject."""
     return [
         dataclasses.replace(
             shape,
@@ -321,7 +321,7 @@ def tree(rng: np.random.Generator) -> list[Shape]:
 
 
 def flower(rng: np.random.Generator) -> list[Shape]:
-    """A flower half a unit tall that looks at the viewer."""
+    """A flower half a unit tall that faces the viewer."""
     colour = COLOURS[pick(rng, "red", "yellow", "white", "pink", "purple")]
     stalk = Material(colour=(0.25, 0.55, 0.20))
     petal, top = Build(), (0.0, 0.5, 0.0)

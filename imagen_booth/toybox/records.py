@@ -1,7 +1,7 @@
-"""Toybox records kept on disk in blocks, each rendered at its first use.
+"""Toybox records cached on disk in blocks, each rendered at its first use.
 
-Rendering once and reading often pays where training visits a record more than once;
-what is kept is the same as what ``source`` draws anew.
+This saves time if training visits a record more than once. The cached pictures are
+those that ``examples`` renders.
 """
 
 import functools
@@ -16,11 +16,11 @@ from imagen_booth.storage import write_atomic
 from imagen_booth.toybox import examples
 from imagen_booth.toybox.grammar import Tier
 
-BLOCK = 256  # records
+BLOCK = 256  # records of a block
 
 
 def block_length(size: int) -> int:
-    """Records of a block of pictures with this side: fewer where each takes seconds."""
+    """Records of a block of pictures of this side; fewer if rendering takes seconds."""
     return BLOCK if size <= 256 else BLOCK // 8
 
 
@@ -28,11 +28,11 @@ class RenderedRecords:
     """Random access to the first ``length`` records of a seed.
 
     Args:
-        folder: where blocks are kept; named by seed, tier and size within.
-        seed: of the records, see ``source.example``.
-        length: number of records, a multiple of ``block_length(size)``.
-        tier: part of the grammar that is drawn from.
-        size: side of the images in pixels.
+        folder: Folder of the cache; its folders are named by seed, tier and size.
+        seed: Seed of the records, see ``examples.example``.
+        length: Number of records, a multiple of ``block_length(size)``.
+        tier: Part of the grammar.
+        size: Side of the images in pixels.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class RenderedRecords:
         self._length = length
         name = f"{size}px_seed{seed}_{len(tier.nouns)}nouns"
         self._folder = folder / name
-        # Shuffled reading touches all blocks; they are mapped, not held.
+        # Shuffled reading opens all blocks, so they are memory-mapped.
         self._block = functools.lru_cache(maxsize=None)(self._read)
 
     def __len__(self) -> int:
@@ -69,7 +69,7 @@ class RenderedRecords:
                 seed, indices, tier=tier, size=size
             )
             save_block(images, pixels)
-            # Last, so that a block with captions is whole.
+            # Written last, so that a block with captions is complete.
             write_atomic(captions, json.dumps(texts).encode())
         try:
             texts = json.loads(captions.read_text())
@@ -79,10 +79,10 @@ class RenderedRecords:
 
 
 def save_block(path: epath.Path, pixels: np.ndarray) -> None:
-    """Writes the array of a block, whole or not at all.
+    """Writes the array of a block atomically.
 
     Raises:
-        StorageError: it cannot be written.
+        StorageError: It cannot be written.
     """
     data = io.BytesIO()
     np.save(data, pixels)
@@ -90,10 +90,10 @@ def save_block(path: epath.Path, pixels: np.ndarray) -> None:
 
 
 def open_block(path: epath.Path) -> np.ndarray:
-    """The array of a block, mapped.
+    """The array of a block, memory-mapped.
 
     Raises:
-        InputError: a damaged file.
+        InputError: The file is damaged.
     """
     try:
         return np.load(path, mmap_mode="r")
@@ -102,7 +102,7 @@ def open_block(path: epath.Path) -> np.ndarray:
 
 
 def damaged(path: epath.Path, error: Exception) -> InputError:
-    """For a file of the cache that cannot be read."""
+    """The error for a file of the cache that cannot be read."""
     return InputError(
         f"{path} is damaged ({error}); delete it, and it is rendered again"
     )

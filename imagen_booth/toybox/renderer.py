@@ -1,8 +1,8 @@
-"""Draws scenes with an analytic ray tracer, jitted once per picture size.
+"""Renders scenes with an analytic ray tracer, compiled once per picture size.
 
 Every solid is the part of one quadric, x^2 + qy y^2 + z^2 + b y <= c in its own
-coordinates, between three pairs of planes, so a single loop meets balls, boxes, tubes
-and cones alike; rings are solids less a round hole along y. Light is one shadow term
+coordinates, between three pairs of planes, so a single loop serves balls, boxes, tubes
+and cones; rings are solids minus a round hole along y. Light is one shadow term
 and one contact term per caster, both in closed form from the ellipsoid inscribed in
 it: soft, free of noise, and the same at every resolution.
 
@@ -25,28 +25,28 @@ from imagen_booth.toybox.packing import COLUMNS, GAMMA, MAX_RINGS, stack
 from imagen_booth.toybox.scene import Scene
 
 TILE = 256
-# So many pictures of 64 px are drawn together, and this many rays held at once.
+# Pictures of 64 px rendered together, and rays in memory at once.
 GROUP = 8
 RAYS = 1 << 16
-# Outlines look one 128th of the picture to each side, so a tile needs this margin.
+# Outlines depend on one 128th of the picture to each side, the margin of a tile.
 LINE_REACH = 128
 _FAR = 1e9
-# Outline number of things that shine: no line runs round a lamp or a gleam.
+# Outline number of lamps and highlights, which have no outline.
 _UNLINED = -2
-# Distances are cut here: nothing but haze is beyond, and patterns stay exact.
+# Largest distance. Beyond it is only haze, and patterns would lose precision.
 _EDGE = 80.0
 
 
 def render(scenes: Sequence[Scene], size: int, *, supersample: int = 2) -> np.ndarray:
     """Square pictures of the scenes, uint8 [B, size, size, 3].
 
-    Groups of small pictures and tiles of large ones are drawn on all cores at once;
-    whatever B, each size compiles at most two programs.
+    Groups of small pictures and tiles of large ones are rendered on all cores at once.
+    Each size compiles at most two programs, whatever B.
 
     Args:
       scenes: B scenes.
-      size: side in pixels, 64 to 1024.
-      supersample: rays per pixel along each side.
+      size: Side in pixels, 64 to 1024.
+      supersample: Rays per pixel along each side.
     """
     group = max(1, GROUP * 64 * 64 // size**2)
     group = group if len(scenes) >= group else 1
@@ -58,7 +58,7 @@ def render(scenes: Sequence[Scene], size: int, *, supersample: int = 2) -> np.nd
         start, (top, left) = job
         some = list(scenes[start : start + group])
         count = len(some)
-        # A short last group is filled up, so that nothing compiles again.
+        # A short last group is padded, so that it needs no other program.
         arrays = stack(some + some[-1:] * (group - count))
         part = out[start : start + count, top : top + tile, left : left + tile]
         part[:] = _draw(arrays, top, left, size, *part.shape[1:3], supersample)[:count]
@@ -93,8 +93,7 @@ def _draw(arrays, top, left, size, height, width, supersample):
     reach = max(1, round(size * supersample / LINE_REACH))
     high, wide = (n * supersample + 2 * reach for n in (height, width))
     batch = arrays["eye"].shape[0]
-    # Strips of rows are traced one after the other: that bounds the memory, and
-    # what the outlines read more than once is computed once.
+    # Strips of rows are traced one after the other to bound the memory.
     strips = -(-high * wide * batch // RAYS)
     some = -(-high // strips)
     rows = jnp.arange(strips * some) - reach + top * supersample

@@ -1,4 +1,4 @@
-"""What a picture of the toybox is made of: frozen, resolution-free descriptions.
+"""Descriptions of scenes: frozen dataclasses, independent of resolution.
 
 Axes: x right, y up, z towards the viewer; the ground is y = 0. Lengths are toy
 units: a subject is about 1.4 units tall. Colours are sRGB triples in [0, 1].
@@ -49,18 +49,18 @@ class Material:
     """Surface of a shape: two colours mixed by a solid texture.
 
     Attributes:
-      colour: main colour.
-      second: colour where the texture's mask is 1.
-      texture: one of TEXTURES. "stripes", "spots", "patches", "checks" and "wood"
-        live in toy units; "split" (axis . p > offset), "blob" (|p - axis| < offset),
+      colour: Main colour.
+      second: Colour where the texture's mask is 1.
+      texture: One of TEXTURES. "stripes", "spots", "patches", "checks" and "wood"
+        are in toy units; "split" (axis . p > offset), "blob" (|p - axis| < offset),
         "band" (|axis . p - offset| < scale) and "fade" in the shape's own
         coordinates, where it spans [-1, 1].
-      scale: features per toy unit, or the half width of a band.
-      axis: direction or centre, by texture.
-      offset: phase or threshold, by texture.
-      gloss: strength of the highlight, 0 to 1.
-      glow: light given off, as a fraction of the colour.
-      grain: depth of the fine fur or cloth relief, 0 to 1.
+      scale: Features per toy unit, or the half width of a band.
+      axis: Direction or centre, by texture.
+      offset: Phase or threshold, by texture.
+      gloss: Strength of the highlight, 0 to 1.
+      glow: Emitted light, as a fraction of the colour.
+      grain: Depth of the fine fur or cloth relief, 0 to 1.
     """
 
     colour: Vec
@@ -84,16 +84,17 @@ class Shape:
 
     Attributes:
       kind: "ball" (ellipsoid), "box" or "tube" (cylinder or cone along y).
-      centre: position of the middle.
-      half: half extents along the shape's own axes.
-      turn: rows are the shape's own axes in world coordinates.
-      low, high: the part of the own y range [-1, 1] that is kept.
-      round: boxes only; corners lie at most this far out, from 1.1 (a pillow) to
-        1.75 (sharp), in own coordinates.
-      taper: tubes only; radius at the top over radius at the bottom.
-      hole: radius of the hole as a fraction of the half extents; 0 is none.
-      casts: whether it shades its surroundings.
-      subject: whether it belongs to the subject (statues are carved from these).
+      centre: Position of the middle.
+      half: Half extents along the shape's own axes.
+      material: Surface of the shape.
+      turn: Rotation whose rows are the shape's own axes in world coordinates.
+      low, high: The part of the own y range [-1, 1] that is solid.
+      round: Boxes only: the largest distance of a corner, from 1.1 (a pillow) to 1.75
+        (sharp), in own coordinates.
+      taper: Tubes only: radius at the top over radius at the bottom.
+      hole: Radius of the hole as a fraction of the half extents; 0 is none.
+      casts: Whether it casts a shadow.
+      subject: Whether it belongs to the subject; statues change only these shapes.
     """
 
     kind: str
@@ -169,7 +170,7 @@ class Ground:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scene:
-    """Everything `render` needs; the same scene draws alike at every resolution."""
+    """The input of `render`; a scene looks the same at every resolution."""
 
     shapes: tuple[Shape, ...]
     camera: Camera
@@ -250,7 +251,7 @@ def unit(v: Vec) -> Vec:
 def moved(
     shapes: Sequence[Shape], turn: Rotation, to: Vec = ORIGIN, *, pivot: Vec = ORIGIN
 ) -> list[Shape]:
-    """The shapes turned about `pivot`, which then lands on `to`."""
+    """The shapes rotated about `pivot`, then moved so that `pivot` is at `to`."""
     back = transpose(turn)
     return [
         dataclasses.replace(

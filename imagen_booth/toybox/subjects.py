@@ -1,4 +1,4 @@
-"""Subjects: one particular dog, its photos, and how it truly looks for any prompt."""
+"""Subjects: one individual, its photos, and its true picture for any prompt."""
 
 import dataclasses
 
@@ -12,7 +12,7 @@ from imagen_booth.toybox.grammar import Attributes, Individual
 from imagen_booth.toybox.renderer import render
 from imagen_booth.toybox.scene import Scene
 
-# Subjects never share a generator with the individuals of pretraining.
+# Separates the random numbers of subjects from those of pretraining.
 _SPACE = 1
 _MAX_PHOTOS = 6
 _CANDIDATES = 4
@@ -22,11 +22,11 @@ _CANDIDATES = 4
 class ToyboxSubject:
     """An individual of a class, fixed by its seed.
 
-    Of the few individuals that the seed gives, it is the one with the most marks to
-    know it by.
+    Of a few individuals that the seed gives, it is the one with the most distinct and
+    textured materials, which make it recognisable.
 
     Raises:
-      InputError: the noun is unknown.
+      InputError: The noun is not in the grammar.
     """
 
     noun: str
@@ -34,13 +34,13 @@ class ToyboxSubject:
 
     def __post_init__(self) -> None:
         if self.noun not in grammar.NOUNS:
-            # Reads the noun as a prompt to name the nearest one.
+            # Parsing the noun as a prompt raises an error that names the nearest one.
             parse(self.noun)
             raise InputError(f"noun {self.noun!r} is not one of {grammar.NOUNS}.")
 
     @property
     def individual(self) -> Individual:
-        """The individual: colour and the seed of all its traits."""
+        """The individual: its noun, its colour and the seed of its traits."""
         candidates = []
         for attempt in range(_CANDIDATES):
             seed = (_SPACE, self.seed, attempt)
@@ -54,14 +54,13 @@ class ToyboxSubject:
 def describe(subject: ToyboxSubject) -> str:
     """A subject in the words of the grammar: its colour and its noun.
 
-    The grammar has no words for marks and materials, nor has any cascade been taught
-    some, so this is all that a prompt can say of how a subject looks.
+    The grammar has no words for marks and materials, so a prompt cannot describe more.
     """
     return f"{subject.individual.colour} {subject.noun}"
 
 
 def _marks(individual: Individual) -> int:
-    """How many materials an individual is made of, textured ones counted twice."""
+    """The number of materials of an individual; textured ones count twice."""
     rng = np.random.default_rng(individual.seed)
     body = grammar.BODIES[individual.noun](rng, individual.colour, Pose())
     materials = {s.material for s in body.shapes}
@@ -69,7 +68,7 @@ def _marks(individual: Individual) -> int:
 
 
 def photo_attributes(count: int = 5) -> list[Attributes]:
-    """What each of a subject's photos shows beside the subject itself."""
+    """The place and view of each of a subject's photos."""
     if not 1 <= count <= _MAX_PHOTOS:
         raise InputError(f"count is {count}; a subject has 1 to {_MAX_PHOTOS} photos.")
     settings = (
@@ -84,7 +83,7 @@ def photo_attributes(count: int = 5) -> list[Attributes]:
 
 
 def photo_scenes(subject: ToyboxSubject, count: int = 5) -> list[Scene]:
-    """Scenes of the subject's photos: other poses, views, light and places."""
+    """Scenes of the subject's photos, in different poses, views and places."""
     scenes = []
     for i, setting in enumerate(photo_attributes(count)):
         rng = np.random.default_rng((_SPACE, subject.seed, 1000 + i))
@@ -103,25 +102,13 @@ def truth_scene(
 ) -> Scene:
     """The scene that a prompt such as "a [V] dog in the snow" asks for.
 
-    The noun of the prompt may be wrong or missing in an experiment; the subject is
-    drawn all the same. Each `take` has its own pose, place and camera.
+    The subject appears whatever the noun of the prompt, because experiments use wrong
+    nouns. Each `take` has its own pose, place and camera.
 
     Raises:
-      InputError: the prompt is outside the grammar.
+      InputError: The prompt is not in the grammar.
     """
     asked = parse(prompt, identifier=identifier)
     rng = np.random.default_rng((_SPACE, subject.seed, 2000 + take))
     shown = dataclasses.replace(asked, noun=subject.noun)
     return grammar.compose(subject.individual, shown, rng)
-
-
-def truth(
-    subject: ToyboxSubject,
-    prompt: str,
-    *,
-    size: int = 1024,
-    take: int = 0,
-    identifier: str = "[V]",
-) -> np.ndarray:
-    """How the subject really looks for a prompt, uint8 [size, size, 3]."""
-    return render([truth_scene(subject, prompt, take, identifier)], size)[0]

@@ -1,4 +1,4 @@
-"""Colours of things before light falls on them: solids, the ground and the sky.
+"""Colours of solids, the ground and the sky before lighting.
 
 Arrays are [B, R], a row of rays for each scene; colours are linear, as three arrays.
 """
@@ -30,9 +30,9 @@ def solid(own, local, texel):
     """Colour of the hit shapes, and their fine relief as a factor around 1.
 
     Args:
-      own: columns of each ray's shape, as named in `packing`.
-      local: the hit in the shape's own coordinates.
-      texel: size of a pixel there, in toy units.
+      own: Columns of each ray's shape, as named in `packing`.
+      local: The hit point in the shape's own coordinates.
+      texel: Size of a pixel at the hit point, in toy units.
     """
     x, y, z = local
     toy = (x * own["hx"], y * own["hy"], z * own["hz"])
@@ -119,8 +119,7 @@ def sky(arrays, ray):
 
 
 class _Look(NamedTuple):
-    """How the ground's three colours mix: shares of the second and third, a relative
-    brightness, and gloss."""
+    """Shares of the ground's second and third colours, brightness, and gloss."""
 
     second: Array | float
     third: Array | float
@@ -129,7 +128,7 @@ class _Look(NamedTuple):
 
 
 class _Spot(NamedTuple):
-    """A place on the ground with the noise that all kinds of ground share."""
+    """Points on the ground with the noise that all kinds of ground share."""
 
     x: Array
     z: Array
@@ -149,7 +148,7 @@ def ground(arrays, point, distance, texel):
     x, _, z = point
     seed = arrays["seed"]
     edge = arrays["ground_sizes"][:, 0:1]
-    # Detail dies away with distance, before it would alias.
+    # Detail fades with distance, before it aliases.
     calm = 1.0 / (1.0 + 0.012 * distance * distance)
     px, pz = x + seed, z + 0.37 * seed
     broad = noise(px * 0.9, pz * 0.9) - 0.5
@@ -229,7 +228,7 @@ def _sand(at: _Spot, shore) -> _Look:
 
 
 def _blossom(at: _Spot):
-    """Flower heads in the grass, one to a cell at most, and what picks their hue."""
+    """Flower heads in the grass, at most one per cell, and their hues."""
     cx, cz = at.px * 2.2, at.pz * 2.2
     hue = chance(jnp.floor(cx), jnp.floor(cz))
     dx = centred(cx) - 0.5 * (hue - 0.5)

@@ -1,4 +1,4 @@
-"""What stands on tables: teapots, vases, candles and mugs."""
+"""Tableware: teapots, vases, candles and mugs."""
 
 import numpy as np
 

@@ -1,11 +1,10 @@
-"""The toybox as a TFDS set, for whatever reads such sets.
+"""The toybox as a TFDS dataset.
 
-    tfds build imagen_booth/data/toybox/tfds_builder.py --config=a_64 \\
+    tfds build imagen_booth/toybox/tfds_builder.py --config=a_64 \\
         --file_format=array_record
 
-The records are those that pretraining renders: ``train`` its own, ``validation`` the
-ones it is measured on. Pictures come as PNG, so that TensorFlow is needed neither to
-build the set nor to read it.
+``train`` has the records of pretraining, ``validation`` those of its evaluation.
+Pictures are PNG, so neither building nor reading the dataset needs TensorFlow.
 """
 
 import dataclasses
@@ -28,10 +27,10 @@ class ToyboxConfig(tfds.core.BuilderConfig):
     """A tier of the grammar at one size.
 
     Attributes:
-        tier: ``A`` or ``B``.
-        size: side of the images in pixels.
-        records: of the training split.
-        held_out: records of the validation split.
+        tier: Tier of the grammar, ``A`` or ``B``.
+        size: Side of the images in pixels.
+        records: Records of the training split.
+        held_out: Records of the validation split.
     """
 
     tier: str
@@ -41,7 +40,7 @@ class ToyboxConfig(tfds.core.BuilderConfig):
 
 
 class Toybox(tfds.core.GeneratorBasedBuilder):
-    """Rendered scenes with their captions, and what each of them shows."""
+    """Rendered scenes with their captions and attributes."""
 
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = [
@@ -64,7 +63,7 @@ class Toybox(tfds.core.GeneratorBasedBuilder):
     def _info(self) -> tfds.core.DatasetInfo:
         size = self._config.size
         attributes = {
-            field.name: tfds.features.Text(doc="empty where it is left open")
+            field.name: tfds.features.Text(doc="empty if any value fits")
             for field in dataclasses.fields(Attributes)
         }
         return tfds.core.DatasetInfo(
@@ -80,7 +79,7 @@ class Toybox(tfds.core.GeneratorBasedBuilder):
                 }
             ),
             license="Apache-2.0",
-            # A dataset on disk keeps the order in which it is to be read.
+            # The records are already in random order.
             disable_shuffling=True,
         )
 

@@ -1,4 +1,4 @@
-"""Things to wear, made to measure for any body that says where it wears them."""
+"""Accessories, fitted to any body by its `Fit`."""
 
 from collections.abc import Callable
 

@@ -66,7 +66,7 @@ class Reader:
         (["dog"] * 19 + ["cat"], "cat", True, "give --config.subject.class_noun=dog"),
         (["dog", "cat", "cat"], "dog", False, "'dog' fits"),
         (["dog"] * 3, "", False, "; give --config.subject.class_noun=dog"),
-        (["dog"] * 3, "hovercraft", False, "cannot be told"),
+        (["dog"] * 3, "hovercraft", False, "does not know the noun 'hovercraft'"),
         (["dog"] * 3, "teapot", True, "not like config.subject.class_noun='teapot'"),
     ],
 )
@@ -107,7 +107,7 @@ def test_clip_is_asked_about_every_noun(small, tmp_path):  # noqa: F811
 
 def test_far_is_a_tenth_of_the_best():
     for share, far in ((0.11, False), (0.09, True)):
-        seen = class_noun._seen({"dog": 0.8, "cat": 0.8 * share}, "cat")
+        seen = class_noun._guess({"dog": 0.8, "cat": 0.8 * share}, "cat")
         assert seen.far == far
 
 

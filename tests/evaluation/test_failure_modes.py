@@ -45,7 +45,7 @@ def looked(prompts, readings, photos=None):
     asked = [parse(each) for each in prompts]
     photos = photos or read([PLAIN] * 3, likeness=[0.95] * 3)
     return (
-        failure_modes.not_drawn(work, asked, readings),
+        failure_modes.missing_context(work, asked, readings),
         failure_modes.entangled(work, asked, readings, photos),
     )
 
@@ -117,7 +117,7 @@ def test_a_colour_that_comes_with_a_place():
     colours = ["brown"] * 4 + ["white"] * 4 + ["brown"] * 4
     _, found = looked(PLACES, read(RIGHT, colours))
     assert found.verdict == SEEN
-    assert "the colour is another in: snow" in found.said
+    assert "the colour changes in: snow" in found.said
     _, everywhere = looked(PLACES, read(RIGHT, ["white"] * 12))
     assert everywhere.verdict == UNSEEN  # a wrong colour, but not the place's
     asked = [each.replace("a dog in", "a white dog in") for each in PLACES]
@@ -144,7 +144,7 @@ def test_chance_is_that_of_all_arrangements():
 
     everything = [between(each) for each in itertools.permutations(values)]
     exact = np.mean(np.array(everything) >= between(values) - 1e-12)
-    found = failure_modes.chance_of(list(values.reshape(3, 2)))
+    found = failure_modes.permutation_p_value(list(values.reshape(3, 2)))
     assert found == pytest.approx(exact, abs=0.02)
 
 
