@@ -64,7 +64,7 @@ def photo_example(job: Job, stage: Stage, photo: photos.Photo) -> ImagePair:
 def plan_preview(
     job: Job,
     stage: Stage,
-    words: SubjectPrompts,
+    prompts: SubjectPrompts,
     subject: Sequence[ImagePair],
     story: Mapping[str, str],
 ) -> Preview:
@@ -73,19 +73,23 @@ def plan_preview(
     Base: the subject, the subject elsewhere, and its class; else two photos enlarged.
     """
     if stage.low_resolution is None:
-        counts = zip(BASE_PICTURES, (words.instance, None, words.klass), strict=True)
+        counts = zip(
+            BASE_PICTURES,
+            (prompts.instance_prompt, None, prompts.class_prompt),
+            strict=True,
+        )
         shown = [
-            prompt or words.pictures[(1 + index) % len(words.pictures)]
+            prompt or prompts.pictures[(1 + index) % len(prompts.pictures)]
             for count, prompt in counts
             for index in range(count)
         ]
     else:
         subject = subject[:2]
-        shown = [words.instance] * len(subject)
+        shown = [prompts.instance_prompt] * len(subject)
     return Preview(
         prompts=shown,
-        embeddings=[words.found[prompt] for prompt in shown],
-        null=words.found[""],
+        embeddings=[prompts.embeddings[prompt] for prompt in shown],
+        null=prompts.embeddings[""],
         sampler=getattr(job.pictures, stage.name),
         rows=max(rows_at(stage, job.pictures.batch), len(shown)),
         photos=subject,
@@ -101,11 +105,11 @@ class PreviewScores:
 
     Attributes:
         subject: of the subject, see ``similarity``; PSNR for super-resolution.
-        klass: of the class, the same measures; empty for super-resolution.
+        class_scores: of the class, the same measures; empty for super-resolution.
     """
 
     subject: dict[str, float]
-    klass: dict[str, float]
+    class_scores: dict[str, float]
 
 
 def sample_preview(
@@ -176,7 +180,7 @@ def write_preview(
             "prompts": list(shown.prompts),
             "step": step,
             "measured": found.subject,
-            "measured_class": found.klass,
+            "measured_class": found.class_scores,
         }
         image_files.save_png(
             preview_file(folder, step),
