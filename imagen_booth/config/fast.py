@@ -1,4 +1,4 @@
-"""What makes a job shorter, step by step from the faithful one to the fast one."""
+"""Settings that make a job faster, applied one after another."""
 
 import dataclasses
 
@@ -33,7 +33,7 @@ def ladder(job: Job) -> list[tuple[str, Job]]:
 
 
 def fast(job: Job) -> Job:
-    """A job with all of these; class images are drawn if no run has drawn them."""
+    """The job with all of these; class images are sampled if no run has done so."""
     return _more_at_once(_few_steps(_seldom_shown(job)))
 
 
@@ -69,7 +69,7 @@ def _few_steps(job: Job) -> Job:
 
 
 def _more_at_once(job: Job) -> Job:
-    # Pictures and previews are too few for it: rows beyond them would be drawn in vain.
+    # Pictures and previews are too few for larger groups.
     images = job.class_images
     group = next(
         size for size in range(MORE * images.group, 0, -1) if images.count % size == 0

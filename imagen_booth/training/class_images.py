@@ -145,7 +145,7 @@ def _save(
     recipe: Recipe,
     licence: str,
     indices: Sequence[int],
-    images: Sequence[np.ndarray],
+    images: np.ndarray,
 ) -> None:
     """Writes images with what made them in their metadata."""
     metadata = {

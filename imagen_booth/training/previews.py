@@ -1,4 +1,4 @@
-"""Previews of a stage as it learns: the same pictures each time, and their measures."""
+"""Previews of a stage in training: the same pictures each time, and their scores."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ BASE_PICTURES = (4, 2, 2)  # of the subject, of it elsewhere, of its class
 
 @dataclasses.dataclass(frozen=True)
 class Preview:
-    """What is drawn at intervals, always with the same noise.
+    """The pictures sampled at intervals, always from the same noise.
 
     Attributes:
         prompts: one per picture, the first ``subjects`` of them the instance prompt,
@@ -53,7 +53,7 @@ class Preview:
 
 
 def photo_example(job: Job, stage: Stage, photo: photos.Photo) -> ImagePair:
-    """A photo as a stage is trained on it."""
+    """A photo as a stage is trained on it, with its low-res version."""
     low = stage.low_resolution
     return ImagePair(
         subject_photos.crop_photo(job.subject, photo, stage.resolution),
@@ -101,11 +101,11 @@ def plan_preview(
 
 @dataclasses.dataclass(frozen=True)
 class PreviewScores:
-    """How like the photos a preview's pictures are, by measure.
+    """Similarity of a preview's pictures to the photos, by measure.
 
     Attributes:
-        subject: of the subject, see ``similarity``; PSNR for super-resolution.
-        class_scores: of the class, the same measures; empty for super-resolution.
+        subject: Scores of the subject, see ``similarity``; PSNR for super-resolution.
+        class_scores: The same scores of the class; empty for super-resolution.
     """
 
     subject: dict[str, float]
@@ -120,7 +120,7 @@ def sample_preview(
     preview: Preview,
     mesh: jax.sharding.Mesh,
 ) -> tuple[np.ndarray, PreviewScores]:
-    """Draws a preview grid and measures it against the photos.
+    """Samples a preview grid and scores it against the photos.
 
     A super-resolution grid has rows of three: the low-res image, the stage's own
     enlargement of it, and the photo itself.
@@ -129,7 +129,7 @@ def sample_preview(
         level: augmentation level of the low-res image.
 
     Returns:
-        The grid as a uint8 picture, and its measures.
+        The grid, uint8 [H, W, 3], and its scores.
     """
     low = None
     if stage.low_resolution is not None:
@@ -174,7 +174,7 @@ def write_preview(
     shown: Preview,
     found: PreviewScores,
 ) -> None:
-    """Writes a preview with its prompts and measures; the first process does."""
+    """Writes a preview with its prompts and scores; the first process does."""
     if processes.is_first():
         story: dict[str, Any] = {
             "prompts": list(shown.prompts),
@@ -191,7 +191,7 @@ def write_preview(
 
 
 def read_scores(folder: epath.Path) -> dict[int, PreviewScores]:
-    """What was measured, by step, of the previews in a folder."""
+    """The scores of the previews in a folder, by step."""
     found = {}
     for path in folder.glob("step_*.png") if folder.exists() else ():
         story = image_files.read_png_metadata(path)
