@@ -1,4 +1,4 @@
-"""Cascades by name: what a model is, with no training state in it."""
+"""Cascades by name: the architecture of a model, without training state."""
 
 import dataclasses
 from collections.abc import Collection
@@ -45,7 +45,7 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """What a stage is; no training state in it.
+    """The architecture of a stage, without training state.
 
     Attributes:
         name: ``base``, ``sr256`` or ``sr1024``.
@@ -57,8 +57,8 @@ class Stage:
             given; None for the base stage.
         learned_variance: the output carries 3 more channels, the interpolation
             between the two ancestral variances.
-        stale_variance: those channels were left behind when the others were tuned:
-            sampling takes the smaller variance in their place.
+        stale_variance: Whether the other channels were fine-tuned without those;
+            sampling then uses the smaller variance.
         level_map: how the augmentation level reaches the network, ``time`` (the
             cosine time of that level, times 1000) or ``if_index`` (position on
             IF's 1000-step table).
@@ -110,9 +110,9 @@ class Cascade:
         return {stage.name: stage for stage in self.stages}[name]
 
     def having(self, part: Stage | T5Config) -> "Cascade":
-        """With another text encoder, or another stage of that name; a new one on top.
+        """The cascade with another text encoder, or with a stage replaced or added.
 
-        How a network is compiled (``remat``) stays as it is here.
+        A replaced stage keeps ``remat``, which says how its network is compiled.
         """
         if isinstance(part, T5Config):
             text = dataclasses.replace(self.text, encoder=part)
@@ -140,10 +140,10 @@ class Cascade:
 
 
 def _small(name: str) -> Cascade:
-    """The embedded cascades: every schedule cosine, and the networks predict x0.
+    """The embedded cascades: cosine schedules, and networks that predict x0.
 
-    Their patches hold as many numbers as the network is wide; a clean patch is easier
-    to give back than its noise.
+    A patch has as many numbers as the network is wide, so a clean patch is easier to
+    predict than its noise.
     """
     text = Text(
         encoder=T5_SIZES[name],
@@ -226,20 +226,20 @@ def _if(name: str, stage_one: str, stage_two: str) -> Cascade:
 
 
 def notices(cascade: Cascade) -> list[str]:
-    """What has to be said of a cascade before anything is trained."""
-    said = []
+    """What a user should know of a cascade before anything is trained."""
+    messages = []
     if cascade.licence == DEEPFLOYD:
-        said.append(
-            "the weights come under the DeepFloyd IF License Agreement: research "
-            "without commercial purpose only, and so does what is tuned from them"
+        messages.append(
+            "the DeepFloyd IF License Agreement covers these weights and what is "
+            "fine-tuned from them: research without commercial purpose only"
         )
     if cascade.licence == DEEPFLOYD and cascade.stages[-1].resolution < 1024:
-        said.append(
+        messages.append(
             "DeepFloyd published no stage for 1024 px: pictures end at "
             f"{cascade.stages[-1].resolution} px unless config.weights.sr1024 names "
             "weights of your own"
         )
-    return said
+    return messages
 
 
 CASCADES = {

@@ -1,8 +1,8 @@
-"""A stage of the cascade: one U-Net with its schedule, resolution and conditioning.
+"""The denoiser of a stage: conditioning, prediction and guidance.
 
 Training and sampling build the network's input with the same two functions,
-``condition`` and ``predict``.  A super-resolution stage is therefore tuned on
-exactly what it is later asked to do.
+``condition`` and ``predict``, so a super-resolution stage is fine-tuned on the same
+input as it gets in sampling.
 """
 
 from collections.abc import Callable
@@ -20,8 +20,8 @@ class Condition(NamedTuple):
     """What a super-resolution network sees of the low-res image.
 
     Attributes:
-        image: [B, H, W, 3] enlarged and noised, at the output's size.
-        level: [B] f32 the level as the network takes it.
+        image: Enlarged and noised image at the output's size, [B, H, W, 3].
+        level: Level in the network's own unit, [B] f32.
     """
 
     image: Array
@@ -29,14 +29,14 @@ class Condition(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """The network's answer, in both forms the method uses.
+    """The network's prediction, in every form the method uses.
 
     Attributes:
-        raw: [B, H, W, 3] the network's first three channels.
-        x0: [B, H, W, 3] clean image they imply.
-        eps: [B, H, W, 3] noise they imply.
-        frac: [B, H, W, 3] in [0, 1], position between the two ancestral log
-            variances, or None where the variance is fixed.
+        raw: First three channels of the output, [B, H, W, 3].
+        x0: Clean image that follows from them, [B, H, W, 3].
+        eps: Noise that follows from them, [B, H, W, 3].
+        frac: Position between the two ancestral log variances, [B, H, W, 3] in
+            [0, 1]; None where the variance is fixed.
     """
 
     raw: Array
@@ -140,9 +140,12 @@ def guided_denoiser(
     The variance is taken from the conditional branch, as IF's sampler does.
 
     Args:
-        text, text_mask: [B, L, D], [B, L] what to draw.
-        null, null_mask: [B, L, D], [B, L] what to move away from.
-        config: names the guidance weight and the threshold.
+        text: Text embeddings to move towards, [B, L, D].
+        text_mask: Their mask, [B, L].
+        null: Null text or negative prompt to move away from, [B, L, D].
+        null_mask: Its mask, [B, L].
+        cond: The low-res image; None for the base stage.
+        config: Gives the guidance weight and the threshold.
 
     Returns:
         ``denoise(xt [B, H, W, 3], t []) -> (x0, frac or None)``.

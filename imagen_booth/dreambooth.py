@@ -1,9 +1,11 @@
-"""The order of steps for one subject, from photos to the report.
+"""DreamBooth for one subject, from photos to the report.
 
-check photos -> embed prompts -> class images -> fine-tune each stage -> pictures
+check photos -> choose identifier and embed prompts -> class images ->
+fine-tune each stage -> pictures -> report
 
-Every step looks at what is already in the work directory and goes on from there,
-so the same command continues a run that was stopped.
+``run`` goes through these steps in order, and the functions below it follow the same
+order. Every step looks at what is already in the run directory and resumes from there,
+so the same command resumes a run that was stopped.
 """
 
 import contextlib
@@ -21,12 +23,12 @@ from etils import epath
 
 from imagen_booth.cascade import Cascade, Stage, by_name, notices
 from imagen_booth.config.schema import BEST, FineTuning, Job
-from imagen_booth.data import image_files, photos
+from imagen_booth.data import image_files
 from imagen_booth.data.examples import ImagePair
-from imagen_booth.data.photos import CheckedPhotos
+from imagen_booth.data.photos import CheckedPhotos, Photo
 from imagen_booth.distributed import processes
 from imagen_booth.distributed.stop import StopRequest
-from imagen_booth.errors import BoothError
+from imagen_booth.errors import BoothError, InputError
 from imagen_booth.evaluation import failure_modes
 from imagen_booth.reports import run_report
 from imagen_booth.rundir.layout import (
@@ -47,6 +49,7 @@ from imagen_booth.sampling.cascade_sampler import (
     sample_cascade,
     save_images,
 )
+from imagen_booth.sampling.text_embeddings import LearnedEmbedding
 from imagen_booth.training import (
     class_images,
     finetune,
@@ -56,7 +59,7 @@ from imagen_booth.training import (
     textual_inversion,
 )
 from imagen_booth.training.finetune import FinetuneContext
-from imagen_booth.training.previews import photo_example, plan_preview
+from imagen_booth.training.previews import Preview, photo_example, plan_preview
 from imagen_booth.training.subject_prompts import SubjectPrompts
 from imagen_booth.weights.load import Part, load, resolve
 from imagen_booth.weights.placement import activation_dtype
@@ -69,15 +72,15 @@ class RunContext:
     """What every step of a run needs.
 
     Attributes:
-        job: the settings.
-        cascade: the model.
-        work: the work directory.
-        cache: folder shared by runs.
-        mesh: devices.
-        dtype: of activations.
-        stop: asks the work to save and end.
-        metrics: where numbers go.
-        profile: leave a trace of early steps of each stage.
+        job: The settings.
+        cascade: The model.
+        work: The run directory.
+        cache: The folder shared by runs.
+        mesh: The devices.
+        dtype: Dtype of the activations.
+        stop: Asks the work to save and end.
+        metrics: Receives the metrics.
+        profile: Whether to trace a few early steps of each stage.
     """
 
     job: Job
@@ -91,31 +94,44 @@ class RunContext:
     profile: bool = False
 
     @contextlib.contextmanager
-    def timed(self, what: str) -> Iterator[None]:
+    def timed(self, step: str) -> Iterator[None]:
         """Adds the seconds spent to the manifest, over all runs of the command."""
         start = time.perf_counter()
         try:
             yield
         finally:
-            spent = dict(self.work.manifest.get("timings", {}))
-            spent[what] = spent.get(what, 0.0) + time.perf_counter() - start
-            self.work.record(timings=spent)
+            seconds = dict(self.work.manifest.get("timings", {}))
+            seconds[step] = seconds.get(step, 0.0) + time.perf_counter() - start
+            self.work.record(timings=seconds)
 
-    def part(self, name: str) -> Part:
-        """The text encoder, or a stage's network, with its weights as they came."""
+    def load_part(self, name: str) -> Part:
+        """Loads the text encoder, or a stage's network, with pretrained weights."""
         job = self.job
         source = getattr(job.weights, name)
         rules = job.mesh.rules
         return load(self.cascade, name, source, self.mesh, self.dtype, rules)
 
-    def means(self, name: str, folder: epath.Path) -> FinetuneContext:
-        """Where and with what ``name`` is tuned, its checkpoints in ``folder``."""
+    def embed_prompts(self, learned: LearnedEmbedding | None = None) -> SubjectPrompts:
+        """Chooses the identifier and embeds every prompt of the run."""
+        return subject_prompts.prepare_prompts(
+            self.job, self.cascade, self.cache, self.mesh, self.dtype, learned
+        )
+
+    def plan_preview(
+        self, stage: Stage, prompts: SubjectPrompts, subject: Sequence[ImagePair]
+    ) -> Preview:
+        """What the previews of a stage show."""
+        metadata = run_metadata(self.work.path, self.cascade)
+        return plan_preview(self.job, stage, prompts, subject, metadata)
+
+    def finetune_context(self, name: str, folder: epath.Path) -> FinetuneContext:
+        """What fine-tuning of ``name`` needs; its checkpoints are in ``folder``."""
         job, work = self.job, self.work.path
         return FinetuneContext(
             keep=job.keep,
             seed=job.seed,
             folder=folder,
-            shown=work / "samples" / PREVIEWS / name,
+            previews=work / "samples" / PREVIEWS / name,
             mesh=self.mesh,
             metrics=self.metrics,
             stop=self.stop,
@@ -131,30 +147,31 @@ def run(
     *,
     profile: bool = False,
 ) -> epath.Path:
-    """Runs a job, or what is left of it.
+    """Runs a job, or resumes it.
 
     Args:
-        job: the settings.
-        workdir: local or ``gs://``; holds everything the run makes.
-        overwrite: parts to redo, see ``workdir.PARTS``.
-        profile: leave a trace of early steps of each stage in ``workdir/profile``.
+        job: The settings.
+        workdir: The run directory, local or ``gs://``; it holds all that the run makes.
+        overwrite: Parts to redo, see ``rundir.layout.PARTS``.
+        profile: Whether to trace early steps of each stage into ``workdir/profile``.
 
     Returns:
         Path of ``report.html``.
 
     Raises:
-        InputError: bad photos, words, weights or settings; found before any work.
-        Stopped: a signal came; the same command goes on from there.
-        NotFinite: training diverged; the last good state is saved.
-        StorageError: something cannot be written.
+        InputError: Bad photos, prompts, weights or settings; found before any work.
+        Stopped: A signal came; the same command resumes the run.
+        NotFinite: Training diverged; the last good state is saved.
+        StorageError: Something cannot be written.
     """
     cascade = resolve(by_name(job.cascade), dataclasses.asdict(job.weights))
     cascade = cascade.rematerialised(job.rematerialised())
     work = RunDirectory(workdir, overwrite)
+    check_steps(job, work.path, overwrite)
     cache = cache_folder(job.cache, work.path)
     mesh = mesh_choice.mesh_to_tune(cascade, job)
     dtype = activation_dtype(job.dtype)
-    intake = subject_photos.check_photos(job, cascade, work)
+    checked = subject_photos.check_photos(job, cascade, work)
     with (
         jax.set_mesh(mesh),
         StopRequest() as stop,
@@ -162,41 +179,60 @@ def run(
             work.path, active=processes.is_first(), tensorboard=job.tensorboard
         ) as metrics,
     ):
-        booth = RunContext(
+        context = RunContext(
             job, cascade, work, cache, mesh, dtype, stop, metrics, profile
         )
         try:
-            with booth.timed("text"):
-                words = subject_prompts.prepare_prompts(
-                    job, cascade, cache, mesh, dtype
-                )
-            _begin(booth, intake, words)
+            with context.timed("text"):
+                prompts = context.embed_prompts()
+            _record_start(context, checked, prompts)
             if job.text.steps > 0:
-                words = _learn_words(booth, intake, words)
-            ready = [
-                _tune_stage(booth, stage, intake, words) for stage in cascade.stages
+                prompts = _learn_identifier(context, checked, prompts)
+            stages = [
+                _finetune_stage(context, stage, checked, prompts)
+                for stage in cascade.stages
             ]
-            with booth.timed("pictures"):
-                _draw_pictures(booth, words, ready)
+            with context.timed("pictures"):
+                _sample_pictures(context, prompts, stages)
             work.record(status="done", finished=utc_now())
-        except BoothError as error:
-            work.record(status=f"{type(error).__name__}: {error}")
+        except BaseException as error:
+            _report_error(work, error)
             raise
-        finally:
-            if processes.is_first():
-                run_report.write(work.path)
+        _write_report(work)
     return work.path / "report.html"
 
 
-def _begin(booth: RunContext, intake: CheckedPhotos, words: SubjectPrompts) -> None:
-    """Records what the run is, and says what is known to be wrong."""
-    work, job = booth.work, booth.job
+def check_steps(job: Job, workdir: epath.Path, overwrite: frozenset[str]) -> None:
+    """Checks that no part was already fine-tuned for more steps than the job has.
+
+    Raises:
+        InputError: A part was, and ``overwrite`` does not name it.
+    """
+    for name in job.tuned_parts:
+        folder = workdir / name
+        if overwrite & {name, "all"} or not folder.exists():
+            continue
+        saved = [int(path.name) for path in folder.iterdir() if path.name.isdecimal()]
+        steps, latest = job.tuning(name).steps, max(saved, default=0)
+        if latest > steps:
+            raise InputError(
+                f"config.{name}.steps={steps}, but {folder} is already fine-tuned for "
+                f"{latest} steps and cannot go back. Give --overwrite={name} to redo "
+                f"it, or --config.{name}.steps={latest} or more, or another --workdir"
+            )
+
+
+def _record_start(
+    context: RunContext, checked: CheckedPhotos, prompts: SubjectPrompts
+) -> None:
+    """Records the settings of the run, and logs warnings about it."""
+    work, job = context.work, context.job
     work.write_json("config.json", dataclasses.asdict(job))
     warnings = [
-        *notices(booth.cascade),
-        *cascade_sampler.scheduler_warnings(job, booth.cascade),
-        *words.warnings,
-        *intake.warnings,
+        *notices(context.cascade),
+        *cascade_sampler.scheduler_warnings(job, context.cascade),
+        *prompts.warnings,
+        *checked.warnings,
     ]
     work.record(
         run=work.path.name,
@@ -205,17 +241,17 @@ def _begin(booth: RunContext, intake: CheckedPhotos, words: SubjectPrompts) -> N
         seed=job.seed,
         subject={
             "class_noun": job.subject.class_noun,
-            "identifier": words.identifier,
-            "identifier_ids": list(words.ids),
-            "alone": words.alone,
-            "instance_prompt": words.instance,
-            "class_prompt": words.klass,
-            **subject_photos.photo_manifest(intake),
+            "identifier": prompts.identifier,
+            "identifier_ids": list(prompts.ids),
+            "alone": prompts.replaces_noun,
+            "instance_prompt": prompts.instance_prompt,
+            "class_prompt": prompts.class_prompt,
+            **subject_photos.photo_manifest(checked),
         },
         cascade={
-            "name": booth.cascade.name,
-            "licence": booth.cascade.licence,
-            "parts": {"text": words.encoder},
+            "name": context.cascade.name,
+            "licence": context.cascade.licence,
+            "parts": {"text": prompts.encoder},
         },
         warnings=warnings,
         versions={
@@ -225,200 +261,218 @@ def _begin(booth: RunContext, intake: CheckedPhotos, words: SubjectPrompts) -> N
             "device": f"{len(jax.devices())} x {jax.devices()[0].device_kind}",
         },
     )
-    for rejected in (*intake.refused, *intake.skipped):
+    for rejected in (*checked.refused, *checked.skipped):
         log.warning("%s is not used: %s", rejected.name, rejected.reason)
     for warning in warnings:
         log.warning("%s", warning)
-    log.info("the instance prompt is %r", words.instance)
+    log.info("the instance prompt is %r", prompts.instance_prompt)
 
 
-def _tune_stage(
-    booth: RunContext, stage: Stage, intake: CheckedPhotos, words: SubjectPrompts
-) -> LoadedStage:
-    """Class images where they are wanted, then fine-tuning."""
-    job, work, name = booth.job, booth.work, stage.name
-    tuning = job.tuning(name)
-    part = booth.part(name)
-    work.record(cascade={"parts": {name: part.origin()}})
-    teachers = intake.teaching(name)
-    if tuning.steps > 0 and not teachers:
-        log.warning("no photo can teach %s; it stays as it came", name)
-        tuning = dataclasses.replace(tuning, steps=0)
-    if tuning.steps == 0:
-        named = job.names(name, 0)
-        return LoadedStage(stage, part, part.params, stage.normal_level, 0, named)
-
-    class_pairs: list[ImagePair] = []
-    if tuning.class_rows:
-        with booth.timed("class images"):
-            class_pairs = _class_pairs(booth, stage, part, words)
-    folder = work.claim(
-        name,
-        {
-            "cascade": job.cascade,
-            "weights": part.fingerprint,
-            "text": words.reading,
-            **_taught(booth, teachers, words),
-            "class_images": recipe(job.class_images) if class_pairs else None,
-            name: recipe(tuning, *_free(job, tuning)),
-        },
-    )
-    subject = [photo_example(job, stage, photo) for photo in teachers]
-    stage = stage.tuned(tuning.hybrid)
-    with booth.timed(f"tuning {name}"):
-        params, told = finetune.finetune_stage(
-            stage,
-            part,
-            tuning,
-            subject,
-            words.found[words.instance],
-            class_pairs,
-            words.found[words.klass],
-            plan_preview(
-                job, stage, words, subject, run_metadata(work.path, booth.cascade)
-            ),
-            booth.means(name, folder),
-        )
-    _record_tuning(work, name, told)
-    steps = told["kept"]["step"] if told["kept"] else tuning.steps
-    return LoadedStage(stage, part, params, tuning.level, steps, True)
-
-
-def _taught(
-    booth: RunContext, teachers: Sequence[photos.Photo], words: SubjectPrompts
-) -> dict[str, Any]:
-    """What every tuning of a run depends on, for its recipe."""
-    job = booth.job
-    return {
-        "photos": {photo.name: photo.sha256 for photo in teachers},
-        "subject": recipe(
-            job.subject, "photos", "identifier", "tokens", "consent", "description"
-        ),
-        "instance_prompt": words.instance,
-        "seed": job.seed,
-        "dtype": str(booth.dtype),
-        **({"keep": BEST} if job.keep == BEST else {}),
-    }
-
-
-def _free(job: Job, tuning: FineTuning) -> tuple[str, ...]:
-    """Settings that may change while the result stays, or goes on, the same."""
-    free: set[str] = set(LOOP_SETTINGS)
-    if job.keep == BEST:
-        free.remove("preview_every")  # which steps are looked at
-    if tuning.optim.decay == "constant":
-        # More steps are a continuation; a decay depends on their number.
-        free.add("steps")
-    return tuple(free)
-
-
-def _record_tuning(work: RunDirectory, name: str, told: dict[str, Any]) -> None:
-    """What a tuning has to say of itself, for the manifest."""
-    work.record(similarity={name: told["similarity"]})
-    if told["kept"] or work.manifest.get("kept"):
-        work.record(kept={name: told["kept"]})
-
-
-def _learn_words(
-    booth: RunContext, intake: CheckedPhotos, words: SubjectPrompts
+def _learn_identifier(
+    context: RunContext, checked: CheckedPhotos, prompts: SubjectPrompts
 ) -> SubjectPrompts:
-    """Textual Inversion; the words again, as the encoder then reads them."""
-    job, work, stage = booth.job, booth.work, booth.cascade.stage("base")
-    parts = {name: booth.part(name) for name in ("text", stage.name)}
+    """Textual Inversion; returns the prompts embedded with the learned identifier."""
+    job, work, stage = context.job, context.work, context.cascade.stage("base")
+    parts = {name: context.load_part(name) for name in ("text", stage.name)}
     work.record(cascade={"parts": {stage.name: parts[stage.name].origin()}})
-    inversion = textual_inversion.read_tokens(job, booth.cascade, words)
-    teachers = intake.teaching(stage.name)
+    tokens = textual_inversion.read_tokens(job, context.cascade, prompts)
+    photos = checked.teaching(stage.name)
     folder = work.claim(
         "text",
         {
             "cascade": job.cascade,
             "weights": parts[stage.name].fingerprint,
-            "text": words.plain_reading,
-            **_taught(booth, teachers, words),
-            "ids": list(inversion.ids),
-            "text_tuning": recipe(job.text, *_free(job, job.text)),
+            "text": prompts.plain_reading,
+            **_common_recipe(context, photos, prompts),
+            "ids": list(tokens.ids),
+            "text_tuning": recipe(job.text, *_changeable(job, job.text)),
         },
     )
-    subject = [photo_example(job, stage, photo) for photo in teachers]
-    with booth.timed("learning words"):
-        learned, told = textual_inversion.learn_embedding(
-            inversion,
-            booth.cascade,
+    subject = [photo_example(job, stage, photo) for photo in photos]
+    with context.timed("learning words"):
+        learned, result = textual_inversion.learn_embedding(
+            tokens,
+            context.cascade,
             parts,
             job.text,
             subject,
-            plan_preview(
-                job, stage, words, subject, run_metadata(work.path, booth.cascade)
-            ),
-            booth.means("text", folder),
+            context.plan_preview(stage, prompts, subject),
+            context.finetune_context("text", folder),
         )
-    _record_tuning(work, "text", told)
+    _record_result(work, "text", result)
     work.record(subject={"learned": learned.digest()})
-    return subject_prompts.prepare_prompts(
-        job, booth.cascade, booth.cache, booth.mesh, booth.dtype, learned
+    return context.embed_prompts(learned)
+
+
+def _finetune_stage(
+    context: RunContext, stage: Stage, checked: CheckedPhotos, prompts: SubjectPrompts
+) -> LoadedStage:
+    """Samples class images where the prior term is on, then fine-tunes."""
+    job, work, name = context.job, context.work, stage.name
+    config = job.tuning(name)
+    part = context.load_part(name)
+    work.record(cascade={"parts": {name: part.origin()}})
+    photos = checked.teaching(name)
+    if config.steps > 0 and not photos:
+        log.warning("no photo is large enough for %s; it is not fine-tuned", name)
+        config = dataclasses.replace(config, steps=0)
+    if config.steps == 0:
+        uses_identifier = job.names(name, 0)
+        return LoadedStage(
+            stage, part, part.params, stage.normal_level, 0, uses_identifier
+        )
+
+    class_pairs: list[ImagePair] = []
+    if config.class_rows:
+        with context.timed("class images"):
+            class_pairs = _class_pairs(context, stage, part, prompts)
+    folder = work.claim(
+        name,
+        {
+            "cascade": job.cascade,
+            "weights": part.fingerprint,
+            "text": prompts.reading,
+            **_common_recipe(context, photos, prompts),
+            "class_images": recipe(job.class_images) if class_pairs else None,
+            name: recipe(config, *_changeable(job, config)),
+        },
     )
+    subject = [photo_example(job, stage, photo) for photo in photos]
+    stage = stage.tuned(config.hybrid)
+    with context.timed(f"tuning {name}"):
+        params, result = finetune.finetune_stage(
+            stage,
+            part,
+            config,
+            subject,
+            prompts.embeddings[prompts.instance_prompt],
+            class_pairs,
+            prompts.embeddings[prompts.class_prompt],
+            context.plan_preview(stage, prompts, subject),
+            context.finetune_context(name, folder),
+        )
+    _record_result(work, name, result)
+    steps = result["kept"]["step"] if result["kept"] else config.steps
+    return LoadedStage(stage, part, params, config.level, steps, True)
 
 
 def _class_pairs(
-    booth: RunContext, stage: Stage, part: Part, words: SubjectPrompts
+    context: RunContext, stage: Stage, part: Part, prompts: SubjectPrompts
 ) -> list[ImagePair]:
-    """The prior set of a stage; that of the base stage is shown in the report."""
+    """The class images of a stage; those of the base stage go into the report."""
     pairs, folder = class_images.class_image_pairs(
-        booth.job,
-        booth.cascade,
+        context.job,
+        context.cascade,
         stage,
         part,
-        words,
-        cache=booth.cache,
-        mesh=booth.mesh,
-        dtype=booth.dtype,
-        check_stop=booth.stop.check,
+        prompts,
+        cache=context.cache,
+        mesh=context.mesh,
+        dtype=context.dtype,
+        check_stop=context.stop.check,
     )
     if stage.low_resolution is None and processes.is_first():
-        booth.work.record(class_images={"folder": str(folder), "count": len(pairs)})
+        context.work.record(class_images={"folder": str(folder), "count": len(pairs)})
         images = [pair.image for pair in pairs[:40]]
         sheet = image_files.contact_sheet(images, columns=10, cell=128)
-        image_files.save_png(booth.work.path / "samples" / "class_images.png", sheet)
+        image_files.save_png(context.work.path / "samples" / "class_images.png", sheet)
     return pairs
 
 
-def _draw_pictures(
-    booth: RunContext, words: SubjectPrompts, ready: Sequence[LoadedStage]
+def _common_recipe(
+    context: RunContext, photos: Sequence[Photo], prompts: SubjectPrompts
+) -> dict[str, Any]:
+    """The recipe entries on which every fine-tuned part of a run depends."""
+    job = context.job
+    return {
+        "photos": {photo.name: photo.sha256 for photo in photos},
+        "subject": recipe(
+            job.subject, "photos", "identifier", "tokens", "consent", "description"
+        ),
+        "instance_prompt": prompts.instance_prompt,
+        "seed": job.seed,
+        "dtype": str(context.dtype),
+        **({"keep": BEST} if job.keep == BEST else {}),
+    }
+
+
+def _changeable(job: Job, config: FineTuning) -> tuple[str, ...]:
+    """Settings that may change between a run and its resumption."""
+    names: set[str] = set(LOOP_SETTINGS)
+    if job.keep == BEST:
+        names.remove("preview_every")  # it decides which steps are candidates
+    if config.optim.decay == "constant":
+        # More steps continue a constant rate; a decay depends on their number.
+        names.add("steps")
+    return tuple(names)
+
+
+def _record_result(work: RunDirectory, name: str, result: dict[str, Any]) -> None:
+    """Records the similarity before and after, and the step that was chosen."""
+    work.record(similarity={name: result["similarity"]})
+    if result["kept"] or work.manifest.get("kept"):
+        work.record(kept={name: result["kept"]})
+
+
+def _sample_pictures(
+    context: RunContext, prompts: SubjectPrompts, stages: Sequence[LoadedStage]
 ) -> None:
-    """The final pictures, at the resolution of every stage."""
-    job, work = booth.job, booth.work
+    """Samples the final pictures, at the resolution of every stage."""
+    job, work = context.job, context.work
     folder = work.claim("samples", {"pictures": recipe(job.pictures)})
-    made = {
-        "instance_prompt": words.instance,
-        "text": words.reading,
-        "weights": {each.stage.name: each.part.fingerprint for each in ready},
-        "steps": {each.stage.name: each.steps for each in ready},
+    made_from = {
+        "instance_prompt": prompts.instance_prompt,
+        "text": prompts.reading,
+        "weights": {each.stage.name: each.part.fingerprint for each in stages},
+        "steps": {each.stage.name: each.steps for each in stages},
     }
     done = folder / "drawn.json"
-    if done.exists() and json.loads(done.read_text()) == made:
+    if done.exists() and json.loads(done.read_text()) == made_from:
         return
     requests = [
         ImageRequest(prompt, plain, job.seed + seed, f"{index:02d}_{seed}")
         for index, (prompt, plain) in enumerate(
-            zip(words.pictures, words.plain, strict=True)
+            zip(prompts.pictures, prompts.plain, strict=True)
         )
         for seed in range(job.pictures.seeds)
     ]
-    noun = job.subject.class_noun
-    story = run_metadata(work.path, booth.cascade, words.identifier, noun)
+    samplers = {
+        each.stage.name: getattr(job.pictures, each.stage.name) for each in stages
+    }
+    run_entries = run_metadata(
+        work.path, context.cascade, prompts.identifier, job.subject.class_noun
+    )
     for each, images in sample_cascade(
-        ready,
+        stages,
         requests,
-        words.found,
-        {each.stage.name: getattr(job.pictures, each.stage.name) for each in ready},
+        prompts.embeddings,
+        samplers,
         batch=job.pictures.batch,
-        mesh=booth.mesh,
-        check_stop=booth.stop.check,
+        mesh=context.mesh,
+        check_stop=context.stop.check,
     ):
         if processes.is_first():
-            place = folder / "final" / str(each.stage.resolution)
-            drawn = image_metadata(each, getattr(job.pictures, each.stage.name))
-            save_images(place, requests, images, story | drawn)
+            size_folder = folder / "final" / str(each.stage.resolution)
+            image_entries = image_metadata(each, samplers[each.stage.name])
+            save_images(size_folder, requests, images, run_entries | image_entries)
     if requests and processes.is_first():
         failure_modes.check_run(work.path, "final")
-    work.write_json("samples/drawn.json", made)
+    work.write_json("samples/drawn.json", made_from)
+
+
+def _write_report(work: RunDirectory) -> None:
+    if processes.is_first():
+        run_report.write(work.path)
+
+
+def _report_error(work: RunDirectory, error: BaseException) -> None:
+    """Records why the run ended and writes the report.
+
+    A second error is only logged: the first one decides the exit code.
+    """
+    try:
+        if isinstance(error, BoothError):
+            work.record(status=f"{type(error).__name__}: {error}")
+        _write_report(work)
+    except Exception as second:
+        log.warning("the report could not be written: %s", second)

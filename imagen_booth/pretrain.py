@@ -4,15 +4,14 @@
     python -m imagen_booth.pretrain --config=configs/pretrain.py:toybox_sr256
     python -m imagen_booth.pretrain --config=configs/pretrain.py:toybox_judge
 
-The base stage trains its text encoder along; the others read it from --config.text,
-a folder of weights or shipped. A run becomes a folder of weights, each stage beside
-those that are there already, by
+The base stage trains its text encoder too; the others read it from --config.text, a
+folder of weights or shipped. This command exports a run to a folder of weights, beside
+the stages that are there already:
 
     python -m imagen_booth.convert export --run=RUN --to=DIR --dtype=bfloat16
 
-and DIR is imagen_booth/weights/shipped/toybox for the weights that ship.  The
-judge is the network that scores toybox pictures.  The same command goes on with a run
-that was stopped.
+For the weights that ship, DIR is imagen_booth/weights/shipped/toybox. The judge is the
+network that scores toybox pictures. The same command resumes a run that was stopped.
 """
 
 import dataclasses
@@ -26,12 +25,12 @@ from imagen_booth.errors import InputError
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "settings, FILE.py:STAGE", lock_config=True
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "where the run lives, local or gs://")
+_WORKDIR = flags.DEFINE_string("workdir", None, "run directory, local or gs://")
 _INIT = flags.DEFINE_string(
     "init", "", "start from these weights: a folder, or shipped; default random"
 )
 _PROFILE = flags.DEFINE_bool(
-    "profile", False, "leave a profiler's trace of early steps in DIR/profile"
+    "profile", False, "write a profiler trace of early steps to DIR/profile"
 )
 cli.define_hosts()
 

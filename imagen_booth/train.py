@@ -4,8 +4,8 @@
     python -m imagen_booth.train --config=configs/subject.py:toybox \\
         --config.subject.photos=DIR --config.subject.class_noun=dog
 
-Any setting can follow as --config.NAME=VALUE.  The same command goes on with a run
-that was stopped.  The result is DIR/report.html, pictures and checkpoints.
+Any setting can follow as --config.NAME=VALUE. The same command resumes a run that was
+stopped. The result is DIR/report.html, with pictures and checkpoints beside it.
 """
 
 from absl import flags
@@ -18,13 +18,13 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "settings, FILE.py or FILE.py:CASCADE", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "where the run lives, local or gs://; default runs/CONFIG"
+    "workdir", None, "run directory, local or gs://; default runs/CONFIG"
 )
 _OVERWRITE = flags.DEFINE_list(
     "overwrite", [], "parts to redo: text, base, sr256, sr1024, samples, all"
 )
 _PROFILE = flags.DEFINE_bool(
-    "profile", False, "leave a profiler's trace of early steps in DIR/profile"
+    "profile", False, "write a profiler trace of early steps to DIR/profile"
 )
 cli.define_hosts()
 

@@ -1,7 +1,7 @@
 """The training state, and the one rule for which parameters train.
 
-Parameters are a plain nested dict ``{"unet": ..., "text": ...?}``.  What trains
-is a choice of paths; the optimizer and the moving average hold only those.
+Parameters are a plain nested dict ``{"unet": ..., "text": ...?}``. Patterns over paths
+choose what trains; the optimizer and the moving average hold only that part.
 """
 
 import dataclasses
@@ -23,14 +23,14 @@ Params = dict[str, Any]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Everything a step changes, and the frozen parameters beside it.
+    """Everything a step changes, and the frozen parameters.
 
     Attributes:
-        step: [] int32, steps taken.
-        trainable: the part of the parameter tree that is trained.
-        frozen: the rest of the tree; disjoint paths from ``trainable``.
-        opt_state: the optimizer's state over ``trainable`` alone.
-        ema: raw moving sum over ``trainable`` (see ``ema_params``), or None.
+        step: Steps taken, [] int32.
+        trainable: The part of the parameter tree that is trained.
+        frozen: The rest of the tree; its paths are disjoint from ``trainable``.
+        opt_state: The optimizer's state over ``trainable`` alone.
+        ema: Uncorrected moving sum over ``trainable`` (see ``ema_params``), or None.
     """
 
     step: Array
@@ -41,7 +41,7 @@ class TrainState:
 
 
 def flatten(tree: Params) -> dict[str, Any]:
-    """Nested dict to ``{"a/b/c": leaf}``."""
+    """Turns a nested dict into ``{"a/b/c": leaf}``."""
     return traverse_util.flatten_dict(tree, sep="/")
 
 
@@ -54,11 +54,11 @@ def split(params: Params, patterns: tuple[str, ...]) -> tuple[Params, Params]:
     """Splits a tree into (trainable, frozen) by full-match path patterns.
 
     Args:
-        params: nested dict of arrays or shapes.
-        patterns: regular expressions over paths such as ``unet/.*``.
+        params: Nested dict of arrays or shapes.
+        patterns: Regular expressions over paths, such as ``unet/.*``.
 
     Raises:
-        InputError: a pattern matches no parameter.
+        InputError: A pattern matches no parameter.
     """
     flat = flatten(params)
     for pattern in patterns:
@@ -89,7 +89,7 @@ def create(
     optimizer: optax.GradientTransformation,
     ema: bool,
 ) -> TrainState:
-    """State at step 0; works on arrays and under ``jax.eval_shape``."""
+    """Makes the state at step 0; works on arrays and under ``jax.eval_shape``."""
     trainable, frozen = split(params, patterns)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -103,15 +103,25 @@ def create(
 def ema_params(state: TrainState, decay: float) -> Params:
     """The parameters to use for inference.
 
-    With a moving average, the bias-corrected mean of the weights so far,
-    ``ema / (1 - decay^step)`` (the correction of Adam, Kingma & Ba 2015, sec. 3):
-    without it a thousand steps at 0.9999 would leave 90 % of the starting zeros.
-    Without one, the parameters themselves.
+    With a moving average, these are the bias-corrected mean of the weights so far,
+    ``ema / (1 - decay^step)`` (the correction of Adam, Kingma & Ba 2015, sec. 3).
+    Without the correction, a thousand steps at 0.9999 would leave 90 % of the
+    starting zeros. At step 0, and without an average, these are the parameters.
+
+    Args:
+        state: The state, at any step.
+        decay: Decay of the average, in (0, 1); unused where there is none.
     """
     if state.ema is None:
         return merge(state.trainable, state.frozen)
     # expm1, because 1 - decay^step loses digits where decay is near 1.
     steps = state.step.astype(jnp.float32)
     correction = -jnp.expm1(steps * math.log(decay))
-    mean = jax.tree.map(lambda leaf: (leaf / correction).astype(leaf.dtype), state.ema)
+    mean = jax.tree.map(
+        lambda leaf, param: jnp.where(
+            state.step == 0, param, (leaf / correction).astype(leaf.dtype)
+        ),
+        state.ema,
+        state.trainable,
+    )
     return merge(mean, state.frozen)

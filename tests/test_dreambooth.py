@@ -21,7 +21,7 @@ from imagen_booth.config import build, presets
 from imagen_booth.config.schema import Job
 from imagen_booth.data import image_files
 from imagen_booth.distributed import sharding
-from imagen_booth.errors import InputError, NotFinite, Stopped
+from imagen_booth.errors import InputError, NotFinite, Stopped, StorageError
 from imagen_booth.evaluation import evaluate_systems
 from imagen_booth.evaluation.evaluate_systems import EvaluationRequest, Locations
 from imagen_booth.rundir import checkpoints
@@ -293,6 +293,54 @@ def test_a_changed_setting_is_named_and_refused(job, finished):
         )
     longer = dataclasses.replace(job.base, log_every=2)
     dreambooth.run(dataclasses.replace(job, base=longer), finished, frozenset())
+
+
+@pytest.mark.parametrize("latest", [6, 600])
+def test_fewer_steps_than_were_trained_are_refused_before_anything_is_written(
+    job, tmp_path, latest
+):
+    work = epath.Path(tmp_path) / "run"
+    (work / "base" / str(latest)).mkdir(parents=True)
+    for shorter in (job, dataclasses.replace(job, keep="best")):
+        with pytest.raises(
+            InputError, match=rf"config\.base\.steps=4\b.* {latest} .*--overwrite=base"
+        ):
+            dreambooth.run(shorter, work, frozenset())
+    assert [path.name for path in work.iterdir()] == ["base"]
+
+
+@pytest.mark.parametrize("steps", [4, 3, 0])
+@pytest.mark.parametrize("overwrite", [set(), {"base"}, {"all"}])
+def test_as_many_steps_or_more_or_an_overwrite_are_accepted(
+    job, tmp_path, steps, overwrite
+):
+    work = epath.Path(tmp_path)
+    (work / "base" / "3").mkdir(parents=True)
+    (work / "base" / "9.orbax-checkpoint-tmp").mkdir()
+    if overwrite:
+        (work / "base" / "700").mkdir()
+    base = dataclasses.replace(job.base, steps=steps)
+    other = dataclasses.replace(job, base=base)
+    dreambooth.check_steps(other, work, frozenset(overwrite))
+
+
+def test_a_report_that_cannot_be_written_does_not_hide_the_error(
+    job, tmp_path, monkeypatch, caplog
+):
+    def fail(error):
+        def failing(*_, **__):
+            raise error
+
+        return failing
+
+    full = StorageError("the disk is full")
+    monkeypatch.setattr(dreambooth.run_report, "write", fail(full))
+    monkeypatch.setattr(
+        dreambooth.subject_prompts, "prepare_prompts", fail(Stopped("stopped"))
+    )
+    with pytest.raises(Stopped, match="stopped"):
+        dreambooth.run(job, epath.Path(tmp_path) / "run", frozenset())
+    assert "the disk is full" in caplog.text
 
 
 def test_a_diverging_run_names_step_stage_and_tensor(job, tmp_path):

@@ -110,6 +110,13 @@ def test_average_weighs_the_weights_so_far():
     )
 
 
+@pytest.mark.parametrize("decay", [0.5, 0.9999])
+def test_average_at_step_0_is_the_parameters_themselves(decay):
+    """The moving sum is empty then, and its correction divides by zero."""
+    averaged = train_state.ema_params(run(0, slope=1.0, decay=decay), decay)
+    jax.tree.map(np.testing.assert_array_equal, averaged, PARAMS)
+
+
 def test_without_an_average_the_parameters_themselves():
     now = run(2, slope=1.0, decay=0.0)
     params = train_state.ema_params(now, 0.0)

@@ -36,7 +36,7 @@ def write_then_signal(self, stage, step, scalars):
         os.kill(os.getpid(), getattr(signal, number))
 
 metrics.MetricWriter.write = write_then_signal
-dreambooth._draw_pictures = lambda *_: None
+dreambooth._sample_pictures = lambda *_: None
 runpy.run_module("imagen_booth.train", run_name="__main__", alter_sys=True)
 """
 ALONE = ("-c", TRAIN_ALONE)

@@ -47,7 +47,7 @@ def _few_steps(job: Job) -> Job:
 
 
 def _more_at_once(job: Job) -> Job:
-    # Pictures and previews are too few for it: rows beyond them would be drawn in vain.
+    # Pictures and previews are too few for larger groups.
     images = job.class_images
     group = next(
         size for size in range(MORE * images.group, 0, -1) if images.count % size == 0

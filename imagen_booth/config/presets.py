@@ -1,8 +1,8 @@
 """Default settings per cascade, and the way between ConfigDict and plain data.
 
-A config file's ``get_config`` returns ``booth(cascade)`` with a subject filled in.
-Commands turn what the flags made of it into a ``Job`` and pass that on; nothing
-else sees a ConfigDict.
+A config file's ``get_config`` returns ``dreambooth(cascade)`` with a subject filled in.
+Commands apply the flags to it, build a ``Job`` and pass that on; nothing else sees a
+ConfigDict.
 """
 
 import dataclasses
@@ -72,7 +72,7 @@ def textual_inversion(arg: str | None) -> Any:
     """Textual Inversion on a cascade, as a locked ConfigDict; no network is tuned.
 
     Args:
-        arg: as for ``booth``.
+        arg: as for ``dreambooth``.
 
     Raises:
         InputError: unknown cascade or variant.
@@ -102,7 +102,7 @@ def prompts_only(arg: str | None) -> Any:
     """The cascade as it came, told what the subject looks like; nothing is tuned.
 
     Args:
-        arg: as for ``booth``.
+        arg: as for ``dreambooth``.
 
     Raises:
         InputError: unknown cascade or variant.

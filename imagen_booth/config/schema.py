@@ -1,4 +1,4 @@
-"""A fine-tuning job as plain frozen data: the whole of what a config says."""
+"""The settings of every kind of job, as frozen dataclasses."""
 
 import dataclasses
 import re
@@ -8,7 +8,7 @@ from imagen_booth.errors import InputError
 from imagen_booth.toybox.grammar import TIERS
 from imagen_booth.toybox.records import BLOCK
 
-TOYBOX = "toybox"  # the source of records that is rendered
+TOYBOX = "toybox"  # the source of rendered records
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,20 +16,22 @@ class Subject:
     """The subject, its photos, and the words for it.
 
     Attributes:
-        photos: a folder, local or ``gs://``, or ``toybox:CLASS/SEED`` for photos
-            that are rendered.
-        class_noun: what the subject is, e.g. ``dog``.
-        identifier: the text that stands for [V]; empty to draw rare tokens.
-        tokens: rare tokens to draw, 1 to 3.
-        crop: ``centre`` cuts the largest square, ``pad`` adds background.
-        shift: (right, down) in [-1, 1], moves the crop from the centre towards an
-            edge.
-        background: RGB 0..255 shown through transparent pixels and in padding.
-        consent: a person who is the subject has agreed to it, or one of the parents
-            of a child.
-        description: words that stand for "[V] [N]" where nothing is tuned, such as
-            ``small brown dog with a white chest``; ``toybox`` for what the toybox
-            itself says of one of its subjects.
+        photos: Folder of the photos, local or ``gs://``, or ``toybox:CLASS/SEED`` for
+            rendered photos of a toy.
+        class_noun: Noun for the class of the subject, e.g. ``dog``; required.
+        identifier: Text that stands for [V]; empty to draw rare tokens.
+        tokens: Number of rare tokens to draw for the identifier, 1 to 3.
+        crop: How photos become square: ``centre`` cuts the largest square, ``pad`` adds
+            background.
+        shift: Shift (right, down) of the crop from the centre towards an edge, each -1
+            to 1, where 1 reaches the edge.
+        background: RGB colour shown through transparent pixels and in padding, each 0
+            to 255.
+        consent: Whether a subject who is a person has agreed, or a parent if the person
+            is a child.
+        description: Words that stand for "[V] [N]" in runs without fine-tuning, such as
+            ``small brown dog with a white chest``; ``toybox`` for the toybox's own
+            description of one of its subjects; empty otherwise.
     """
 
     photos: str = ""
@@ -45,13 +47,13 @@ class Subject:
 
 @dataclasses.dataclass(frozen=True)
 class ClassImages:
-    """The prior set.
+    """The class images of prior preservation.
 
     Attributes:
-        count: number of class images.
-        group: images drawn together; part of what identifies them, so that a
-            continued run never changes a batch shape.
-        sampler: how the frozen base stage draws them.
+        count: Number of class images, a multiple of ``group``; 0 or more.
+        group: Number of class images sampled together, 1 or more; part of what
+            identifies them, so that a resumed run never changes a batch shape.
+        sampler: Sampler of the frozen base stage for class images.
     """
 
     count: int
@@ -68,18 +70,23 @@ class ClassImages:
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    """Optimizer of one stage.
+    """The optimizer of one stage.
 
     Attributes:
-        name: ``adam``, ``adamw``, ``adafactor`` (optax defaults, which scale each
-            step by the parameter's own size) or ``adafactor_unscaled``.
-        lr: peak learning rate.
-        warmup: steps of linear warm-up from 0.
-        decay: ``constant``, or ``cosine`` to 0 over the stage's steps.
-        b1, b2, eps: Adam's moments and floor.
-        weight_decay: decoupled decay, ``adamw`` only.
-        clip: largest global gradient norm; 0 turns clipping off.
-        ema: decay of the parameter average; 0 turns it off.
+        name: Name of the optimizer: ``adam``, ``adamw``, ``adafactor`` (optax defaults,
+            which scale each step by the parameter's own size) or
+            ``adafactor_unscaled``.
+        lr: Peak learning rate, above 0.
+        warmup: Steps of linear warm-up from rate 0, 0 or more.
+        decay: Course of the rate after warm-up: ``constant``, or ``cosine`` to 0 over
+            the stage's steps.
+        b1: Decay of Adam's first moment, 0 to below 1.
+        b2: Decay of Adam's second moment, 0 to below 1.
+        eps: Number added to Adam's denominator, above 0.
+        weight_decay: Decoupled weight decay, 0 or more; ``adamw`` only.
+        clip: Largest global gradient norm; 0 turns clipping off.
+        ema: Decay of the moving average of the parameters, 0 to below 1; 0 turns the
+            average off.
     """
 
     name: str = "adam"
@@ -99,21 +106,27 @@ class FineTuning:
     """Fine-tuning of one stage.
 
     Attributes:
-        steps: optimizer steps; 0 leaves the stage as it came.
-        subject_rows: rows per batch with the subject.
-        class_rows: rows per batch with class images; 0 turns the prior term off.
-        prior_weight: lambda of Eq. 2.
-        null_text: share of the class images that come with the null text. Tuning moves
-            the unconditional answer too, and guidance multiplies how far it has moved.
-        accumulate: micro-batches per step.
-        remat: compute the inside of each block again on the way back, instead of
-            keeping it: far less memory for up to a third more arithmetic.
-        optim: optimizer and learning rate.
-        weighting: loss weighting by name.
-        hybrid: train a learned variance along.
-        level: augmentation level of the low-res input, in tuning and in sampling;
-            super-resolution only.
-        log_every, save_every, preview_every: in steps.
+        steps: Number of optimizer steps, 0 or more; 0 leaves the part as it is.
+        subject_rows: Rows of the subject in a batch, 1 or more.
+        class_rows: Rows of class images in a batch, 0 or more; 0 turns the prior term
+            off.
+        optim: Optimizer and learning rate.
+        prior_weight: Weight lambda of the prior term in Eq. 2, 0 or more.
+        null_text: Share of the class images that train with the null text, 0 to below
+            1. Fine-tuning changes the unconditional prediction too, and guidance
+            multiplies that change.
+        accumulate: Micro-batches in a step, 1 or more.
+        remat: Whether to recompute the inside of each block in the backward pass
+            instead of storing it; this takes far less memory and up to a third more
+            arithmetic.
+        weighting: Name of the loss weighting in ``diffusion.loss``, such as ``eps``.
+        hybrid: Whether to train a learned variance with the variational bound.
+        level: Augmentation level (a variance) of the low-res input in fine-tuning and
+            in sampling, 0 to below 1; super-resolution only.
+        log_every: Steps between rows of metrics, 1 or more.
+        save_every: Steps between checkpoints, 1 or more.
+        preview_every: Steps between previews, 0 or more; 0 makes only the first and the
+            last.
     """
 
     steps: int
@@ -157,7 +170,7 @@ class FineTuning:
             )
 
 
-# Neutral sentences about the subject, in words that every T5 knows.
+# Neutral sentences about the subject.
 TEMPLATES = (
     "a photo of a [V] [N]",
     "a picture of a [V] [N]",
@@ -176,16 +189,18 @@ TEMPLATES = (
 
 @dataclasses.dataclass(frozen=True)
 class TextualInversion(FineTuning):
-    """Textual Inversion: what the identifier's tokens mean is learnt, and no more.
+    """Textual Inversion: learns the identifier's embedding and nothing else.
 
-    The rows of the text encoder's input embedding that belong to these tokens are
-    fitted to the photos through the frozen encoder and the frozen base stage. The
-    identifier stands for the class noun too. Source: Gal et al., arXiv 2208.01618.
+    The rows of the text encoder's input embedding that belong to the identifier's
+    tokens are fitted to the photos through the frozen encoder and the frozen base
+    stage. The identifier stands for the class noun too. ``class_rows`` is 0. Source:
+    Gal et al., arXiv 2208.01618.
 
     Attributes:
-        initializer: words whose embedding, in the mean, the rows start from; empty
-            for the class noun.
-        templates: prompts of the photos, drawn anew for each row of a batch.
+        initializer: Words whose mean embedding is the start of the rows; empty for the
+            class noun.
+        templates: Prompts of the photos, each with [V]; one is drawn for each row of a
+            batch.
     """
 
     initializer: str = ""
@@ -195,16 +210,15 @@ class TextualInversion(FineTuning):
         super().__post_init__()
         if self.class_rows:
             raise InputError(
-                f"config.text.class_rows={self.class_rows}, but nothing that draws the "
-                "class changes in Textual Inversion; use 0"
+                f"config.text.class_rows={self.class_rows}, but Textual Inversion has "
+                "no prior term; use 0"
             )
         if not self.templates:
             raise InputError("config.text.templates is empty; give one or more")
         for template in self.templates:
             if "[v]" not in template.lower():
                 raise InputError(
-                    f"config.text.templates holds {template!r}, which does not speak "
-                    "of [V]"
+                    f"config.text.templates holds {template!r}, which lacks [V]"
                 )
 
 
@@ -214,14 +228,16 @@ LAST, BEST = "last", "best"  # values of ``keep``
 
 @dataclasses.dataclass(frozen=True)
 class Pictures:
-    """The pictures drawn at the end.
+    """The pictures sampled at the end of a run.
 
     Attributes:
-        prompts: templates in which [V] stands for the identifier and [N] for the
-            class noun.
-        seeds: pictures per prompt.
-        batch: pictures drawn together at 64 px.
-        base, sr256, sr1024: sampler of each stage.
+        prompts: Templates in which [V] stands for the identifier and [N] for the class
+            noun.
+        seeds: Number of pictures per prompt, 0 or more.
+        batch: Number of pictures sampled together at 64 px, 1 or more.
+        base: Sampler of the base stage, 64 px.
+        sr256: Sampler of the stage from 64 to 256 px.
+        sr1024: Sampler of the stage from 256 to 1024 px.
     """
 
     prompts: tuple[str, ...]
@@ -234,10 +250,19 @@ class Pictures:
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """Where each part's weights come from.
+    """Where the weights of each part come from.
 
-    Each is ``shipped``, ``random``, or a folder of weights; ``vocabulary`` is
-    ``shipped``, or the path of a ``spiece.model`` or of a folder that has it.
+    Attributes:
+        text: Weights of the text encoder: ``shipped``, ``random``, or a folder of
+            weights.
+        base: Weights of the base stage: ``shipped``, ``random``, or a folder of
+            weights.
+        sr256: Weights of the stage from 64 to 256 px: ``shipped``, ``random``, or a
+            folder of weights.
+        sr1024: Weights of the stage from 256 to 1024 px: ``shipped``, ``random``, or a
+            folder of weights.
+        vocabulary: The tokenizer: ``shipped``, or the path of a ``spiece.model`` or of
+            a folder with one.
     """
 
     text: str
@@ -249,15 +274,16 @@ class Weights:
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
-    """The devices and how parameters lie on them.
+    """The devices and how parameters are sharded over them.
 
     Attributes:
-        data: copies of the parameters; -1 for whatever ``fsdp`` leaves.
-        fsdp: devices that share one copy; -1 for whatever ``data`` leaves, 0 for the
-            fewest whose memory holds the largest stage in training.
-        rules: how parameters are cut where the general rule does not suit:
-            ``(pattern, axes)``, the pattern of whole paths such as
-            ``unet/.*/kernel``, and per dimension ``data``, ``fsdp`` or None.
+        data: Number of copies of the parameters; -1 for the devices that ``fsdp``
+            leaves.
+        fsdp: Number of devices that share one copy; -1 for the devices that ``data``
+            leaves, 0 for the fewest whose memory holds the largest stage in training.
+        rules: Sharding of parameters for which the general rule does not suit, as
+            ``(pattern, axes)``: a pattern of whole paths such as ``unet/.*/kernel``,
+            and ``data``, ``fsdp`` or None for each dimension.
     """
 
     data: int = -1
@@ -271,7 +297,7 @@ class Mesh:
                 re.compile(pattern)
             except re.error as error:
                 raise InputError(
-                    f"{where} begins with no regular expression: {error}"
+                    f"{where} has a pattern that is not a regular expression: {error}"
                 ) from error
             named = [axis for axis in axes if axis is not None]
             if set(named) - {"data", "fsdp"}:
@@ -280,7 +306,9 @@ class Mesh:
                     "'fsdp' or None for each dimension"
                 )
             if len(set(named)) < len(named):
-                raise InputError(f"{where} cuts two dimensions over one axis; take one")
+                raise InputError(
+                    f"{where} shards two dimensions over one axis; use one"
+                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -288,18 +316,27 @@ class Job:
     """One subject fine-tuned on one cascade.
 
     Attributes:
-        cascade: name of the cascade.
-        seed: root of all randomness.
-        cache: folder shared by runs for class images and text embeddings; empty
-            for ``cache`` beside the work directory.
-        dtype: activations, ``float32`` or ``bfloat16``; empty for bfloat16 on an
-            accelerator and float32 on a CPU.
-        cleaning: what prompts go through before they become tokens, a name of
-            ``text.prompts.CLEANERS``; empty for what the cascade was trained with.
-        tensorboard: also write tensorboard files.
-        text: Textual Inversion before all else; off at 0 steps.
-        keep: which parameters a stage ends with: ``last``, or ``best`` for those of
-            the preview that scored highest (see ``keep.score``).
+        cascade: Name of the cascade, such as ``toybox``.
+        subject: The subject, its photos, and the words for it.
+        class_images: The class images of prior preservation.
+        base: Fine-tuning of the base stage, 64 px.
+        sr256: Fine-tuning of the stage from 64 to 256 px.
+        sr1024: Fine-tuning of the stage from 256 to 1024 px.
+        pictures: The pictures sampled at the end of a run.
+        weights: Where the weights of each part come from.
+        mesh: The devices and how parameters are sharded over them.
+        seed: Seed of all random numbers of the run, 0 or more.
+        cache: Folder shared by runs for class images and text embeddings; empty for
+            ``cache`` beside the run directory.
+        dtype: Dtype of the activations, ``float32`` or ``bfloat16``; empty for bfloat16
+            on an accelerator and float32 on a CPU.
+        cleaning: Caption cleaning before tokenization, a name of
+            ``text.caption_cleaning.CLEANERS``; empty for the one that the cascade was
+            trained with.
+        tensorboard: Whether to write TensorBoard files too.
+        text: Textual Inversion before the stages are fine-tuned; off at 0 steps.
+        keep: Which parameters of a stage are kept: ``last``, or ``best`` for those of
+            the preview with the highest ``training.best_checkpoint.score``.
     """
 
     cascade: str
@@ -327,17 +364,18 @@ class Job:
         if self.subject.description and self.tuned_parts:
             raise InputError(
                 f"config.subject.description={self.subject.description!r} is for runs "
-                f"that tune nothing, but {', '.join(self.tuned_parts)} would be tuned; "
-                "leave it empty, or set their steps to 0"
+                "without fine-tuning, but this one fine-tunes "
+                f"{', '.join(self.tuned_parts)}; leave it empty, or set their steps to "
+                "0"
             )
 
     def tuning(self, stage: str) -> FineTuning:
-        """Tuning of the stage called ``stage``."""
+        """The fine-tuning settings of ``stage``, or of ``text``."""
         return getattr(self, stage)
 
     @property
     def tuned_parts(self) -> tuple[str, ...]:
-        """Names of what the job tunes, ``text`` or stages."""
+        """Names of the parts that the job fine-tunes, ``text`` or stages."""
         names = ("text", "base", "sr256", "sr1024")
         return tuple(name for name in names if self.tuning(name).steps > 0)
 
@@ -347,20 +385,20 @@ class Job:
         return bool(self.subject.description) or self.text.steps > 0
 
     def names(self, stage: str, steps: int) -> bool:
-        """Whether a stage is told of the subject by its identifier.
+        """Whether the prompts of a stage name the subject by its identifier.
 
-        A stage that was not tuned does not know it, unless it is a description, or its
-        embedding was learnt through that stage.
+        A stage that was not fine-tuned does not know the identifier, unless it is a
+        description, or its embedding was learned through that stage.
 
         Args:
-            stage: its name.
-            steps: it was tuned for.
+            stage: Name of the stage.
+            steps: Steps that the stage was fine-tuned for.
         """
-        learnt = self.text.steps > 0 and stage == "base"
-        return steps > 0 or learnt or bool(self.subject.description)
+        learned = self.text.steps > 0 and stage == "base"
+        return steps > 0 or learned or bool(self.subject.description)
 
     def rematerialised(self) -> frozenset[str]:
-        """Names of the stages that are tuned with ``remat``."""
+        """Names of the stages that are fine-tuned with ``remat``."""
         names = ("base", "sr256", "sr1024")
         return frozenset(name for name in names if self.tuning(name).remat)
 
@@ -370,27 +408,45 @@ class Pretraining:
     """Pretraining of one stage.
 
     Attributes:
-        cascade, stage: what is trained.
-        tier: part of the toybox grammar, ``A`` or ``B``.
-        records: distinct rendered scenes.
-        source: ``toybox``, to render it; or a TFDS set, ``SET`` or ``SET/CONFIG``.
-        data_dir: folder of prepared TFDS sets; empty for TFDS's own.
-        split, held_out: splits of a TFDS set to train on and to measure on; parts of
-            them such as ``train[:90%]`` will do.
-        image_feature, caption_feature: where a TFDS set has its pictures and texts,
-            ``/`` between levels; no caption feature, no text.
-        vocabulary: path of a ``spiece.model``, where the cascade reads T5's.
-        steps, batch, accumulate: length and rows per step.
-        crop: side in pixels of the training crops; 0 for whole images.
-        level: (low, high) augmentation level of super-resolution rows.
-        null_text: share of rows that train without text.
-        text: weights of a text encoder that stays as it is; empty to train one
-            along with the base stage, from ``init`` on.
-        init: start from these weights; ``random`` for none, ``shipped`` for those of
-            the package.
-        prompts: of the preview grid.
-        sampler: of the preview grid.
-        cache: folder that keeps rendered scenes.
+        cascade: Name of the cascade.
+        stage: Name of the stage that is trained.
+        tier: Part of the toybox grammar, ``A`` or ``B``.
+        records: Number of distinct rendered scenes, a multiple of the number that is
+            rendered together.
+        steps: Number of optimizer steps.
+        batch: Rows per step, 1 or more.
+        optim: Optimizer and learning rate.
+        prompts: Prompts of the preview grid.
+        sampler: Sampler of the preview grid.
+        accumulate: Micro-batches in a step, 1 or more.
+        crop: Side of the training crops in pixels; 0 for whole images.
+        level: Least and greatest augmentation level (a variance) of super-resolution
+            rows, each 0 to below 1.
+        weighting: Name of the loss weighting in ``diffusion.loss``, such as
+            ``v_max_10``.
+        null_text: Share of rows that train with the null text, 0 to 1.
+        text: Weights of a frozen text encoder, a folder or ``shipped``; empty to train
+            the encoder with the base stage, from ``init``.
+        init: Weights to start from: a folder, ``random``, or ``shipped``.
+        seed: Seed of all random numbers of the run, 0 or more.
+        log_every: Steps between rows of metrics, 1 or more.
+        save_every: Steps between checkpoints, 1 or more.
+        preview_every: Steps between previews, 0 or more; 0 makes only the first and the
+            last.
+        cache: Folder for rendered scenes; empty for one in the run directory.
+        source: Source of the images: ``toybox``, or a TFDS data set as ``SET`` or
+            ``SET/CONFIG``.
+        data_dir: Folder of prepared TFDS data sets; empty for the default of TFDS.
+        split: TFDS split to train on, which may be a part such as ``train[:90%]``.
+        held_out: TFDS split to measure on, which may be a part.
+        image_feature: Feature of a TFDS data set with the image, ``/`` between levels.
+        caption_feature: Feature of a TFDS data set with the caption, ``/`` between
+            levels; empty to train without text.
+        vocabulary: The tokenizer: ``shipped``, or the path of a ``spiece.model`` for
+            cascades that use the T5 vocabulary.
+        dtype: Dtype of the activations, ``float32`` or ``bfloat16``; empty for bfloat16
+            on an accelerator and float32 on a CPU.
+        mesh: The devices and how parameters are sharded over them.
     """
 
     cascade: str
@@ -430,14 +486,25 @@ class JudgeTraining:
     """Training of the judge.
 
     Attributes:
-        tier: part of the toybox grammar, ``A`` or ``B``.
-        records: rendered scenes, those that pretraining uses too.
-        pairs: of renders of one individual.
-        held_out: records that it is measured on, and a quarter as many pairs.
-        steps: length.
-        record_rows, pair_rows: rows of two pictures per step.
-        temperature: that divides cosines in the loss over pairs.
-        cache: folder that keeps rendered scenes; empty for one in the work directory.
+        tier: Part of the toybox grammar, ``A`` or ``B``.
+        records: Number of rendered scenes, shared with pretraining; a multiple of the
+            number that is rendered together.
+        pairs: Number of pairs of renders of one individual, a multiple of the number of
+            scenes rendered together.
+        held_out: Number of records to measure on, with a quarter as many pairs; a
+            multiple of four times the number rendered together.
+        steps: Number of optimizer steps.
+        record_rows: Rows of two different individuals in a step.
+        pair_rows: Rows of one individual shown twice in a step.
+        optim: Optimizer and learning rate.
+        temperature: Divisor of the cosines in the loss over pairs, above 0.
+        seed: Seed of all random numbers of the run, 0 or more.
+        log_every: Steps between rows of metrics, 1 or more.
+        save_every: Steps between checkpoints, 1 or more.
+        preview_every: Steps between previews, 0 or more; 0 makes only the first and the
+            last.
+        cache: Folder for rendered scenes; empty for one in the run directory.
+        mesh: The devices and how parameters are sharded over them.
     """
 
     tier: str = "A"

@@ -1,17 +1,17 @@
-"""Which parameters a stage ends with: the last, or those of its best preview.
+"""Which parameters a stage keeps: the last, or those of its best preview.
 
-Every preview is drawn from the same noise and measured, and what was measured is kept
-in its file. From that, ``score`` says how good a step was:
+Every preview is sampled from the same noise and scored, and its file holds the scores.
+From these, ``score`` says how good a step is:
 
     base stage         S(step) - max(0, C(step) - C(0))
     super-resolution   PSNR of enlarged photos against the photos, in dB
 
-where S is how like the photos the pictures of the subject are, and C the same of the
-pictures of the class: the mean of colour and layout similarity over all pairs of a
-picture and a photo (``evaluation.similarity``). What the class has moved towards the
-subject since step 0 is taken off, so a model that draws the subject whatever it is
-asked for gains nothing. The highest score wins, the earliest step of equals, and step
-0, the untuned stage, does not take part.
+S is the similarity of the subject's previews to the photos, and C that of the class's
+previews: the mean of colour and layout similarity over all pairs of a preview and a
+photo (``evaluation.similarity``). The subtraction takes off what the class has moved
+towards the subject since step 0, so a model that samples the subject for every prompt
+gains nothing. The highest score wins, and the earliest step of equal ones. Step 0, the
+stage before fine-tuning, does not take part.
 """
 
 from collections.abc import Mapping
@@ -43,7 +43,7 @@ def score(measured: PreviewScores, first: PreviewScores) -> float:
     """
     if "colour" not in measured.subject:
         return next(iter(measured.subject.values()))
-    drift = _likeness(measured.klass) - _likeness(first.klass)
+    drift = _likeness(measured.class_scores) - _likeness(first.class_scores)
     return _likeness(measured.subject) - max(0.0, drift)
 
 
@@ -54,19 +54,19 @@ def _likeness(measures: Mapping[str, float]) -> float:
 class BestCheckpoint:
     """Keeps the parameters of the best preview so far, one set of them.
 
-    They lie in ``best/`` beside a stage's checkpoints until the stage is finished;
-    then the last checkpoint holds them as what sampling uses.
+    They are in ``best/`` beside a stage's checkpoints until the stage is finished;
+    then the last checkpoint holds them as its inference parameters.
 
     Args:
-        folder: of the stage's checkpoints.
-        previews: of the stage's preview grids.
-        latest: step of the stage's newest checkpoint, None where there is none.
-        steps: that the stage takes.
+        folder: Folder of the stage's checkpoints.
+        previews: Folder of the stage's preview grids.
+        latest: Step of the stage's newest checkpoint; None where there is none.
+        steps: Length of the stage.
 
     Raises:
-        InputError: the preview of step 0 is gone, or that of the best step so far,
-            though there are checkpoints, or that of the last step, though the stage
-            is finished.
+        InputError: There are checkpoints, and the preview of step 0 or of the best
+            step so far is gone; or the stage is finished, and that of the last step
+            is gone.
     """
 
     def __init__(
@@ -87,9 +87,9 @@ class BestCheckpoint:
             if missing:
                 raise InputError(
                     f"keep='best' chooses by the previews in {previews}, which lacks "
-                    f"{' and '.join(sorted(missing))}, though {folder.name} has come "
-                    f"to step {latest}: put the folder's files back, or tune the stage "
-                    f"anew with --overwrite={folder.name}"
+                    f"{' and '.join(sorted(missing))}, though {folder.name} is at "
+                    f"step {latest}: restore the folder's files, or redo the stage "
+                    f"with --overwrite={folder.name}"
                 )
         if unfinished and self._candidates() and not self._best.exists():
             # The stage was finished before and goes on to more steps.
@@ -120,7 +120,7 @@ class BestCheckpoint:
             if step > 0
         }
 
-    def look(self, step: int, measured: PreviewScores, params: Params) -> None:
+    def consider(self, step: int, measured: PreviewScores, params: Params) -> None:
         """Takes a preview into account, before its file is written.
 
         Raises:
@@ -138,8 +138,8 @@ class BestCheckpoint:
         """The best parameters, as numpy."""
         return checkpoints.read_params(self._best)[0]
 
-    def told(self) -> dict[str, Any]:
-        """For the manifest: step, score and rule."""
+    def summary(self) -> dict[str, Any]:
+        """The entry for the manifest: step, scores and rule."""
         enlarging = "colour" not in self._seen[self.step].subject
         scores = self._candidates()
         return {
@@ -149,7 +149,7 @@ class BestCheckpoint:
             "rule": RULE[enlarging],
         }
 
-    def done(self) -> None:
+    def finish(self) -> None:
         """The last checkpoint has the parameters; theirs in ``best/`` go."""
         processes.wait(f"best {self._folder.name}")
         if processes.is_first() and self._best.exists():

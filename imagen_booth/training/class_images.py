@@ -1,9 +1,9 @@
-"""Class images: what the frozen model makes of the class prompt.
+"""Class images: samples of the frozen model for the class prompt.
 
-They are stored as lossless PNG in a folder named by everything that made them, so
-runs on the same class share them.  They are drawn in groups, as many at a time as the
-devices have rows for and always in the same shape, each device its own rows; a run
-that was killed draws only the groups that are missing.
+They are stored as lossless PNG in a folder that is named by everything they depend on,
+so runs on the same class share them. They are sampled in groups of a fixed shape, as
+many groups at a time as the devices have rows for; each device samples its own rows. A
+run that was killed samples only the groups that are missing.
 """
 
 import dataclasses
@@ -30,19 +30,19 @@ from imagen_booth.weights.load import Part, load
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """All that a set of class images depends on.
+    """Everything that a set of class images depends on.
 
     Attributes:
-        prompt: the class prompt, e.g. ``a dog``.
-        unet: fingerprint of the network's weights.
-        made_from: fingerprint of the text encoder, or digest of the class images
+        prompt: The class prompt, e.g. ``a dog``.
+        unet: Fingerprint of the network's weights.
+        made_from: Fingerprint of the text encoder, or digest of the class images
             that a super-resolution stage enlarges.
-        stage: the stage that draws.
-        level: augmentation level of the images that are enlarged.
-        sampler: how they are drawn.
-        group: images drawn together.
-        seed: image ``i`` has seed ``seed + i``.
-        dtype: of the activations.
+        stage: The stage that samples.
+        level: Augmentation level of the images that are enlarged.
+        sampler: Sampler of the stage.
+        group: Number of images sampled together.
+        seed: Seed of image 0; image ``i`` has seed ``seed + i``.
+        dtype: Dtype of the activations.
     """
 
     prompt: str
@@ -56,14 +56,18 @@ class Recipe:
     dtype: str
 
     def digest(self) -> str:
-        """Names the folder: equal recipes, equal images.
+        """A name for the folder; equal recipes give equal images.
 
-        How the network is compiled is no part of it.
+        It does not depend on how the network is compiled.
         """
         model = dataclasses.replace(self.stage.model, remat=False)
         plain = dataclasses.replace(self.stage, model=model)
         recipe = dataclasses.replace(self, stage=plain)
         return hashlib.sha256(repr(recipe).encode()).hexdigest()[:24]
+
+    def indices(self, group: int) -> range:
+        """Indices of the images of a group."""
+        return range(group * self.group, (group + 1) * self.group)
 
 
 def class_image_folder(recipe: Recipe, cache: epath.Path) -> epath.Path:
@@ -84,14 +88,14 @@ def sample_class_images(
     check_stop: Callable[[], None],
     lows: Sequence[np.ndarray] | None = None,
 ) -> list[np.ndarray]:
-    """Draws what is missing and returns the first ``count`` class images.
+    """Samples what is missing and returns the first ``count`` class images.
 
-    All devices of all hosts draw together, none of them an image that another draws;
-    the first process writes.
+    All devices of all hosts sample together, each its own images; the first process
+    writes.
 
     Args:
-        check_stop: raises if the run is asked to stop; called between groups.
-        lows: uint8 class images of the stage below, one per image.
+        check_stop: Raises if the run is asked to stop; called between groups.
+        lows: Class images of the stage below, uint8, one per image.
 
     Returns:
         ``count`` uint8 images [R, R, 3].
@@ -104,13 +108,6 @@ def sample_class_images(
         (folder / "recipe.json").write_text(
             json.dumps(dataclasses.asdict(recipe), indent=1, default=repr)
         )
-    story = {
-        "prompt": recipe.prompt,
-        "stage": recipe.stage.name,
-        "weights": recipe.unet,
-        "weights_licence": part.licence,
-        "sampler": json.dumps(dataclasses.asdict(recipe.sampler)),
-    }
     together = max(1, mesh.size // recipe.group)
     for first in tqdm.tqdm(
         range(0, len(missing), together),
@@ -122,7 +119,7 @@ def sample_class_images(
         indices = [
             index
             for group in missing[first : first + together]
-            for index in range(group * recipe.group, (group + 1) * recipe.group)
+            for index in recipe.indices(group)
         ]
         images = sample_stage(
             recipe.stage,
@@ -138,14 +135,29 @@ def sample_class_images(
             rows=together * recipe.group,
         )
         if processes.is_first():
-            for index, image in zip(indices, images, strict=True):
-                image_files.save_png(
-                    _path(folder, index),
-                    image,
-                    story | {"seed": str(recipe.seed + index)},
-                )
+            _save(folder, recipe, part.licence, indices, images)
         processes.wait(f"class images {first}")
     return [image_files.load_png(_path(folder, index)) for index in range(count)]
+
+
+def _save(
+    folder: epath.Path,
+    recipe: Recipe,
+    licence: str,
+    indices: Sequence[int],
+    images: np.ndarray,
+) -> None:
+    """Writes images with what made them in their metadata."""
+    metadata = {
+        "prompt": recipe.prompt,
+        "stage": recipe.stage.name,
+        "weights": recipe.unet,
+        "weights_licence": licence,
+        "sampler": json.dumps(dataclasses.asdict(recipe.sampler)),
+    }
+    for index, image in zip(indices, images, strict=True):
+        seed = {"seed": str(recipe.seed + index)}
+        image_files.save_png(_path(folder, index), image, metadata | seed)
 
 
 def class_image_pairs(
@@ -153,23 +165,23 @@ def class_image_pairs(
     cascade: Cascade,
     stage: Stage,
     part: Part,
-    words: SubjectPrompts,
+    prompts: SubjectPrompts,
     *,
     cache: epath.Path,
     mesh: jax.sharding.Mesh,
     dtype: Any,
     check_stop: Callable[[], None],
 ) -> tuple[list[ImagePair], epath.Path]:
-    """The prior set of a stage, drawn by its frozen weights from the stages below.
+    """The class images of a stage, sampled by the frozen cascade up to it.
 
     Args:
-        part: the stage's network; those below are loaded.
+        part: The stage's network; those below are loaded.
 
     Returns:
         The pairs, and the folder of the stage's class images.
     """
     lows: list[np.ndarray] | None = None
-    made_from = words.plain_reading  # the class prompt has no learnt word
+    made_from = prompts.plain_reading  # the class prompt has no learned identifier
     below = [each for each in cascade.stages if each.resolution < stage.resolution]
     for each in (*below, stage):
         source = getattr(job.weights, each.name)
@@ -178,28 +190,15 @@ def class_image_pairs(
             if each is stage
             else load(cascade, each.name, source, mesh, dtype, job.mesh.rules)
         )
-        enlarges = each.low_resolution is not None
-        recipe = Recipe(
-            prompt=words.klass,
-            unet=network.fingerprint,
-            made_from=made_from,
-            stage=each,
-            level=each.normal_level if enlarges else 0.0,
-            sampler=(
-                getattr(job.pictures, each.name)
-                if enlarges
-                else job.class_images.sampler
-            ),
-            group=job.class_images.group,
-            seed=job.seed,
-            dtype=str(dtype),
+        recipe = _stage_recipe(
+            job, each, network.fingerprint, made_from, prompts.class_prompt, str(dtype)
         )
         images = sample_class_images(
             recipe,
             job.class_images.count,
             network,
-            words.found[words.klass],
-            words.found[""],
+            prompts.embeddings[prompts.class_prompt],
+            prompts.embeddings[""],
             lows=lows,
             cache=cache,
             mesh=mesh,
@@ -214,10 +213,30 @@ def class_image_pairs(
     return [ImagePair(*both) for both in zip(images, lows, strict=True)], folder
 
 
+def _stage_recipe(
+    job: Job, stage: Stage, unet: str, made_from: str, prompt: str, dtype: str
+) -> Recipe:
+    """The recipe of one stage's class images in a job."""
+    enlarges = stage.low_resolution is not None
+    sampler = (
+        getattr(job.pictures, stage.name) if enlarges else job.class_images.sampler
+    )
+    return Recipe(
+        prompt=prompt,
+        unet=unet,
+        made_from=made_from,
+        stage=stage,
+        level=stage.normal_level if enlarges else 0.0,
+        sampler=sampler,
+        group=job.class_images.group,
+        seed=job.seed,
+        dtype=dtype,
+    )
+
+
 def _path(folder: epath.Path, index: int) -> epath.Path:
     return folder / f"{index:05d}.png"
 
 
 def _complete(folder: epath.Path, group: int, recipe: Recipe) -> bool:
-    indices = range(group * recipe.group, (group + 1) * recipe.group)
-    return all(_path(folder, index).exists() for index in indices)
+    return all(_path(folder, index).exists() for index in recipe.indices(group))

@@ -1,6 +1,7 @@
 """Fine-tuning of one stage on one subject: examples, loss, previews, the loop."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -23,31 +24,42 @@ from imagen_booth.training.previews import Preview, PreviewScores
 from imagen_booth.weights.load import Part, place
 
 Loss = Callable[[train_state.Params, train_step.Batch, Any], tuple[Any, dict[str, Any]]]
-Sheet = tuple[
-    Any, PreviewScores
-]  # a preview's picture, uint8 [H, W, 3], and its measures
+Sheet = tuple[Any, PreviewScores]  # a preview's grid, uint8 [H, W, 3], and its scores
+
+
+@dataclasses.dataclass(frozen=True)
+class PreviewSampling:
+    """A preview and how to make it.
+
+    Attributes:
+        preview: What it shows.
+        sample: Samples and scores it with all parameters of a state.
+    """
+
+    preview: Preview
+    sample: Callable[[train_state.Params], Sheet]
 
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneContext:
-    """Where and with what a tuning is carried out.
+    """What fine-tuning needs besides the part, its settings and its data.
 
     Attributes:
-        keep: which parameters it ends with, see ``Job.keep``.
-        seed: of data order, noise and times.
-        folder: of the checkpoints.
-        shown: folder of the preview grids.
-        mesh: devices.
-        metrics: where numbers go.
-        stop: asks to save and end.
-        rules: how parameters are cut, see ``sharding.spec_at``.
-        profile: where a trace of early steps is left; None for none.
+        keep: Which parameters are kept, see ``Job.keep``.
+        seed: Seed of data order, noise and times.
+        folder: Folder of the checkpoints.
+        previews: Folder of the preview grids.
+        mesh: The devices.
+        metrics: Receives the metrics.
+        stop: Asks to save and end.
+        rules: Sharding rules, see ``sharding.spec_at``.
+        profile: Folder for a trace of early steps; None for no trace.
     """
 
     keep: str
     seed: int
     folder: epath.Path
-    shown: epath.Path
+    previews: epath.Path
     mesh: jax.sharding.Mesh
     metrics: MetricWriter
     stop: StopRequest
@@ -58,61 +70,60 @@ class FinetuneContext:
 def finetune_stage(
     stage: Stage,
     part: Part,
-    tuning: FineTuning,
+    config: FineTuning,
     subject: Sequence[ImagePair],
     subject_text: Embedding,
     class_pairs: Sequence[ImagePair],
     class_text: Embedding,
     preview: Preview,
-    means: FinetuneContext,
+    context: FinetuneContext,
 ) -> tuple[train_state.Params, dict[str, Any]]:
-    """Fine-tunes a stage, from its newest checkpoint if there is one.
+    """Fine-tunes a stage, or resumes from its newest checkpoint.
 
     Args:
-        part: the stage's network with its pretrained weights; these are consumed.
-        subject: the photos; each comes equally often.
-        class_pairs: the prior set; unused where ``tuning.class_rows`` is 0.
+        part: The stage's network with its pretrained weights; these are consumed.
+        subject: The photos; each is used equally often.
+        class_pairs: The class images; unused where ``config.class_rows`` is 0.
 
     Returns:
-        The tuned parameters, and entries for the manifest, see ``fit``.
+        The fine-tuned parameters, and entries for the manifest, see
+        ``run_finetuning``.
     """
-    optimizer = optimizers.build(tuning.optim, tuning.steps)
-    loss_fn = make_loss(stage, part.apply, tuning)
+    optimizer = optimizers.build(config.optim, config.steps)
     data = batches(
         stage,
-        tuning,
+        config,
         [pair.example(subject_text) for pair in subject],
-        class_examples(class_pairs, class_text, preview.null, tuning.null_text),
-        seed=means.seed,
+        class_examples(class_pairs, class_text, preview.null, config.null_text),
+        seed=context.seed,
         host=processes.index(),
         hosts=processes.count(),
-        devices=means.mesh.size,
+        devices=context.mesh.size,
     )
 
-    def draw(params: train_state.Params) -> Sheet:
+    def sample(params: train_state.Params) -> Sheet:
         return previews.sample_preview(
-            stage, part, params["unet"], tuning.level, preview, means.mesh
+            stage, part, params["unet"], config.level, preview, context.mesh
         )
 
-    params, told = run_finetuning(
+    params, result = run_finetuning(
         stage.name,
-        tuning,
+        config,
         initial_state(
             {"unet": part.params},
             optimizer,
-            tuning.optim.ema > 0,
-            means.mesh,
-            rules=means.rules,
+            config.optim.ema > 0,
+            context.mesh,
+            rules=context.rules,
         ),
-        loss_fn,
+        make_loss(stage, part.apply, config),
         optimizer,
         iter(data.to_iter_dataset()),
-        draw,
-        preview,
+        PreviewSampling(preview, sample),
         lambda params: params,
-        means,
+        context,
     )
-    return params["unet"], told
+    return params["unet"], result
 
 
 def class_examples(
@@ -125,45 +136,47 @@ def class_examples(
     ]
 
 
-def make_loss_config(tuning: FineTuning) -> train_step.LossConfig:
-    """The loss that a tuning asks for."""
+def make_loss_config(config: FineTuning) -> train_step.LossConfig:
+    """The settings of the loss of fine-tuning."""
     return train_step.LossConfig(
-        weighting=tuning.weighting,
-        hybrid=tuning.hybrid,
-        level=(tuning.level, tuning.level),
+        weighting=config.weighting,
+        hybrid=config.hybrid,
+        level=(config.level, config.level),
     )
 
 
-def make_loss(stage: Stage, apply: Callable[..., Any], tuning: FineTuning) -> Loss:
-    """What fine-tuning minimises: ``(params, batch, key) -> (loss, sums)``.
+def make_loss(stage: Stage, apply: Callable[..., Any], config: FineTuning) -> Loss:
+    """The loss of fine-tuning: ``(params, batch, key) -> (loss, sums)``.
 
     Args:
-        apply: the stage's network, parameters first.
+        apply: The stage's network, parameters first.
     """
-    config = make_loss_config(tuning)
+    loss_config = make_loss_config(config)
 
     def loss_fn(params, batch, key):
-        return train_step.batch_loss(stage, apply, None, config, params, batch, key)
+        return train_step.batch_loss(
+            stage, apply, None, loss_config, params, batch, key
+        )
 
     return loss_fn
 
 
 def make_finetune_step(
-    loss_fn: Loss, optimizer: Any, tuning: FineTuning, seed: int
+    loss_fn: Loss, optimizer: Any, config: FineTuning, seed: int
 ) -> Any:
-    """The pure step of fine-tuning, see ``steps.make_step``."""
+    """The pure step of fine-tuning, see ``train_step.make_step``."""
     return train_step.make_step(
         loss_fn,
         optimizer,
         seed=seed,
-        ema=tuning.optim.ema,
-        accumulate=tuning.accumulate,
+        ema=config.optim.ema,
+        accumulate=config.accumulate,
     )
 
 
 def batches(
     stage: Stage,
-    tuning: FineTuning,
+    config: FineTuning,
     subject: Sequence[pipeline.Example],
     classes: Sequence[pipeline.Example],
     *,
@@ -172,18 +185,18 @@ def batches(
     hosts: int,
     devices: int,
 ) -> Any:
-    """The batches of fine-tuning, this host's rows of each, as grain's MapDataset.
+    """The batches of fine-tuning: this host's rows of each, as grain's MapDataset.
 
     Args:
-        subject, classes: rows that come in turn; the second unused where
-            ``tuning.class_rows`` is 0.
-        devices: of all hosts; the rows of a micro-batch are a multiple of them.
+        subject: Rows of the subject, used in turn.
+        classes: Rows of the class; unused where ``config.class_rows`` is 0.
+        devices: Devices of all hosts; micro-batch rows are a multiple of them.
     """
-    groups = [pipeline.Group(subject, tuning.subject_rows, 1.0, train_step.SUBJECT)]
-    if tuning.class_rows:
+    groups = [pipeline.Group(subject, config.subject_rows, 1.0, train_step.SUBJECT)]
+    if config.class_rows:
         groups.append(
             pipeline.Group(
-                classes, tuning.class_rows, tuning.prior_weight, train_step.CLASS
+                classes, config.class_rows, config.prior_weight, train_step.CLASS
             )
         )
     return pipeline.batches(
@@ -191,104 +204,119 @@ def batches(
         seed=seed,
         host=host,
         hosts=hosts,
-        multiple=devices * tuning.accumulate,
+        multiple=devices * config.accumulate,
         prepare=pipeline.random_crop(stage.crop, stage.scale) if stage.crop else None,
     )
 
 
 def run_finetuning(
     name: str,
-    tuning: FineTuning,
+    config: FineTuning,
     start: InitialState,
     loss_fn: Loss,
     optimizer: Any,
     data: Iterator[Any],
-    draw: Callable[[train_state.Params], Sheet],
-    preview: Preview,
+    sampling: PreviewSampling,
     usable: Callable[[train_state.Params], Any],
-    means: FinetuneContext,
+    context: FinetuneContext,
     frozen: Callable[[], train_state.Params] | None = None,
 ) -> tuple[Any, dict[str, Any]]:
-    """Runs the loop with a tuning's steps, previews, and choice of parameters.
+    """Runs the loop for fine-tuning and chooses the parameters to keep.
 
     Args:
-        name: of what is tuned, for messages and metric rows.
-        draw: draws and measures a preview with a state's parameters.
-        usable: of these, what is kept for use.
-        frozen: see ``Checkpoints``.
+        name: The part that is fine-tuned, for messages and rows of metrics.
+        sampling: The preview and how to sample it.
+        usable: Selects from all parameters those that are stored for use.
+        frozen: See ``Checkpoints``.
 
     Returns:
-        What ``usable`` gave at the step that is kept, on the mesh, and {"similarity":
-        measures before and after, None where these previews are gone, "kept":
-        ``Best.told`` or None}.
+        What ``usable`` gave at the step that is kept, on the mesh, and the entries for
+        the manifest: {"similarity": scores before and after, None where these previews
+        are gone; "kept": ``BestCheckpoint.summary`` or None}.
 
     Raises:
-        InputError: the best step is asked for, and previews to choose by are gone.
-        Stopped, NotFinite, StorageError: as ``loop.fit``.
+        InputError: ``keep="best"`` is set, and previews to choose by are gone.
+        Stopped, NotFinite, StorageError: As ``loop.train``.
     """
-    folder, shown, mesh, seed = means.folder, means.shown, means.mesh, means.seed
-    step_fn = make_finetune_step(loss_fn, optimizer, tuning, seed)
-    with Checkpoints(folder, frozen=frozen) as checkpoints:
+    with Checkpoints(context.folder, frozen=frozen) as checkpoints:
         latest = checkpoints.latest()
         if latest is None:
-            remove_previews(shown)
+            remove_previews(context.previews)
         best = None
-        if means.keep == BEST:
-            best = BestCheckpoint(folder, shown, latest, tuning.steps)
-
-        def draw_preview(now: train_state.TrainState, step: int) -> None:
-            if previews.preview_file(shown, step).exists():
-                return  # by a run that was killed after it, and went on from before
-            params = train_state.ema_params(now, tuning.optim.ema)
-            sheet, measured = draw(params)
-            if best is not None:
-                best.look(step, measured, usable(params))
-            previews.write_preview(shown, step, sheet, preview, measured)
-
-        def inference(now: train_state.TrainState) -> Any:
-            if best is not None:
-                return best.params()
-            return usable(train_state.ema_params(now, tuning.optim.ema))
-
+        if context.keep == BEST:
+            best = BestCheckpoint(
+                context.folder, context.previews, latest, config.steps
+            )
+        hooks = _loop_hooks(config, loss_fn, sampling, usable, best, context)
         final = loop.train(
             name,
             start,
-            step_fn,
+            make_finetune_step(loss_fn, optimizer, config, context.seed),
             data,
             loop.LoopConfig(
-                tuning.steps,
-                tuning.log_every,
-                tuning.save_every,
-                tuning.preview_every,
+                config.steps,
+                config.log_every,
+                config.save_every,
+                config.preview_every,
             ),
-            mesh=mesh,
+            hooks,
+            mesh=context.mesh,
             checkpoints=checkpoints,
-            metrics=means.metrics,
-            learning_rate=optimizers.learning_rate(tuning.optim, tuning.steps),
-            preview=draw_preview,
-            inference=inference,
-            diagnose=lambda now, batch: train_step.not_finite(
-                loss_fn, now, batch, seed
-            ),
-            stop=means.stop,
-            profile=means.profile,
+            metrics=context.metrics,
+            stop=context.stop,
+            profile=context.profile,
         )
     if best is None:
-        kept, told, after_step = inference(final), None, int(final.step)
+        params, summary, step = hooks.inference(final), None, int(final.step)
     else:
-        best.done()
-        told = best.told()
-        kept = place(read_params(folder)[0], mesh, means.rules)
-        after_step = told["step"]
+        best.finish()
+        summary = best.summary()
+        params = place(read_params(context.folder)[0], context.mesh, context.rules)
+        step = summary["step"]
     processes.wait(f"previews {name}")
-    measured = previews.read_scores(shown)
-    similarity = None
-    if measured.keys() >= {0, after_step}:  # unless someone took them away
-        before, after = measured[0].subject, measured[after_step].subject
-        similarity = {
-            each: {"before": before[each], "after": after[each]} for each in before
-        }
-    return kept, {"similarity": similarity, "kept": told}
+    similarity = _similarity(context.previews, step)
+    return params, {"similarity": similarity, "kept": summary}
+
+
+def _loop_hooks(
+    config: FineTuning,
+    loss_fn: Loss,
+    sampling: PreviewSampling,
+    usable: Callable[[train_state.Params], Any],
+    best: BestCheckpoint | None,
+    context: FinetuneContext,
+) -> loop.LoopHooks:
+    """Previews with their scores, and the parameters of the last or the best step."""
+
+    def preview(state: train_state.TrainState, step: int) -> None:
+        if previews.preview_file(context.previews, step).exists():
+            return  # written by a run that was killed later and resumed from before
+        params = train_state.ema_params(state, config.optim.ema)
+        sheet, scores = sampling.sample(params)
+        if best is not None:
+            best.consider(step, scores, usable(params))
+        previews.write_preview(context.previews, step, sheet, sampling.preview, scores)
+
+    def inference(state: train_state.TrainState) -> Any:
+        if best is not None:
+            return best.params()
+        return usable(train_state.ema_params(state, config.optim.ema))
+
+    return loop.LoopHooks(
+        learning_rate=optimizers.learning_rate(config.optim, config.steps),
+        preview=preview,
+        inference=inference,
+        diagnose=functools.partial(train_step.not_finite, loss_fn, seed=context.seed),
+    )
+
+
+def _similarity(folder: epath.Path, step: int) -> dict[str, Any] | None:
+    """Scores of the subject at step 0 and at ``step``; None without their previews."""
+    scores = previews.read_scores(folder)
+    if not scores.keys() >= {0, step}:
+        return None
+    before, after = scores[0].subject, scores[step].subject
+    return {each: {"before": before[each], "after": after[each]} for each in before}
 
 
 def initial_state(
@@ -301,8 +329,8 @@ def initial_state(
 ) -> InitialState:
     """The state at step 0: its shapes on the mesh, and how to make it.
 
-    The optimizer's arrays are made where they live; ``params`` are given away to the
-    state, and never used if the loop finds a checkpoint.
+    The optimizer's arrays are made where they live. ``params`` are donated to the
+    state, and not used if the loop finds a checkpoint.
     """
 
     def create(params: train_state.Params) -> train_state.TrainState:

@@ -1,6 +1,6 @@
-"""Which mesh a job gets where its config leaves that open, and whether rules fit it.
+"""Chooses the mesh where the config leaves it open, and checks the sharding rules.
 
-Told from shapes alone; nothing is computed or allocated.
+Both use shapes only; nothing is computed or allocated.
 """
 
 from collections.abc import Sequence
@@ -24,17 +24,17 @@ def mesh_to_tune(
     among: Sequence[Any] | None = None,
     memory: int | None = None,
 ) -> Mesh:
-    """The mesh of a run, with room for the largest of what is on it at a time.
+    """The mesh of a run, with room for the largest part that is on it at one time.
 
-    That is the text encoder by itself, or a stage with its optimizer state, average
+    This is the text encoder by itself, or a stage with its optimizer state, average
     and gradients beside the parameters of the stages before it.
 
     Args:
-        among: devices that need not be there; None for those that there are.
-        memory: bytes of one of them, given with ``among``.
+        among: Devices, which may be absent; None for those of this machine.
+        memory: Bytes of one of them, given with ``among``.
 
     Raises:
-        InputError: sizes that the devices do not make up, or a rule that cannot be.
+        InputError: The sizes do not match the devices, or a rule is not valid.
     """
 
     def need(shapes: Shapes) -> int:
@@ -77,11 +77,11 @@ def training_shapes(unet: Any, config: OptimConfig, steps: int) -> Any:
     """The ``TrainState`` of a stage, as shapes.
 
     Args:
-        unet: shapes of its parameters.
-        steps: of the training.
+        unet: Shapes of its parameters.
+        steps: Steps of the training.
 
     Raises:
-        InputError: an optimizer or rate that is not known.
+        InputError: The optimizer or its decay is not known.
     """
     optimizer = optimizers.build(config, steps)
     return jax.eval_shape(

@@ -7,7 +7,7 @@ from imagen_booth.errors import InputError
 
 
 def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
-    """Learning rate as a function of the step (counted from 0)."""
+    """The learning rate as a function of the step, counted from 0."""
     if config.decay == "constant":
         after = optax.constant_schedule(config.lr)
     elif config.decay == "cosine":
@@ -26,7 +26,7 @@ def build(config: OptimConfig, steps: int) -> optax.GradientTransformation:
     """The optimizer for a stage of ``steps`` steps.
 
     Raises:
-        InputError: unknown ``name`` or ``decay``.
+        InputError: Unknown ``name`` or ``decay``.
     """
     lr = learning_rate(config, steps)
     if config.name == "adam":

@@ -1,10 +1,12 @@
-"""Training of the judge: renders whose words are known, pairs of one individual.
+"""Training of the judge on renders with known words and on pairs of one individual.
 
 Every row of a batch is two pictures. A row of records shows two individuals, a row of
-pairs shows one twice; both teach the words, pairs teach the subject embedding.
+pairs shows one individual twice. Both train the words; pairs train the subject
+embedding.
 """
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -41,7 +43,7 @@ log = logging.getLogger(__name__)
 FREE = ("cache", "mesh") + layout.LOOP_SETTINGS
 RECORDS, PAIRS = 0, 1  # values of a batch's "group"
 
-# What a cascade's samples may suffer from, drawn anew for every picture.
+# Degradations that a cascade's samples may have, drawn anew for every picture.
 BLUR = 1.6  # pixels, largest standard deviation
 NOISE = 0.08  # largest standard deviation, of pictures in [-1, 1]
 GAIN, SHIFT = 0.1, 0.06  # largest change of a colour channel
@@ -103,7 +105,7 @@ def single(batch: pipeline.Example) -> pipeline.Example:
 
 
 def degraded(image: Array, key: Array) -> Array:
-    """Blurs, tints, mirrors and roughens pictures, each as chance has it.
+    """Blurs, tints and mirrors pictures at random, and adds noise.
 
     Args:
         image: [B, S, S, 3] in [-1, 1].
@@ -132,9 +134,10 @@ def degraded(image: Array, key: Array) -> Array:
 
 
 def pair_losses(subjects: Array, weight: Array, temperature: float) -> Array:
-    """How hard each picture's partner is to find among all pictures of the batch.
+    """The loss of finding each picture's partner among all pictures of the batch.
 
-    Cross entropy of the softmax over cosines (NT-Xent, arXiv 2002.05709, eq. 1).
+    This is the cross entropy of the softmax over cosines (NT-Xent, arXiv 2002.05709,
+    eq. 1).
 
     Args:
         subjects: [B, E] of unit length; rows 2i and 2i + 1 are partners.
@@ -224,12 +227,12 @@ def measure(
 
 
 def run(job: JudgeTraining, workdir: epath.Path) -> None:
-    """Trains a judge, or goes on, and writes its weights to ``workdir/weights``.
+    """Trains a judge, or resumes, and writes its weights to ``workdir/weights``.
 
     Raises:
-        InputError: a setting that cannot be.
-        Stopped: a signal came; the state is saved.
-        NotFinite: training diverged.
+        InputError: A setting is not valid.
+        Stopped: A signal came; the state is saved.
+        NotFinite: Training diverged.
     """
     work = RunDirectory(workdir)
     layout.cache_folder(job.cache, work.path)
@@ -253,69 +256,28 @@ def _fit(
     metrics: MetricWriter,
     stop: StopRequest,
 ) -> None:
+    """Trains to the last step and writes the weights."""
     cache = epath.Path(job.cache) if job.cache else work.path / "records"
-    tier, size = TIERS[job.tier], toybox_judge.CONFIG.size
-
-    def strangers(seed: int, length: int) -> DistinctIndividuals:
-        records = RenderedRecords(cache, seed=seed, length=length, tier=tier, size=size)
-        return DistinctIndividuals(records, seed, tier)
-
-    def pairs(seed: int, length: int) -> Pairs:
-        return Pairs(cache, seed=seed, length=length, tier=tier, size=size)
-
-    known, twice = strangers(0, job.records), pairs(0, job.pairs)
-    unseen = strangers(HELD_OUT_SEED, job.held_out)
-    unseen_twice = pairs(HELD_OUT_SEED, job.held_out // 4)
-    # Rendered now, block by block: the threads that read ahead would each begin with
-    # the same ones.
-    for records in (known, twice, unseen, unseen_twice):
-        for index in range(0, len(records), BLOCK // 2):
-            records[index]
-    rows = job.record_rows + job.pair_rows
-    data = pipeline.batches(
-        [
-            pipeline.Group(Labelled(records), count, count / rows, group)
-            for records, count, group in (
-                (known, job.record_rows, RECORDS),
-                (twice, job.pair_rows, PAIRS),
-            )
-        ],
-        seed=job.seed,
-        host=processes.index(),
-        hosts=processes.count(),
-        multiple=mesh.size,
-    ).map(single)
+    train = _render(job, cache, 0, job.records, job.pairs)
+    held_out = _render(job, cache, HELD_OUT_SEED, job.held_out, job.held_out // 4)
     network = Network(toybox_judge.CONFIG)
 
-    def apply(params: Params, image: Array) -> Any:
-        return network.apply({"params": params}, image)
-
     def loss_fn(params, batch, key):
+        def apply(params: Params, image: Array) -> Any:
+            return network.apply({"params": params}, image)
+
         return batch_loss(apply, job.temperature, params, batch, key)
 
+    size = toybox_judge.CONFIG.size
     blank = jnp.zeros((1, size, size, 3), jnp.float32)
     params = jax.jit(network.init)(jax.random.key(job.seed), blank)["params"]
     params = place(jax.tree.map(np.asarray, params), mesh)
     optimizer = optimizers.build(job.optim, job.steps)
 
-    def stored(state: TrainState) -> Params:
-        """The averaged parameters on the host, rounded as their file will be."""
-        params = ema_params(state, job.optim.ema)[toybox_judge.NAME]
-        return jax.tree.map(
-            lambda leaf: sharding.fetch(leaf).astype(jnp.bfloat16).astype(np.float32),
-            params,
-        )
-
-    def measured(state: TrainState) -> dict[str, Any]:
-        return measure(toybox_judge.Judge(stored(state)), unseen, unseen_twice)
-
     def preview(state: TrainState, step: int) -> None:
-        if step == 0:
-            return  # the average holds nothing yet
-        found = measured(state)
-        row = {f"eval/{name}": each["right"] for name, each in found["words"].items()}
-        row |= {f"eval/subject_{name}": each for name, each in found["subject"].items()}
-        metrics.write(toybox_judge.NAME, step, row)
+        if step > 0:
+            scores = measure(toybox_judge.Judge(_stored(job, state)), *held_out)
+            metrics.write(toybox_judge.NAME, step, _score_row(scores))
 
     with Checkpoints(folder) as checkpoints:
         final = loop.train(
@@ -328,29 +290,100 @@ def _fit(
                 ("judge/.*",),
             ),
             train_step.make_step(loss_fn, optimizer, seed=job.seed, ema=job.optim.ema),
-            iter(data.to_iter_dataset()),
+            iter(_batches(job, mesh, *train).to_iter_dataset()),
             loop.LoopConfig(
                 job.steps, job.log_every, job.save_every, job.preview_every
+            ),
+            loop.LoopHooks(
+                learning_rate=optimizers.learning_rate(job.optim, job.steps),
+                preview=preview,
+                inference=lambda state: ema_params(state, job.optim.ema),
+                diagnose=functools.partial(
+                    train_step.not_finite, loss_fn, seed=job.seed
+                ),
             ),
             mesh=mesh,
             checkpoints=checkpoints,
             metrics=metrics,
-            learning_rate=optimizers.learning_rate(job.optim, job.steps),
-            preview=preview,
-            inference=lambda state: ema_params(state, job.optim.ema),
-            diagnose=lambda state, batch: train_step.not_finite(
-                loss_fn, state, batch, job.seed
-            ),
             stop=stop,
         )
+    _write_weights(job, work, _stored(job, final), held_out)
+
+
+def _render(
+    job: JudgeTraining, cache: epath.Path, seed: int, records: int, pairs: int
+) -> tuple[DistinctIndividuals, Pairs]:
+    """Records and pairs, rendered now, block by block.
+
+    Otherwise the threads that read ahead would each begin with the same ones.
+    """
+    tier, size = TIERS[job.tier], toybox_judge.CONFIG.size
+    rendered = RenderedRecords(cache, seed=seed, length=records, tier=tier, size=size)
+    both = (
+        DistinctIndividuals(rendered, seed, tier),
+        Pairs(cache, seed=seed, length=pairs, tier=tier, size=size),
+    )
+    for each in both:
+        for index in range(0, len(each), BLOCK // 2):
+            each[index]
+    return both
+
+
+def _batches(
+    job: JudgeTraining,
+    mesh: jax.sharding.Mesh,
+    records: DistinctIndividuals,
+    pairs: Pairs,
+) -> Any:
+    """Batches of rows of both kinds, as grain's MapDataset."""
+    rows = job.record_rows + job.pair_rows
+    return pipeline.batches(
+        [
+            pipeline.Group(Labelled(source), count, count / rows, group)
+            for source, count, group in (
+                (records, job.record_rows, RECORDS),
+                (pairs, job.pair_rows, PAIRS),
+            )
+        ],
+        seed=job.seed,
+        host=processes.index(),
+        hosts=processes.count(),
+        multiple=mesh.size,
+    ).map(single)
+
+
+def _stored(job: JudgeTraining, state: TrainState) -> Params:
+    """The averaged parameters on the host, rounded as their file will be."""
+    params = ema_params(state, job.optim.ema)[toybox_judge.NAME]
+    return jax.tree.map(
+        lambda leaf: sharding.fetch(leaf).astype(jnp.bfloat16).astype(np.float32),
+        params,
+    )
+
+
+def _score_row(scores: dict[str, Any]) -> dict[str, float]:
+    """Scores as a row of metrics."""
+    row = {f"eval/{name}": each["right"] for name, each in scores["words"].items()}
+    return row | {
+        f"eval/subject_{name}": each for name, each in scores["subject"].items()
+    }
+
+
+def _write_weights(
+    job: JudgeTraining,
+    work: RunDirectory,
+    params: Params,
+    held_out: tuple[DistinctIndividuals, Pairs],
+) -> None:
+    """Writes the weights with their origin and their scores on held-out renders."""
     entry = {
         "licence": "Apache-2.0",
         "made": utc_now(),
         "recipe": recipe(job, *FREE),
-        "images": 2 * rows * job.steps,
+        "images": 2 * (job.record_rows + job.pair_rows) * job.steps,
         "device": f"{len(jax.devices())} x {jax.devices()[0].device_kind}",
-        "held_out": measured(final),
+        "held_out": measure(toybox_judge.Judge(params), *held_out),
     }
     if processes.is_first():
-        toybox_judge.write(work.path / "weights", stored(final), entry)
+        toybox_judge.write(work.path / "weights", params, entry)
     log.info("trained the judge: %s", entry["held_out"])

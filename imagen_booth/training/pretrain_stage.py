@@ -1,6 +1,7 @@
 """Pretraining of a stage: the same loop and step as fine-tuning, other data."""
 
 import dataclasses
+import functools
 import json
 import logging
 import os
@@ -41,7 +42,7 @@ from imagen_booth.weights.load import Part, load
 
 log = logging.getLogger(__name__)
 
-# Settings that can change without making what is trained another one.
+# Settings that may change between a run and its resumption.
 FREE = (
     "steps",
     "records",
@@ -53,10 +54,10 @@ FREE = (
     "vocabulary",
     "mesh",
 ) + layout.LOOP_SETTINGS
-# Settings that say something of a TFDS set alone, and of the toybox alone.
+# Settings that apply to TFDS data sets only, and to the toybox only.
 OF_SETS = ("source", "split", "held_out", "image_feature", "caption_feature")
 OF_TOYBOX = ("tier", "records")
-# Settings that are of the run alone, or places on this machine.
+# Settings of the run itself, and paths on this machine; no part of the weights' origin.
 OF_RUN = ("prompts", "sampler", "cache", "data_dir", "text", "init")
 OF_RUN += ("vocabulary", "mesh", *layout.LOOP_SETTINGS)
 
@@ -66,21 +67,28 @@ HELD_OUT_RECORDS = 128
 
 @dataclasses.dataclass(frozen=True)
 class _Pretraining:
-    """What all of a pretraining needs.
+    """What every part of a pretraining run needs.
 
     Attributes:
-        stage: cropped as the job says.
-        unet: the stage's network.
-        text: the text encoder; None where no record has a caption.
-        train, held_out: records to train on and to measure on.
-        null: the null text.
+        job: The settings.
+        stage: The stage, cropped as the job sets it.
+        unet: The stage's network.
+        text: The text encoder; None where no record has a caption.
+        tokenizer: The tokenizer; None where no record has a caption.
+        train: Records to train on.
+        held_out: Records to measure on.
+        null: The null text.
+        work: The run directory.
+        mesh: The devices.
+        metrics: Receives the metrics.
+        profile: Whether to trace early steps.
     """
 
     job: Pretraining
     stage: Stage
     unet: Part
     text: Part | None
-    pieces: Tokenizer | None
+    tokenizer: Tokenizer | None
     train: CaptionedImages
     held_out: CaptionedImages
     null: Embedding
@@ -122,44 +130,30 @@ class _Pretraining:
 
 
 def run(job: Pretraining, workdir: epath.Path, *, profile: bool = False) -> None:
-    """Pretrains, or goes on.
+    """Pretrains a stage, or resumes.
 
     Args:
-        job: the settings.
-        workdir: gets ``manifest.json``, metrics, previews and the checkpoints, each
-            of which holds averaged parameters ready for ``convert export``.
-        profile: leave a trace of early steps in ``workdir/profile``.
+        job: The settings.
+        workdir: The run directory, for ``manifest.json``, metrics, previews and
+            checkpoints; each checkpoint holds averaged parameters for
+            ``convert export``.
+        profile: Whether to trace early steps into ``workdir/profile``.
 
     Raises:
-        InputError: a setting that cannot be.
-        Stopped: a signal came; the state is saved.
-        NotFinite: training diverged.
+        InputError: A setting is not valid.
+        Stopped: A signal came; the state is saved.
+        NotFinite: Training diverged.
     """
     cascade = by_name(job.cascade)
-    if job.tier not in TIERS:
-        raise InputError(f"config.tier={job.tier!r} is not one of {', '.join(TIERS)}")
-    if job.stage not in [stage.name for stage in cascade.stages]:
-        raise InputError(f"config.stage={job.stage!r} is not a stage of {job.cascade}")
-    stage = dataclasses.replace(cascade.stage(job.stage), crop=job.crop or None)
-    together = block_length(stage.resolution)
-    if job.source == TOYBOX and job.records % together:
-        raise InputError(
-            f"config.records={job.records} is not a multiple of {together}, the number "
-            "that is rendered together"
-        )
-    worded = job.source == TOYBOX or bool(job.caption_feature)
-    if stage.low_resolution is not None and worded and not job.text:
-        raise InputError(
-            "config.text is empty; give the folder of weights with the text encoder "
-            "that the base stage was trained with, or 'shipped'"
-        )
+    stage = _check_stage(job, cascade)
+    captioned = _captioned(job)
     work = RunDirectory(workdir)
-    pieces = load_tokenizer(cascade, job.vocabulary) if worded else None
+    tokenizer = load_tokenizer(cascade, job.vocabulary) if captioned else None
     null = _null(cascade)
     train, held_out = (
         CaptionedImages(
             _records(job, stage.resolution, work, held_out=held_out),
-            _entries(cascade, pieces, null),
+            _caption_entries(cascade, tokenizer, null),
             stage.low_resolution,
         )
         for held_out in (False, True)
@@ -176,37 +170,72 @@ def run(job: Pretraining, workdir: epath.Path, *, profile: bool = False) -> None
         unet = load(cascade, stage.name, job.init, mesh, dtype, rules)
         text = (
             load(cascade, "text", job.text or job.init, mesh, dtype, rules)
-            if worded
+            if captioned
             else None
         )
-        course = _Pretraining(
-            job,
-            stage,
-            unet,
-            text,
-            pieces,
-            train,
-            held_out,
-            null,
-            work,
-            mesh,
-            metrics,
-            profile,
+        pretraining = _Pretraining(
+            job=job,
+            stage=stage,
+            unet=unet,
+            text=text,
+            tokenizer=tokenizer,
+            train=train,
+            held_out=held_out,
+            null=null,
+            work=work,
+            mesh=mesh,
+            metrics=metrics,
+            profile=profile,
         )
-        work.write_json("config.json", dataclasses.asdict(job))
-        work.record(
-            created=work.manifest.get("created", utc_now()),
-            cascade={"name": cascade.name, "licence": cascade.licence},
-            prior=_story(course),
-            versions=_versions(),
-        )
-        settings = recipe(job, *FREE, *_silent(job))
-        folder = work.claim(stage.name, settings)
-        _fit(course, folder, stop)
+        folder = _record_start(pretraining, cascade)
+        _fit(pretraining, folder, stop)
 
 
-def _silent(job: Pretraining) -> tuple[str, ...]:
-    """Settings that say nothing of the source in use."""
+def _check_stage(job: Pretraining, cascade: Cascade) -> Stage:
+    """The stage, cropped as the job sets it.
+
+    Raises:
+        InputError: The tier, the stage, the number of records or the text encoder do
+            not suit.
+    """
+    if job.tier not in TIERS:
+        raise InputError(f"config.tier={job.tier!r} is not one of {', '.join(TIERS)}")
+    if job.stage not in [stage.name for stage in cascade.stages]:
+        raise InputError(f"config.stage={job.stage!r} is not a stage of {job.cascade}")
+    stage = dataclasses.replace(cascade.stage(job.stage), crop=job.crop or None)
+    together = block_length(stage.resolution)
+    if job.source == TOYBOX and job.records % together:
+        raise InputError(
+            f"config.records={job.records} is not a multiple of {together}, the number "
+            "that is rendered together"
+        )
+    if stage.low_resolution is not None and _captioned(job) and not job.text:
+        raise InputError(
+            "config.text is empty; give the folder of weights with the text encoder "
+            "that the base stage was trained with, or 'shipped'"
+        )
+    return stage
+
+
+def _captioned(job: Pretraining) -> bool:
+    return job.source == TOYBOX or bool(job.caption_feature)
+
+
+def _record_start(run: _Pretraining, cascade: Cascade) -> epath.Path:
+    """Records the settings of the run; returns the folder of its checkpoints."""
+    job, work = run.job, run.work
+    work.write_json("config.json", dataclasses.asdict(job))
+    work.record(
+        created=work.manifest.get("created", utc_now()),
+        cascade={"name": cascade.name, "licence": cascade.licence},
+        prior=_origin(run),
+        versions=_versions(),
+    )
+    return work.claim(run.stage.name, recipe(job, *FREE, *_unused(job)))
+
+
+def _unused(job: Pretraining) -> tuple[str, ...]:
+    """Settings that do not apply to the source in use."""
     return OF_SETS if job.source == TOYBOX else OF_TOYBOX
 
 
@@ -235,31 +264,31 @@ def _null(cascade: Cascade) -> Embedding:
     return Embedding(np.zeros((length, width), np.float32), np.arange(length) == 0)
 
 
-def _entries(
-    cascade: Cascade, pieces: Tokenizer | None, null: Embedding
+def _caption_entries(
+    cascade: Cascade, tokenizer: Tokenizer | None, null: Embedding
 ) -> Callable[[str], pipeline.Example]:
     """A caption as a row has it: its tokens, or the null text where there is none."""
-    if pieces is None:
+    if tokenizer is None:
         return lambda caption: {"text": null.text, "text_mask": null.mask}
 
     def entries(caption: str) -> pipeline.Example:
-        said = simple_clean(caption) if cascade.text.lower else caption
-        return {"tokens": pieces.encode([said])[0]}
+        cleaned = simple_clean(caption) if cascade.text.lower else caption
+        return {"tokens": tokenizer.encode([cleaned])[0]}
 
     return entries
 
 
-def _story(course: _Pretraining) -> dict[str, Any]:
-    """What the manifest tells of the weights to come, wherever they will lie."""
-    job = course.job
-    parts = [part for part in (course.unet, course.text) if part is not None]
-    story: dict[str, Any] = {
-        "config": recipe(job, *OF_RUN, *_silent(job)),
+def _origin(run: _Pretraining) -> dict[str, Any]:
+    """The manifest's entry on how the weights are made; exports copy it."""
+    job = run.job
+    parts = [part for part in (run.unet, run.text) if part is not None]
+    origin: dict[str, Any] = {
+        "config": recipe(job, *OF_RUN, *_unused(job)),
         "made_from": {part.name: part.fingerprint for part in parts if part.pretrained},
     }
     if job.source == TOYBOX:
-        story["knows"] = dataclasses.asdict(TIERS[job.tier])
-    return story
+        origin["knows"] = dataclasses.asdict(TIERS[job.tier])
+    return origin
 
 
 def _versions() -> dict[str, str]:
@@ -281,48 +310,32 @@ def _commit() -> str:
     if not (root / ".git").exists() or shutil.which("git") is None:
         return ""
     describe = "git describe --always --dirty --abbrev=40 --exclude=*"
-    said = subprocess.run(
+    result = subprocess.run(
         describe.split(), cwd=root, capture_output=True, text=True, check=False
     )
-    return said.stdout.strip()
+    return result.stdout.strip()
 
 
-def _fit(course: _Pretraining, folder: epath.Path, stop: StopRequest) -> None:
-    job, stage, work = course.job, course.stage, course.work
-    null = {"null": course.null.text, "null_mask": course.null.mask}
-    data = course.batches(course.train, job.batch, job.seed, **null)
-    loss_fn = course.loss(job.null_text)
+def _fit(run: _Pretraining, folder: epath.Path, stop: StopRequest) -> None:
+    """Trains to the last step, with previews and held-out losses."""
+    job, stage, work = run.job, run.stage, run.work
+    null = {"null": run.null.text, "null_mask": run.null.mask}
+    data = run.batches(run.train, job.batch, job.seed, **null)
+    loss_fn = run.loss(job.null_text)
     optimizer = optimizers.build(job.optim, job.steps)
-    params = {"unet": course.unet.params}
-    trained = ["unet"]
-    if course.text is not None:
-        params["text"] = course.text.params
+    params, trained = {"unet": run.unet.params}, ["unet"]
+    if run.text is not None:
+        params["text"] = run.text.params
         trained += [] if job.text else ["text"]
     start = finetune.initial_state(
         params,
         optimizer,
         job.optim.ema > 0,
-        course.mesh,
+        run.mesh,
         tuple(f"{name}/.*" for name in trained),
         job.mesh.rules,
     )
-    measure = _measure(course)
-
-    def preview(now: TrainState, step: int) -> None:
-        if step == 0:
-            return  # the average holds nothing yet, and noise shows nothing
-        params = ema_params(now, job.optim.ema)
-        _show(course, params, step)
-        held_out = measure(params)
-        course.metrics.write(stage.name, step, {"loss/held_out": held_out["loss"]})
-        work.record(
-            prior={"steps": step, "images": step * job.batch, "held_out": held_out}
-        )
-
-    def inference(now: TrainState) -> Params:
-        params = ema_params(now, job.optim.ema)
-        return {name: params[name] for name in trained}
-
+    hooks = _loop_hooks(run, loss_fn, trained)
     with Checkpoints(folder) as checkpoints:
         final = loop.train(
             stage.name,
@@ -342,39 +355,65 @@ def _fit(course: _Pretraining, folder: epath.Path, stop: StopRequest) -> None:
                 job.preview_every,
                 always_usable=True,
             ),
-            mesh=course.mesh,
+            hooks,
+            mesh=run.mesh,
             checkpoints=checkpoints,
-            metrics=course.metrics,
-            learning_rate=optimizers.learning_rate(job.optim, job.steps),
-            preview=preview,
-            inference=inference,
-            diagnose=lambda now, batch: train_step.not_finite(
-                loss_fn, now, batch, job.seed
-            ),
+            metrics=run.metrics,
             stop=stop,
-            profile=work.path / "profile" / stage.name if course.profile else None,
+            profile=work.path / "profile" / stage.name if run.profile else None,
         )
     if work.manifest["prior"].get("steps") != int(final.step):
-        preview(final, int(final.step))  # it ended between a save and its preview
+        # An earlier run ended between the last save and its preview.
+        hooks.preview(final, int(final.step))
     log.info("pretrained %s for %d steps", stage.name, job.steps)
 
 
-def _measure(course: _Pretraining) -> Callable[[Params], dict[str, float]]:
-    """The mean loss on held-out records, and how many they are.
+def _loop_hooks(
+    run: _Pretraining, loss_fn: Callable[..., Any], trained: list[str]
+) -> loop.LoopHooks:
+    """Previews with the held-out loss, and the averaged parameters."""
+    job = run.job
+    measure = _measure(run)
+
+    def preview(state: TrainState, step: int) -> None:
+        if step == 0:
+            return  # a sample of untrained weights shows nothing
+        params = ema_params(state, job.optim.ema)
+        _write_preview(run, params, step)
+        held_out = measure(params)
+        run.metrics.write(run.stage.name, step, {"loss/held_out": held_out["loss"]})
+        run.work.record(
+            prior={"steps": step, "images": step * job.batch, "held_out": held_out}
+        )
+
+    def inference(state: TrainState) -> Params:
+        params = ema_params(state, job.optim.ema)
+        return {name: params[name] for name in trained}
+
+    return loop.LoopHooks(
+        learning_rate=optimizers.learning_rate(job.optim, job.steps),
+        preview=preview,
+        inference=inference,
+        diagnose=functools.partial(train_step.not_finite, loss_fn, seed=job.seed),
+    )
+
+
+def _measure(run: _Pretraining) -> Callable[[Params], dict[str, float]]:
+    """Measures the mean loss on held-out records, and their number.
 
     Records, crops, noise and times are the same every time.
     """
-    job = course.job
-    records = min(HELD_OUT_RECORDS, len(course.held_out))
+    job = run.job
+    records = min(HELD_OUT_RECORDS, len(run.held_out))
     rows = min(job.batch // job.accumulate, records)
-    batches = course.batches(course.held_out, rows, HELD_OUT_SEED)
-    loss_fn = course.loss(null_text=0.0)
+    batches = run.batches(run.held_out, rows, HELD_OUT_SEED)
+    loss_fn = run.loss(null_text=0.0)
     program = jax.jit(lambda *inputs: loss_fn(*inputs)[1])
 
     def measure(params: Params) -> dict[str, float]:
         total, count = 0.0, 0.0
         for index in range(records // rows):
-            batch = sharding.put_rows(batches[index], course.mesh)
+            batch = sharding.put_rows(batches[index], run.mesh)
             key = jax.random.fold_in(jax.random.key(HELD_OUT_SEED), index)
             sums = program(params, batch, key)
             total += float(sums["sum_subject"])
@@ -384,25 +423,25 @@ def _measure(course: _Pretraining) -> Callable[[Params], dict[str, float]]:
     return measure
 
 
-def _show(course: _Pretraining, params: Params, step: int) -> None:
-    """Draws the prompts; a super-resolution stage enlarges held-out records."""
-    job, stage, pieces = course.job, course.stage, course.pieces
+def _write_preview(run: _Pretraining, params: Params, step: int) -> None:
+    """Samples the prompts; a super-resolution stage enlarges held-out records."""
+    job, stage, tokenizer = run.job, run.stage, run.tokenizer
     prompts, low, truths = list(job.prompts), None, []
     if stage.low_resolution is not None:
-        count = min(len(prompts), len(course.held_out))
-        rows = [course.held_out[index] for index in range(count)]
-        prompts = [pieces.decode(row["tokens"]) if pieces else "" for row in rows]
+        count = min(len(prompts), len(run.held_out))
+        rows = [run.held_out[index] for index in range(count)]
+        prompts = [tokenizer.decode(row["tokens"]) if tokenizer else "" for row in rows]
         low = np.stack([row["low"] for row in rows])
         truths = [row["image"] for row in rows]
     images = sample_stage(
         stage,
-        course.unet,
+        run.unet,
         params["unet"],
         job.sampler,
-        _embedded(course, params, prompts),
-        course.null,
+        _embedded(run, params, prompts),
+        run.null,
         range(len(prompts)),
-        mesh=course.mesh,
+        mesh=run.mesh,
         low=low,
         level=stage.normal_level,
     )
@@ -413,7 +452,7 @@ def _show(course: _Pretraining, params: Params, step: int) -> None:
         cells = [cell for row in rows for cell in row]
     if processes.is_first():
         image_files.save_png(
-            course.work.path
+            run.work.path
             / "samples"
             / "previews"
             / stage.name
@@ -423,12 +462,10 @@ def _show(course: _Pretraining, params: Params, step: int) -> None:
         )
 
 
-def _embedded(
-    course: _Pretraining, params: Params, prompts: list[str]
-) -> list[Embedding]:
-    if course.text is None or course.pieces is None:
-        return [course.null] * len(prompts)
-    tokens = course.pieces.encode(prompts)
-    inputs = sharding.put_copies((tokens, tokens > 0), course.mesh)
-    embedded = sharding.fetch(jax.jit(course.text.apply)(params["text"], *inputs))
+def _embedded(run: _Pretraining, params: Params, prompts: list[str]) -> list[Embedding]:
+    if run.text is None or run.tokenizer is None:
+        return [run.null] * len(prompts)
+    tokens = run.tokenizer.encode(prompts)
+    inputs = sharding.put_copies((tokens, tokens > 0), run.mesh)
+    embedded = sharding.fetch(jax.jit(run.text.apply)(params["text"], *inputs))
     return [Embedding(*row) for row in zip(embedded, tokens > 0, strict=True)]

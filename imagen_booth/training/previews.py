@@ -1,4 +1,4 @@
-"""Previews of a stage as it learns: the same pictures each time, and their measures."""
+"""Previews of a stage in training: the same pictures each time, and their scores."""
 
 import dataclasses
 import json
@@ -26,7 +26,7 @@ BASE_PICTURES = (4, 2, 2)  # of the subject, of it elsewhere, of its class
 
 @dataclasses.dataclass(frozen=True)
 class Preview:
-    """What is drawn at intervals, always with the same noise.
+    """The pictures sampled at intervals, always from the same noise.
 
     Attributes:
         prompts: one per picture, the first ``subjects`` of them the instance prompt,
@@ -53,7 +53,7 @@ class Preview:
 
 
 def photo_example(job: Job, stage: Stage, photo: photos.Photo) -> ImagePair:
-    """A photo as a stage is trained on it."""
+    """A photo as a stage is trained on it, with its low-res version."""
     low = stage.low_resolution
     return ImagePair(
         subject_photos.crop_photo(job.subject, photo, stage.resolution),
@@ -64,7 +64,7 @@ def photo_example(job: Job, stage: Stage, photo: photos.Photo) -> ImagePair:
 def plan_preview(
     job: Job,
     stage: Stage,
-    words: SubjectPrompts,
+    prompts: SubjectPrompts,
     subject: Sequence[ImagePair],
     story: Mapping[str, str],
 ) -> Preview:
@@ -73,19 +73,23 @@ def plan_preview(
     Base: the subject, the subject elsewhere, and its class; else two photos enlarged.
     """
     if stage.low_resolution is None:
-        counts = zip(BASE_PICTURES, (words.instance, None, words.klass), strict=True)
+        counts = zip(
+            BASE_PICTURES,
+            (prompts.instance_prompt, None, prompts.class_prompt),
+            strict=True,
+        )
         shown = [
-            prompt or words.pictures[(1 + index) % len(words.pictures)]
+            prompt or prompts.pictures[(1 + index) % len(prompts.pictures)]
             for count, prompt in counts
             for index in range(count)
         ]
     else:
         subject = subject[:2]
-        shown = [words.instance] * len(subject)
+        shown = [prompts.instance_prompt] * len(subject)
     return Preview(
         prompts=shown,
-        embeddings=[words.found[prompt] for prompt in shown],
-        null=words.found[""],
+        embeddings=[prompts.embeddings[prompt] for prompt in shown],
+        null=prompts.embeddings[""],
         sampler=getattr(job.pictures, stage.name),
         rows=max(rows_at(stage, job.pictures.batch), len(shown)),
         photos=subject,
@@ -97,15 +101,15 @@ def plan_preview(
 
 @dataclasses.dataclass(frozen=True)
 class PreviewScores:
-    """How like the photos a preview's pictures are, by measure.
+    """Similarity of a preview's pictures to the photos, by measure.
 
     Attributes:
-        subject: of the subject, see ``similarity``; PSNR for super-resolution.
-        klass: of the class, the same measures; empty for super-resolution.
+        subject: Scores of the subject, see ``similarity``; PSNR for super-resolution.
+        class_scores: The same scores of the class; empty for super-resolution.
     """
 
     subject: dict[str, float]
-    klass: dict[str, float]
+    class_scores: dict[str, float]
 
 
 def sample_preview(
@@ -116,7 +120,7 @@ def sample_preview(
     preview: Preview,
     mesh: jax.sharding.Mesh,
 ) -> tuple[np.ndarray, PreviewScores]:
-    """Draws a preview grid and measures it against the photos.
+    """Samples a preview grid and scores it against the photos.
 
     A super-resolution grid has rows of three: the low-res image, the stage's own
     enlargement of it, and the photo itself.
@@ -125,7 +129,7 @@ def sample_preview(
         level: augmentation level of the low-res image.
 
     Returns:
-        The grid as a uint8 picture, and its measures.
+        The grid, uint8 [H, W, 3], and its scores.
     """
     low = None
     if stage.low_resolution is not None:
@@ -170,13 +174,13 @@ def write_preview(
     shown: Preview,
     found: PreviewScores,
 ) -> None:
-    """Writes a preview with its prompts and measures; the first process does."""
+    """Writes a preview with its prompts and scores; the first process does."""
     if processes.is_first():
         story: dict[str, Any] = {
             "prompts": list(shown.prompts),
             "step": step,
             "measured": found.subject,
-            "measured_class": found.klass,
+            "measured_class": found.class_scores,
         }
         image_files.save_png(
             preview_file(folder, step),
@@ -187,7 +191,7 @@ def write_preview(
 
 
 def read_scores(folder: epath.Path) -> dict[int, PreviewScores]:
-    """What was measured, by step, of the previews in a folder."""
+    """The scores of the previews in a folder, by step."""
     found = {}
     for path in folder.glob("step_*.png") if folder.exists() else ():
         story = image_files.read_png_metadata(path)

@@ -21,22 +21,16 @@ from imagen_booth.toybox import subjects as toys
 from imagen_booth.toybox.subjects import ToyboxSubject
 
 TOYBOX_PREFIX = "toybox:"
-
-
 TOYBOX_PHOTOS = 5
-
-
 TOYBOX_PHOTO_SIZE = 1024  # pixels of a rendered photo
-
-
 CROP_SIZE = 512  # pixels of a crop kept for the report
 
 
 def resolutions(job: Job, cascade: Cascade) -> dict[str, int]:
-    """Resolution in pixels of every stage that looks at photos.
+    """Resolution in pixels of every stage that trains on photos.
 
-    Those are the stages that the job tunes, and the base stage where words are learnt
-    through it.
+    These are the stages that the job fine-tunes, and the base stage for Textual
+    Inversion.
     """
     return {
         stage.name: stage.resolution
@@ -47,11 +41,11 @@ def resolutions(job: Job, cascade: Cascade) -> dict[str, int]:
 
 
 def check_photos(job: Job, cascade: Cascade, work: RunDirectory) -> CheckedPhotos:
-    """Looks at every photo, and keeps the crops for the report.
+    """Checks every photo, and writes the crops for the report.
 
     Raises:
-        InputError: no class noun, no folder, or no photo that can be used; in the
-            last case a report that names each is all that is written.
+        InputError: There is no class noun, no folder, or no photo that can be used; in
+            the last case only a report that names each photo is written.
     """
     subject = job.subject
     check_class_noun(subject)
@@ -72,10 +66,10 @@ def check_photos(job: Job, cascade: Cascade, work: RunDirectory) -> CheckedPhoto
 
 
 def check_class_noun(subject: Subject) -> None:
-    """Looks at what the subject is said to be.
+    """Checks the class noun.
 
     Raises:
-        InputError: nothing is said, or a person of whose consent nothing is said.
+        InputError: It is empty, or names a person and ``consent`` is not set.
     """
     noun = subject.class_noun
     if not noun.strip():
@@ -85,17 +79,17 @@ def check_class_noun(subject: Subject) -> None:
         )
     if people.is_person(noun) and not subject.consent:
         raise InputError(
-            f"config.subject.class_noun={noun!r} is a person: photos of one are used "
-            "only with that person's consent, of a child's with a parent's; where you "
-            "have it give --config.subject.consent=true"
+            f"config.subject.class_noun={noun!r} is a person: photos of a person "
+            "need that person's consent, and photos of a child a parent's; if you have "
+            "it, give --config.subject.consent=true"
         )
 
 
 def inspect_photos(job: Job, cascade: Cascade, folder: str) -> CheckedPhotos:
-    """Looks at the photos of a folder for the stages of a job; writes nothing.
+    """Checks the photos of a folder for the stages of a job; writes nothing.
 
     Raises:
-        InputError: as ``photos.inspect``.
+        InputError: As ``photos.inspect``.
     """
     return photos.inspect(
         folder,
@@ -106,11 +100,11 @@ def inspect_photos(job: Job, cascade: Cascade, folder: str) -> CheckedPhotos:
 
 
 def photo_folder(setting: str, work: epath.Path) -> str:
-    """The folder of the photos; a toy subject's are rendered into it first.
+    """The folder of the photos; photos of a toy are rendered into it first.
 
     Args:
-        setting: a folder, or ``toybox:CLASS/SEED``.
-        work: rendered photos go to ``source/`` in here.
+        setting: A folder, or ``toybox:CLASS/SEED``.
+        work: The run directory; rendered photos go to its ``source/``.
     """
     if not setting.startswith(TOYBOX_PREFIX):
         return setting
@@ -130,7 +124,7 @@ def toybox_subject(setting: str) -> ToyboxSubject:
     """The subject that ``toybox:CLASS/SEED`` names.
 
     Raises:
-        InputError: it names none.
+        InputError: It names none.
     """
     noun, _, seed = setting.removeprefix(TOYBOX_PREFIX).partition("/")
     if not seed.isdecimal():
@@ -142,7 +136,7 @@ def toybox_subject(setting: str) -> ToyboxSubject:
 
 
 def crop_settings(subject: Subject) -> photos.Crop:
-    """How this subject's photos become square."""
+    """The settings that make this subject's photos square."""
     return photos.Crop(subject.crop, subject.shift)
 
 

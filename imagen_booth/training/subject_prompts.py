@@ -1,4 +1,4 @@
-"""What is settled before any device works: the photos and the words."""
+"""The identifier of a run, and the embeddings of all its prompts."""
 
 import dataclasses
 from typing import Any
@@ -24,32 +24,33 @@ from imagen_booth.training.subject_photos import TOYBOX_PREFIX, toybox_subject
 
 @dataclasses.dataclass(frozen=True)
 class SubjectPrompts:
-    """The words of a run and their embeddings.
+    """The identifier and the prompts of a run, with their embeddings.
 
     Attributes:
-        identifier: text that stands for [V].
-        ids: its tokens.
-        alone: it stands for the class noun too.
-        instance, klass: instance prompt and class prompt.
-        pictures: prompts of the final pictures, filled in.
-        plain: the same without the identifier, for stages that do not know it.
-        found: {prompt: embedding}; "" is the null text.
-        encoder: origin of the text encoder.
-        reading: identifies what prompts mean to the networks, for recipes: the
+        identifier: The text that stands for [V].
+        ids: Its tokens.
+        replaces_noun: Whether the identifier stands for the class noun too.
+        instance_prompt: The prompt of the photos.
+        class_prompt: The prompt of the class images.
+        pictures: The prompts of the final pictures, filled in.
+        plain: The same without the identifier, for stages that do not know it.
+        embeddings: Embeddings by prompt; "" is the null text.
+        encoder: Origin of the text encoder.
+        reading: Identifies what prompts mean to the networks, for recipes: the
             encoder's fingerprint, the cleaning unless it is the cascade's own, and
-            what was learnt of the identifier.
-        plain_reading: the same without the last.
-        warnings: what is wrong with the user's identifier.
+            the digest of a learned identifier.
+        plain_reading: The same without the learned identifier.
+        warnings: What is wrong with the user's identifier.
     """
 
     identifier: str
     ids: tuple[int, ...]
-    alone: bool
-    instance: str
-    klass: str
+    replaces_noun: bool
+    instance_prompt: str
+    class_prompt: str
     pictures: tuple[str, ...]
     plain: tuple[str, ...]
-    found: dict[str, Embedding]
+    embeddings: dict[str, Embedding]
     encoder: dict[str, Any]
     reading: str
     plain_reading: str
@@ -67,7 +68,7 @@ def prepare_prompts(
     """Chooses or checks the identifier, and embeds every prompt of the run.
 
     Args:
-        learned: what the identifier was taught to mean, where it was.
+        learned: The learned embedding of the identifier, after Textual Inversion.
 
     Raises:
         InputError: the identifier cannot be tokenised, or weights are missing.
@@ -75,16 +76,15 @@ def prepare_prompts(
     noun = job.subject.class_noun
     pieces = load_tokenizer(cascade, job.weights.vocabulary)
     name, ids, warnings = choose_identifier(job, cascade, pieces)
-    alone = job.alone
-    instance = prompts.instance_prompt(name, noun, alone=alone)
-    klass = prompts.class_prompt(noun)
-    filled = tuple(
-        prompts.fill(each, name, noun, alone=alone) for each in job.pictures.prompts
+    instance_prompt = prompts.instance_prompt(name, noun, alone=job.alone)
+    class_prompt = prompts.class_prompt(noun)
+    pictures = tuple(
+        prompts.fill(each, name, noun, alone=job.alone) for each in job.pictures.prompts
     )
     plain = tuple(prompts.fill(each, "", noun) for each in job.pictures.prompts)
-    found, origin = embed_prompts(
+    embeddings, encoder = embed_prompts(
         cascade,
-        [instance, klass, *filled, *plain],
+        [instance_prompt, class_prompt, *pictures, *plain],
         weights=job.weights.text,
         vocabulary=job.weights.vocabulary,
         cleaning=job.cleaning,
@@ -94,14 +94,22 @@ def prepare_prompts(
         learned=learned,
         rules=job.mesh.rules,
     )
-    reading = origin["sha256"]
-    if origin["cleaning"] != cleaning_name(cascade, ""):
-        reading += f" {origin['cleaning']}"
+    reading = encoder["sha256"]
+    if encoder["cleaning"] != cleaning_name(cascade, ""):
+        reading += f" {encoder['cleaning']}"
     return SubjectPrompts(
-        *(name, ids, alone, instance, klass, filled, plain, found, origin),
-        reading if learned is None else f"{reading} {learned.digest()}",
-        reading,
-        warnings,
+        identifier=name,
+        ids=ids,
+        replaces_noun=job.alone,
+        instance_prompt=instance_prompt,
+        class_prompt=class_prompt,
+        pictures=pictures,
+        plain=plain,
+        embeddings=embeddings,
+        encoder=encoder,
+        reading=reading if learned is None else f"{reading} {learned.digest()}",
+        plain_reading=reading,
+        warnings=warnings,
     )
 
 

@@ -1,13 +1,13 @@
-"""Textual Inversion: the photos teach what a word means, and nothing else changes.
+"""Textual Inversion: learns the embedding of the identifier and nothing else.
 
 The trained parameters are the rows of the text encoder's input embedding that belong
-to the identifier's tokens, as an array of their own that is laid over the table before
+to the identifier's tokens. They are an array of their own, put over the table before
 each pass. Optimizer state, weight decay and checkpoints exist for this array alone, so
 no other row can change. The gradient comes through the frozen encoder and the frozen
-base stage, by the loop and the step that all tuning uses.
+base stage, by the same loop and step as all fine-tuning.
 
-Source: Gal et al., arXiv 2208.01618, on a T5 encoder and a pixel cascade; there is no
-published recipe for these.
+Source: Gal et al., arXiv 2208.01618, applied to a T5 encoder and a pixel cascade; there
+is no published recipe for these.
 """
 
 import dataclasses
@@ -32,26 +32,27 @@ from imagen_booth.sampling.text_embeddings import (
     padded,
     replace_rows,
 )
-from imagen_booth.text import caption_cleaning, prompts
+from imagen_booth.text import caption_cleaning
+from imagen_booth.text.prompts import fill
 from imagen_booth.text.tokenizer import UNKNOWN
 from imagen_booth.training import finetune, optimizers, previews, train_step
-from imagen_booth.training.finetune import FinetuneContext
+from imagen_booth.training.finetune import FinetuneContext, PreviewSampling
 from imagen_booth.training.previews import Preview
 from imagen_booth.training.subject_prompts import SubjectPrompts
 from imagen_booth.weights.load import Part
 
-ROWS = "rows/vectors"  # the path of what is trained
+ROWS = "rows/vectors"  # path of the trained array
 
 
 @dataclasses.dataclass(frozen=True)
 class InversionTokens:
-    """The tokens of an inversion.
+    """The tokens that Textual Inversion needs.
 
     Attributes:
-        ids: K tokens whose rows are learnt.
-        start: tokens whose rows, in the mean, they start from.
-        templates: int32 [T, L], the prompts of the photos.
-        shown: int32 [P, L], the prompts of the preview, by prompt.
+        ids: The K tokens whose rows are learned.
+        start: The tokens whose mean row is the start of each learned row.
+        templates: Tokens of the photos' prompts, int32 [T, L].
+        shown: Tokens of the preview's prompts, int32 [L], by prompt.
     """
 
     ids: tuple[int, ...]
@@ -60,17 +61,17 @@ class InversionTokens:
     shown: Mapping[str, np.ndarray]
 
 
-def read_tokens(job: Job, cascade: Cascade, words: SubjectPrompts) -> InversionTokens:
-    """The tokens that a job's words come to.
+def read_tokens(job: Job, cascade: Cascade, prompts: SubjectPrompts) -> InversionTokens:
+    """Tokenizes the identifier, the initializer, the templates and the prompts.
 
     Raises:
-        InputError: the identifier or the initializer holds what the vocabulary lacks,
-            a token of the identifier is one of the templates' own, or it does not
-            come through in a template.
+        InputError: The identifier or the initializer is not in the vocabulary, the
+            identifier shares a token with a template, or a template changes its
+            tokens.
     """
     pieces = load_tokenizer(cascade, job.weights.vocabulary)
     clean = caption_cleaning.cleaner(cleaning_name(cascade, job.cleaning)) or str
-    name, noun = words.identifier, job.subject.class_noun
+    name, noun = prompts.identifier, job.subject.class_noun
     initializer = job.text.initializer or noun
     start = tuple(pieces.pieces(clean(initializer)))
     if not start or UNKNOWN in start:
@@ -78,7 +79,7 @@ def read_tokens(job: Job, cascade: Cascade, words: SubjectPrompts) -> InversionT
             f"config.text.initializer={initializer!r} is not in the vocabulary; give "
             "a plain word for the kind of thing the subject is"
         )
-    ids = tuple(dict.fromkeys(words.ids))
+    ids = tuple(dict.fromkeys(prompts.ids))
     if not ids or UNKNOWN in ids:
         raise InputError(
             f"config.subject.identifier={name!r} holds what the vocabulary lacks, so "
@@ -86,8 +87,8 @@ def read_tokens(job: Job, cascade: Cascade, words: SubjectPrompts) -> InversionT
         )
     filled = []
     for template in job.text.templates:
-        said = clean(prompts.fill(template, name, noun, alone=True))
-        plain = clean(prompts.fill(template, "", noun))
+        prompt = clean(fill(template, name, noun, alone=True))
+        plain = clean(fill(template, "", noun))
         shared = set(ids) & set(pieces.pieces(plain))
         if shared:
             piece = pieces.piece(shared.pop())
@@ -96,22 +97,22 @@ def read_tokens(job: Job, cascade: Cascade, words: SubjectPrompts) -> InversionT
                 f"{plain!r}, which would change its meaning; leave the identifier "
                 "empty to draw rare tokens"
             )
-        if not _holds(pieces.pieces(said), words.ids):
+        if not _holds(pieces.pieces(prompt), prompts.ids):
             raise InputError(
-                f"config.subject.identifier={name!r} loses its tokens in {said!r}; "
+                f"config.subject.identifier={name!r} loses its tokens in {prompt!r}; "
                 "leave it empty to draw some that do not, or change "
                 "config.text.templates"
             )
-        filled.append(said)
+        filled.append(prompt)
     shown = {
         prompt: pieces.encode([clean(prompt)])[0]
-        for prompt in (words.instance, words.klass, *words.pictures)
+        for prompt in (prompts.instance_prompt, prompts.class_prompt, *prompts.pictures)
     }
     return InversionTokens(ids, start, pieces.encode(filled), shown)
 
 
 def _holds(whole: Sequence[int], part: Sequence[int]) -> bool:
-    """Whether one sequence stands in another."""
+    """Whether ``whole`` contains ``part`` as a contiguous run."""
     size = len(part)
     return any(
         list(whole[at : at + size]) == list(part) for at in range(len(whole) - size + 1)
@@ -119,93 +120,91 @@ def _holds(whole: Sequence[int], part: Sequence[int]) -> bool:
 
 
 def learn_embedding(
-    lesson: InversionTokens,
+    tokens: InversionTokens,
     cascade: Cascade,
     parts: Mapping[str, Part],
-    tuning: TextualInversion,
+    config: TextualInversion,
     subject: Sequence[ImagePair],
     preview: Preview,
-    means: FinetuneContext,
+    context: FinetuneContext,
 ) -> tuple[LearnedEmbedding, dict[str, Any]]:
-    """Learns the rows, from the newest checkpoint if there is one.
+    """Learns the rows, or resumes from the newest checkpoint.
 
     Args:
         parts: ``text`` and ``base`` with their weights; these are consumed.
-        subject: the photos; each comes equally often.
-        preview: its embeddings are made anew from the rows at each step shown.
+        subject: The photos; each is used equally often.
+        preview: The preview; its prompts are embedded anew with the rows of each step.
 
     Returns:
-        What was learnt, and entries for the manifest.
+        The learned embedding, and entries for the manifest, see
+        ``finetune.run_finetuning``.
     """
     stage, text, unet = cascade.stage("base"), parts["text"], parts["base"]
-    optimizer = optimizers.build(tuning.optim, tuning.steps)
-    loss_config, mesh = finetune.make_loss_config(tuning), means.mesh
-
-    def taught(params: train_state.Params) -> train_state.Params:
-        return replace_rows(params["text"], lesson.ids, params["rows"]["vectors"])
+    optimizer = optimizers.build(config.optim, config.steps)
+    loss_config = finetune.make_loss_config(config)
 
     def loss_fn(params, batch, key):
-        whole = {"unet": params["unet"], "text": taught(params)}
+        whole = {"unet": params["unet"], "text": _with_rows(params, tokens)}
         return train_step.batch_loss(
             stage, unet.apply, text.apply, loss_config, whole, batch, key
         )
 
-    table = text.params["token_embedder"]["embedding"]
-    middle = sharding.fetch(table[np.asarray(lesson.start)]).mean(0)
-    first = np.tile(middle.astype(np.float32), (len(lesson.ids), 1))
     frozen = {"text": text.params, "unet": unet.params}
+    first = sharding.put_copies(_first_rows(text, tokens), context.mesh)
     start = finetune.initial_state(
-        frozen | {"rows": {"vectors": sharding.put_copies(first, mesh)}},
+        frozen | {"rows": {"vectors": first}},
         optimizer,
-        tuning.optim.ema > 0,
-        mesh,
+        config.optim.ema > 0,
+        context.mesh,
         (ROWS,),
-        means.rules,
+        context.rules,
     )
-    data = pipeline.batches(
-        [
-            pipeline.Group(
-                [{"image": pair.image} for pair in subject],
-                tuning.subject_rows,
-                1.0,
-                train_step.SUBJECT,
-            )
-        ],
-        seed=means.seed,
-        host=processes.index(),
-        hosts=processes.count(),
-        multiple=mesh.size * tuning.accumulate,
-        prepare=_with_template(lesson.templates),
-    )
-    encode_with = jax.jit(
-        lambda params, ids, mask: text.apply(taught(params), ids, mask)
-    )
-
-    def draw(params: train_state.Params) -> finetune.Sheet:
-        needed = {name: params[name] for name in ("text", "rows")}
-        tokens = np.stack([lesson.shown[prompt] for prompt in preview.prompts])
-        values = encode(cascade, encode_with, needed, tokens, mesh)
-        embeddings: list[Embedding] = [
-            padded(value, cascade.text.length) for value in values
-        ]
-        now = dataclasses.replace(preview, embeddings=embeddings)
-        return previews.sample_preview(stage, unet, params["unet"], 0.0, now, mesh)
-
-    rows, told = finetune.run_finetuning(
+    rows, result = finetune.run_finetuning(
         "text",
-        tuning,
+        config,
         start,
         loss_fn,
         optimizer,
-        iter(data.to_iter_dataset()),
-        draw,
-        preview,
+        iter(_batches(tokens, config, subject, context).to_iter_dataset()),
+        _preview_sampling(tokens, cascade, parts, preview, context.mesh),
         lambda params: {"rows": params["rows"]},
-        means,
+        context,
         frozen=lambda: frozen,
     )
     vectors = sharding.fetch(rows["rows"]["vectors"])
-    return LearnedEmbedding(lesson.ids, np.asarray(vectors, np.float32)), told
+    return LearnedEmbedding(tokens.ids, np.asarray(vectors, np.float32)), result
+
+
+def _with_rows(
+    params: train_state.Params, tokens: InversionTokens
+) -> train_state.Params:
+    """The text encoder's parameters with the learned rows in their place."""
+    return replace_rows(params["text"], tokens.ids, params["rows"]["vectors"])
+
+
+def _first_rows(text: Part, tokens: InversionTokens) -> np.ndarray:
+    """The start of the learned rows, float32 [K, D]."""
+    table = text.params["token_embedder"]["embedding"]
+    mean = sharding.fetch(table[np.asarray(tokens.start)]).mean(0)
+    return np.tile(mean.astype(np.float32), (len(tokens.ids), 1))
+
+
+def _batches(
+    tokens: InversionTokens,
+    config: TextualInversion,
+    subject: Sequence[ImagePair],
+    context: FinetuneContext,
+) -> Any:
+    """Batches of photos, each with a randomly drawn template, as grain's MapDataset."""
+    rows = [{"image": pair.image} for pair in subject]
+    return pipeline.batches(
+        [pipeline.Group(rows, config.subject_rows, 1.0, train_step.SUBJECT)],
+        seed=context.seed,
+        host=processes.index(),
+        hosts=processes.count(),
+        multiple=context.mesh.size * config.accumulate,
+        prepare=_with_template(tokens.templates),
+    )
 
 
 def _with_template(templates: np.ndarray) -> Any:
@@ -215,3 +214,29 @@ def _with_template(templates: np.ndarray) -> Any:
         return example | {"tokens": templates[rng.integers(len(templates))]}
 
     return give
+
+
+def _preview_sampling(
+    tokens: InversionTokens,
+    cascade: Cascade,
+    parts: Mapping[str, Part],
+    preview: Preview,
+    mesh: jax.sharding.Mesh,
+) -> PreviewSampling:
+    """The preview, with its prompts embedded anew for each step."""
+    stage, text, unet = cascade.stage("base"), parts["text"], parts["base"]
+    encode_with = jax.jit(
+        lambda params, ids, mask: text.apply(_with_rows(params, tokens), ids, mask)
+    )
+
+    def sample(params: train_state.Params) -> finetune.Sheet:
+        encoder = {name: params[name] for name in ("text", "rows")}
+        ids = np.stack([tokens.shown[prompt] for prompt in preview.prompts])
+        values = encode(cascade, encode_with, encoder, ids, mesh)
+        embeddings: list[Embedding] = [
+            padded(value, cascade.text.length) for value in values
+        ]
+        embedded = dataclasses.replace(preview, embeddings=embeddings)
+        return previews.sample_preview(stage, unet, params["unet"], 0.0, embedded, mesh)
+
+    return PreviewSampling(preview, sample)

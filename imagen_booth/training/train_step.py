@@ -38,13 +38,13 @@ SHARED = ("null", "null_mask")  # entries of a batch without a row axis
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """How a batch becomes a number.
+    """Settings of the loss.
 
     Attributes:
-        weighting: name of the log-SNR weighting in ``diffusion.loss``.
-        hybrid: add the variational bound that trains a learned variance.
-        null_text: share of rows whose text is replaced by the null text.
-        level: (low, high) augmentation level of super-resolution rows, drawn
+        weighting: Name of the log-SNR weighting in ``diffusion.loss``.
+        hybrid: Adds the variational bound, which trains a learned variance.
+        null_text: Share of rows whose text is replaced by the null text, 0 to 1.
+        level: Least and greatest augmentation level of super-resolution rows, drawn
             uniformly in cosine time between the two; equal ends fix it.
     """
 
@@ -84,7 +84,7 @@ def batch_loss(
             ``text`` [B, L, D] with ``text_mask`` [B, L], or ``tokens`` [B, L];
             ``null`` [L, D] with ``null_mask`` [L]; super-resolution adds ``low``
             [B, h, w, 3].
-        key: randomness of this batch: noise, times, null text, levels.
+        key: Randomness of this batch: noise, times, null text, levels.
 
     Returns:
         Loss [], and sums over the rows: {"loss", "sum_subject", "rows_subject",
@@ -94,18 +94,10 @@ def batch_loss(
     rows = x0.shape[0]
     noise_key, time_key, null_key, level_key, low_key = jax.random.split(key, 5)
 
-    if "tokens" in batch:
-        assert text_encoder is not None
-        text_mask = batch["tokens"] > 0
-        text = text_encoder(params["text"], batch["tokens"], text_mask)
-    else:
-        text, text_mask = batch["text"], batch["text_mask"]
+    text, text_mask = _batch_text(text_encoder, params, batch)
     if config.null_text > 0:
         drop = jax.random.bernoulli(null_key, config.null_text, (rows,))
-        null = jnp.broadcast_to(batch["null"][None], text.shape)
-        null_mask = jnp.broadcast_to(batch["null_mask"][None], text_mask.shape)
-        text = jnp.where(drop[:, None, None], null.astype(text.dtype), text)
-        text_mask = jnp.where(drop[:, None], null_mask, text_mask)
+        text, text_mask = _drop_text(text, text_mask, batch, drop)
 
     cond = None
     if stage.low_resolution is not None:
@@ -137,12 +129,38 @@ def batch_loss(
         )
 
     total = loss.weighted_sum(rows_loss, batch["weight"])
-    metrics = {"loss": total}
-    for name, group in (("subject", SUBJECT), ("class", CLASS)):
-        chosen = (batch["group"] == group).astype(jnp.float32)
-        metrics[f"sum_{name}"] = jnp.sum(rows_loss * chosen)
-        metrics[f"rows_{name}"] = jnp.sum(chosen)
-    return total, metrics
+    return total, {"loss": total} | _group_sums(rows_loss, batch["group"])
+
+
+def _batch_text(
+    text_encoder: Callable[..., Array] | None, params: states.Params, batch: Batch
+) -> tuple[Array, Array]:
+    """Text embeddings [B, L, D] and their mask [B, L], encoded here from tokens."""
+    if "tokens" not in batch:
+        return batch["text"], batch["text_mask"]
+    assert text_encoder is not None
+    mask = batch["tokens"] > 0
+    return text_encoder(params["text"], batch["tokens"], mask), mask
+
+
+def _drop_text(
+    text: Array, mask: Array, batch: Batch, drop: Array
+) -> tuple[Array, Array]:
+    """Text and mask with the null text in the rows where ``drop`` [B] is True."""
+    null = jnp.broadcast_to(batch["null"][None], text.shape)
+    null_mask = jnp.broadcast_to(batch["null_mask"][None], mask.shape)
+    text = jnp.where(drop[:, None, None], null.astype(text.dtype), text)
+    return text, jnp.where(drop[:, None], null_mask, mask)
+
+
+def _group_sums(rows_loss: Array, group: Array) -> dict[str, Array]:
+    """Sum of the losses, and number of rows, of the subject and of the class."""
+    sums = {}
+    for name, value in (("subject", SUBJECT), ("class", CLASS)):
+        chosen = (group == value).astype(jnp.float32)
+        sums[f"sum_{name}"] = jnp.sum(rows_loss * chosen)
+        sums[f"rows_{name}"] = jnp.sum(chosen)
+    return sums
 
 
 def make_step(
@@ -254,10 +272,10 @@ def not_finite(
         return loss_fn(states.merge(trainable, state.frozen), batch, key)[0]
 
     grads = jax.jit(jax.grad(loss_of))(state.trainable)
-    found = []
+    paths = []
     params = states.merge(state.trainable, state.frozen)
     for prefix, tree in (("", params), ("gradient of ", grads), ("batch ", batch)):
         for path, leaf in states.flatten(tree).items():
             if jnp.issubdtype(leaf.dtype, jnp.inexact) and not jnp.isfinite(leaf).all():
-                found.append(prefix + path)
-    return found
+                paths.append(prefix + path)
+    return paths

@@ -97,7 +97,7 @@ def test_only_the_toybox_describes_by_itself():
 def test_a_description_and_tuning_do_not_go_together(part):
     job = job_of("prompts_only", "tiny")
     tuning = dataclasses.replace(job.tuning(part), steps=1)
-    with pytest.raises(InputError, match=f"tune nothing, but {part} would be tuned"):
+    with pytest.raises(InputError, match=f"this one fine-tunes {part}; leave it empty"):
         dataclasses.replace(job, **{part: tuning})
 
 

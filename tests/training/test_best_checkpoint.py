@@ -55,9 +55,11 @@ def test_the_highest_wins_and_the_earliest_of_equals(tmp_path):
     folder, shown = (epath.Path(tmp_path) / each for each in ("base", "previews"))
     best = BestCheckpoint(folder, shown, latest=None, steps=4)
     for step, value in enumerate((0.9, 0.3, 0.5, 0.5, 0.4)):  # step 0 takes no part
-        best.look(step, measured(value, 0.2), {"unet": {"a": np.full(3, float(step))}})
-    assert best.told()["step"] == 2
-    assert best.told()["scores"]["4"] == pytest.approx(0.4)
+        best.consider(
+            step, measured(value, 0.2), {"unet": {"a": np.full(3, float(step))}}
+        )
+    assert best.summary()["step"] == 2
+    assert best.summary()["scores"]["4"] == pytest.approx(0.4)
     np.testing.assert_array_equal(best.params()["unet"]["a"], [2.0] * 3)
     assert len(list((folder / "best").glob("*/params"))) == 1
 

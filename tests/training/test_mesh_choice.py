@@ -78,7 +78,7 @@ def test_sizes_that_are_given_are_kept(monkeypatch):
 @pytest.mark.parametrize(
     ("rule", "said"),
     [
-        (("unet/[", ("fsdp",)), r"rules\[0\].*no regular expression"),
+        (("unet/[", ("fsdp",)), r"rules\[0\].*not a regular expression"),
         (("unet/.*", ("model",)), r"rules\[0\].*'data', 'fsdp' or None"),
         (("unet/.*", ("fsdp", "fsdp")), r"rules\[0\].*two dimensions over one axis"),
     ],
@@ -158,13 +158,15 @@ def fit(cascade, stage, mesh, folder, count, watch=lambda state: None, rules=())
             train_step.make_step(loss_fn, optimizer, seed=0, ema=0.99),
             iter(batches(stage, mesh).to_iter_dataset()),
             loop.LoopConfig(count, log_every=1, preview_every=1),
+            loop.LoopHooks(
+                learning_rate=lambda step: 1e-3,
+                preview=lambda state, step: watch(state),
+                inference=lambda state: None,
+                diagnose=lambda state, batch: [],
+            ),
             mesh=mesh,
             checkpoints=checkpoints,
             metrics=writer,
-            learning_rate=lambda step: 1e-3,
-            preview=lambda now, step: watch(now),
-            inference=lambda now: None,
-            diagnose=lambda now, batch: [],
             stop=StopRequest(),
         )
 

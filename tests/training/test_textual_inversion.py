@@ -262,9 +262,9 @@ def test_embeddings_are_kept_apart_by_what_was_learnt(tmp_path):
             {"initializer": "\U0001f436"},
             "text.initializer='\U0001f436' is not in the voc",
         ),
-        ({"templates": ("a dog",)}, "'a dog', which does not speak of .V."),
+        ({"templates": ("a dog",)}, "'a dog', which lacks .V."),
         ({"templates": ()}, "templates is empty"),
-        ({"class_rows": 1}, "class_rows=1, but nothing that draws the class"),
+        ({"class_rows": 1}, "class_rows=1, but Textual Inversion has no prior term"),
     ],
 )
 def test_lessons_that_cannot_be_taught(job, changes, said):
@@ -289,10 +289,21 @@ def lesson(job: Job) -> InversionTokens:
     """What a job would learn; nothing is embedded."""
     pieces = load_tokenizer(TINY, "shipped")
     name, ids, _ = subject_prompts.choose_identifier(job, TINY, pieces)
-    words = SubjectPrompts(
-        *(name, ids, True, f"a {name}", "a dog", (), (), {}, {}, "", "", ())
+    prompts = SubjectPrompts(
+        identifier=name,
+        ids=ids,
+        replaces_noun=True,
+        instance_prompt=f"a {name}",
+        class_prompt="a dog",
+        pictures=(),
+        plain=(),
+        embeddings={},
+        encoder={},
+        reading="",
+        plain_reading="",
+        warnings=(),
     )
-    return textual_inversion.read_tokens(job, TINY, words)
+    return textual_inversion.read_tokens(job, TINY, prompts)
 
 
 def test_a_template_is_drawn_for_each_row(job):
