@@ -99,6 +99,11 @@ class LineLog:
         """All lines, without line ends; the last may be cut short by a kill."""
         return self._lines
 
+    @property
+    def is_cut_short(self) -> bool:
+        """Whether the file ends within a line, or before its line end."""
+        return self._cut_short
+
     def append(self, lines: Iterable[str]) -> None:
         """Adds lines at the end.
 

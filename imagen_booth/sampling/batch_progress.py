@@ -26,7 +26,7 @@ class ImageIndex:
         self._log = LineLog(path)
         files = [_file_of(line) for line in self._log.lines]
         self._known = {file for file in files if file}
-        if not all(files):
+        if self._log.is_cut_short or not all(files):
             whole = zip(self._log.lines, files, strict=True)
             self._log.replace([line for line, file in whole if file])
 
