@@ -477,7 +477,7 @@ def rename(table, old, new):
         (lambda t: None, {"systems": ["/nowhere"]}, "--system=NAME=DIR"),
         (lambda t: None, {"classes": ["x=/nowhere"]}, "names no --system"),
         (lambda t: None, {"systems": []}, "nothing to score"),
-        (lambda t: None, {"prompts": "/nowhere.txt"}, "is no file, and no suite"),
+        (lambda t: None, {"prompts": "/nowhere.txt"}, "is neither a file nor a suite"),
         (
             lambda t: [shutil.rmtree(t / "photos" / s) for s in ("dog", "vase")],
             {},
