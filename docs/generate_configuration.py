@@ -1,6 +1,6 @@
 """Writes docs/configuration.md from the schema and the presets.
 
-    python docs/generate_configuration.py
+python docs/generate_configuration.py
 """
 
 import dataclasses
