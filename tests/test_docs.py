@@ -1,4 +1,4 @@
-"""README and docs: commands parse, recipes run, paths exist, generated pages are new."""
+"""README and docs: commands parse, recipes run, links lead to something."""
 
 import importlib
 import importlib.util
