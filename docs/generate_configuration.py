@@ -47,9 +47,9 @@ A setting with a dataclass as its type has settings of its own: `config.base.opt
 
     python -m imagen_booth.train --config=configs/dog.py --config.base.steps=600
 
-`configs/FILE.py:CASCADE` chooses the cascade. `:paper` after it sets the paper's counts
-of steps and class images; `:fast` sets a few-step sampler, larger sampling batches and
-fewer previews.
+After the colon of `--config` follows the cascade. After the cascade, `:paper` sets the
+paper's counts of steps and class images; `:fast` sets a few-step sampler, larger
+sampling batches and fewer previews.
 """
 MIDDLE = """\
 ## Defaults by cascade
