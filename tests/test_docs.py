@@ -62,14 +62,14 @@ def test_command_is_understood(line, monkeypatch):
 
 
 @pytest.fixture
-def scratch_tables():
+def scratch_tables(monkeypatch):
     """Entries that a recipe adds to the package's tables go again."""
-    tables = loss.WEIGHTS, models.SIZES, cascade.CASCADES
-    before = [dict(table) for table in tables]
-    yield
-    for table, entries in zip(tables, before, strict=True):
-        table.clear()
-        table.update(entries)
+    for module, name in (
+        (loss, "WEIGHTS"),
+        (models, "SIZES"),
+        (cascade, "CASCADES"),
+    ):
+        monkeypatch.setattr(module, name, dict(getattr(module, name)))
 
 
 @pytest.fixture
