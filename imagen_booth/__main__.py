@@ -35,7 +35,7 @@ def main() -> None:
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("--help", "-h", "help"):
         lines = [f"    {each:12}{text}" for each, text in known.items()]
-        print(__doc__.strip(), "", *lines, sep="\n")
+        print((__doc__ or "").strip(), "", *lines, sep="\n")
         print("\nimagen-booth COMMAND --help explains a command.")
         return
     if name not in known:
