@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from absl import app, flags
 from absl import logging as absl_logging
 
+from imagen_booth.config import packaged
 from imagen_booth.distributed import cpu_flags, supervisor
 from imagen_booth.errors import BoothError, StorageError
 
@@ -66,6 +67,7 @@ def _parse(doc: str | None, verbs: Mapping[str, int] | None) -> list[str]:
     sys.modules["__main__"].__doc__ = doc
     cpu_flags.prefer_speed(os.environ)
     app.define_help_flags()
+    sys.argv[1:] = packaged.resolve_config(sys.argv[1:])
     config = _config_argument(sys.argv)
     if config is not None and not pathlib.Path(config.partition(":")[0]).is_file():
         _fail(_missing_file(config.partition(":")[0]), USAGE)
