@@ -151,7 +151,7 @@ def test_stopped_and_killed_it_ends_the_same(job, finished, tmp_path, monkeypatc
             raise Killed
         store(folder, step, *rest)
 
-    monkeypatch.setattr(previews, "save_images", store_or_die)
+    monkeypatch.setattr(previews, "write_preview", store_or_die)
     ended = []
     for _ in range(20):
         try:
