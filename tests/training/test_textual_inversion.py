@@ -211,7 +211,7 @@ def test_an_unfinished_run_is_refused(finished, tmp_path):
     work = epath.Path(tmp_path)
     for name in ("config.json", "manifest.json"):
         (work / name).write_text((finished / name).read_text())
-    with pytest.raises(InputError, match="has not learned .*; run the training command"):
+    with pytest.raises(InputError, match="has not learned .*; run the training"):
         finished_run.learned_embedding(finished_run.read_run(work))
 
 
