@@ -5,6 +5,7 @@ is written whole or not at all. Everything that writes goes through this module.
 """
 
 import contextlib
+import io
 import os
 import shutil
 import tempfile
@@ -13,6 +14,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import IO
 
+import numpy as np
 from etils import epath
 
 from imagen_booth.errors import StorageError
@@ -75,6 +77,22 @@ def _renamed(path: epath.Path) -> Iterator[IO[bytes]]:
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def write_array(path: epath.PathLike, array: np.ndarray) -> None:
+    """Writes an array as a ``.npy`` file.
+
+    Raises:
+        StorageError: As ``write_atomic``.
+    """
+    data = io.BytesIO()
+    np.save(data, array)
+    write_atomic(path, data.getvalue())
+
+
+def read_array(path: epath.PathLike) -> np.ndarray:
+    """The array in a ``.npy`` file."""
+    return np.load(io.BytesIO(epath.Path(path).read_bytes()))
 
 
 class LineLog:

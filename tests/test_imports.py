@@ -207,6 +207,27 @@ def test_tfds_is_imported_only_when_it_is_asked_for():
         assert ("tensorflow_datasets" in names) == (module == builder), module
 
 
+def test_only_storage_writes_files():
+    """An object store has no append and no rename: writing has one place."""
+    # A download is resumed on the local disk; the vocabulary is a file of the source.
+    exempt = {"storage", "weights.fetch", "text.vocabulary"}
+    writing = {"write_text", "write_bytes", "rename", "touch"}
+    for module, tree in MODULES.items():
+        if module in exempt:
+            continue
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.Call):
+                continue
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            modes = [each.value for each in node.args if isinstance(each, ast.Constant)]
+            opened = name == "open" and any(
+                isinstance(mode, str) and set(mode) & set("wax+") and len(mode) <= 3
+                for mode in modes
+            )
+            assert name not in writing, f"{module} line {node.lineno}"
+            assert not opened, f"{module} line {node.lineno}"
+
+
 def test_only_one_module_asks_which_process_this_is():
     asking = {"process_index", "process_count", "process_indices"}
     for module, tree in MODULES.items():

@@ -6,7 +6,6 @@ of large pictures need not fit in memory.
 """
 
 import hashlib
-import io
 from collections.abc import Callable, Iterable, Sequence
 
 import jax
@@ -16,7 +15,7 @@ from etils import epath
 from imagen_booth.distributed import sharding
 from imagen_booth.evaluation import clip_tokenizer, preprocess
 from imagen_booth.models.vit import CLIPConfig
-from imagen_booth.storage import write_atomic
+from imagen_booth.storage import read_array, write_array
 from imagen_booth.weights import vision
 from imagen_booth.weights.load import Part
 
@@ -110,8 +109,8 @@ def distances(
     if not path.exists():
         recipe = preprocess.RECIPES[lpips.name]
         pixels = np.stack([preprocess.prepare(each, recipe) for each in pictures])
-        _write(path, np.asarray(lpips.apply(lpips.params, pixels)))
-    return _read(path)
+        write_array(path, np.asarray(lpips.apply(lpips.params, pixels)))
+    return read_array(path)
 
 
 def digest(array: np.ndarray) -> str:
@@ -140,7 +139,7 @@ def _rows(
         batch = sharding.put_rows(filled, mesh)
         values = sharding.fetch(network.apply(network.params, batch))
         for key, value in zip(waiting, values, strict=False):
-            _write(folder / f"{key}.npy", value)
+            write_array(folder / f"{key}.npy", value)
             found[key] = value
         waiting.clear()
 
@@ -150,7 +149,7 @@ def _rows(
             continue
         path = folder / f"{key}.npy"
         if path.exists():
-            found[key] = _read(path)
+            found[key] = read_array(path)
         else:
             waiting[key] = make()
         if len(waiting) == rows:
@@ -165,13 +164,3 @@ def _folder(cache: epath.Path, network: Part) -> epath.Path:
     about = f"{network.name} {network.fingerprint} {recipe}"
     name = hashlib.sha256(about.encode()).hexdigest()[:16]
     return cache / "features" / f"{network.name}_{name}"
-
-
-def _read(path: epath.Path) -> np.ndarray:
-    return np.load(io.BytesIO(path.read_bytes()))
-
-
-def _write(path: epath.Path, value: np.ndarray) -> None:
-    data = io.BytesIO()
-    np.save(data, value)
-    write_atomic(path, data.getvalue())

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import io
 import pathlib
 import textwrap
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from imagen_booth.cascade import Cascade
 from imagen_booth.data.examples import Embedding
 from imagen_booth.distributed import processes, sharding
 from imagen_booth.errors import InputError
-from imagen_booth.storage import write_atomic
+from imagen_booth.storage import read_array, write_array
 from imagen_booth.text import caption_cleaning
 from imagen_booth.text.tokenizer import EMBEDDED, Tokenizer
 from imagen_booth.train_state import Params
@@ -147,10 +146,10 @@ def embed_prompts(
         del part  # the encoder leaves memory
     if processes.is_first():
         for row, value in values.items():
-            _write(paths[row], value)
+            write_array(paths[row], value)
     found = {
         prompt: padded(
-            values[row] if row in values else _read(path), cascade.text.length
+            values[row] if row in values else read_array(path), cascade.text.length
         )
         for row, (prompt, path) in enumerate(zip(wanted, paths, strict=True))
     }
@@ -249,13 +248,3 @@ def padded(value: np.ndarray, length: int) -> Embedding:
     text = np.zeros((length, value.shape[1]), np.float32)
     text[: len(value)] = value
     return Embedding(text=text, mask=np.arange(length) < len(value))
-
-
-def _read(path: epath.Path) -> np.ndarray:
-    return np.load(io.BytesIO(path.read_bytes()))
-
-
-def _write(path: epath.Path, value: np.ndarray) -> None:
-    data = io.BytesIO()
-    np.save(data, value)
-    write_atomic(path, data.getvalue())

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from imagen_booth.storage import write_array
 from imagen_booth.toybox import grammar
 from imagen_booth.toybox.bodies import pick
 from imagen_booth.toybox.grammar import Attributes, Individual, Tier
-from imagen_booth.toybox.records import BLOCK, open_block, save_block
+from imagen_booth.toybox.records import BLOCK, open_block
 from imagen_booth.toybox.renderer import render
 from imagen_booth.toybox.scene import Scene
 
@@ -110,5 +111,5 @@ class Pairs:
             indices = range(number * BLOCK, (number + 1) * BLOCK)
             scenes = [scene for i in indices for scene in pair(seed, i, tier).scenes]
             pixels = render(scenes, size).reshape(BLOCK, 2, size, size, 3)
-            save_block(path, pixels)
+            write_array(path, pixels)
         return open_block(path)

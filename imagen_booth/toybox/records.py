@@ -5,14 +5,13 @@ those that ``examples`` renders.
 """
 
 import functools
-import io
 import json
 
 import numpy as np
 from etils import epath
 
 from imagen_booth.errors import InputError
-from imagen_booth.storage import write_atomic
+from imagen_booth.storage import write_array, write_atomic
 from imagen_booth.toybox import examples
 from imagen_booth.toybox.grammar import Tier
 
@@ -68,7 +67,7 @@ class RenderedRecords:
             pixels, texts, _ = examples.render_examples(
                 seed, indices, tier=tier, size=size
             )
-            save_block(images, pixels)
+            write_array(images, pixels)
             # Written last, so that a block with captions is complete.
             write_atomic(captions, json.dumps(texts).encode())
         try:
@@ -76,17 +75,6 @@ class RenderedRecords:
         except ValueError as error:
             raise damaged(captions, error) from error
         return open_block(images), texts
-
-
-def save_block(path: epath.Path, pixels: np.ndarray) -> None:
-    """Writes the array of a block atomically.
-
-    Raises:
-        StorageError: It cannot be written.
-    """
-    data = io.BytesIO()
-    np.save(data, pixels)
-    write_atomic(path, data.getvalue())
 
 
 def open_block(path: epath.Path) -> np.ndarray:

@@ -24,6 +24,7 @@ from imagen_booth.data.examples import Embedding, ImagePair
 from imagen_booth.diffusion.sampler import SamplerConfig
 from imagen_booth.distributed import processes
 from imagen_booth.sampling.cascade_sampler import sample_stage
+from imagen_booth.storage import write_atomic
 from imagen_booth.training.subject_prompts import SubjectPrompts
 from imagen_booth.weights.load import Part, load
 
@@ -104,10 +105,8 @@ def sample_class_images(
     groups = -(-count // recipe.group)
     missing = [group for group in range(groups) if not _complete(folder, group, recipe)]
     if processes.is_first() and missing:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "recipe.json").write_text(
-            json.dumps(dataclasses.asdict(recipe), indent=1, default=repr)
-        )
+        text = json.dumps(dataclasses.asdict(recipe), indent=1, default=repr)
+        write_atomic(folder / "recipe.json", text.encode())
     together = max(1, mesh.size // recipe.group)
     for first in tqdm.tqdm(
         range(0, len(missing), together),
