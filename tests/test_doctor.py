@@ -105,7 +105,6 @@ def test_warning_for_a_weak_identifier(examine, name, why):
 @pytest.mark.parametrize(
     ("prompt", "why"),
     [
-        ("a [V] [N] in the snow " * 9, "cut off"),
         ("a [V] [N] 狗", "lacks characters of 狗"),
         ("a [V] [N] wearing qzxkv", "lacks qzxkv"),
     ],
@@ -114,6 +113,13 @@ def test_prompts_that_cannot_be_read(examine, prompt, why):
     findings = examine(pictures__prompts=("a [V] [N]", prompt))
     (warning,) = texts(findings, WARNING, "prompts")
     assert why in warning
+
+
+def test_a_prompt_that_train_refuses_as_too_long(examine):
+    findings = examine(pictures__prompts=("a [V] [N]", "a [V] [N] in the snow " * 9))
+    (problem,) = (f for f in findings if f.level == PROBLEM)
+    assert (problem.topic, problem.exit_code) == ("prompts", 2)
+    assert "1 prompts are too long" in problem.text
 
 
 def test_prompt_with_an_unknown_place(examine):

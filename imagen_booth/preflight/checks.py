@@ -27,7 +27,11 @@ from imagen_booth.rundir import layout
 from imagen_booth.rundir.checkpoints import KEEP
 from imagen_booth.rundir.layout import RunDirectory
 from imagen_booth.sampling import cascade_sampler
-from imagen_booth.sampling.text_embeddings import cleaning_name, load_tokenizer
+from imagen_booth.sampling.text_embeddings import (
+    cleaning_name,
+    load_tokenizer,
+    tokenize,
+)
 from imagen_booth.text import caption_cleaning, prompts
 from imagen_booth.text.tokenizer import UNKNOWN, Tokenizer
 from imagen_booth.toybox import coverage
@@ -205,13 +209,17 @@ def _check_identifier_and_prompts(found: _Findings, job: Job, cascade: Cascade) 
     found.ok(f"{name!r}, {how}, {tokens}; the instance prompt is {instance!r}")
     for warning in warnings:
         found.warn(warning)
-    clean = caption_cleaning.cleaner(cleaning_name(cascade, job.cleaning)) or str
+    cleaning = cleaning_name(cascade, job.cleaning)
+    clean = caption_cleaning.cleaner(cleaning) or str
     with found.about("prompts"):
         before = len(found)
+        filled = []
         for template in job.pictures.prompts:
             with found.about("prompts"):
-                prompt = clean(prompts.fill(template, name, noun))
-                _check_prompt(found, cascade, pieces, prompt, set(clean(name).split()))
+                filled.append(prompts.fill(template, name, noun))
+                prompt, known = clean(filled[-1]), set(clean(name).split())
+                _check_prompt(found, cascade, pieces, prompt, known)
+        tokenize(cascade, filled, job.weights.vocabulary, cleaning)
         if len(found) == before:
             count = len(job.pictures.prompts)
             found.ok(f"{count}, each within the vocabulary and {pieces.length} tokens")
@@ -220,7 +228,7 @@ def _check_identifier_and_prompts(found: _Findings, job: Job, cascade: Cascade) 
 def _check_prompt(
     found: _Findings, cascade: Cascade, pieces: Tokenizer, prompt: str, known: set[str]
 ) -> None:
-    """Warns of words that the encoder cannot read, and of a prompt that is too long.
+    """Warns of words that the encoder cannot read.
 
     Args:
         prompt: Cleaned prompt.
@@ -239,12 +247,6 @@ def _check_prompt(
     if strange and cascade.text.vocabulary == "embedded":
         found.warn(
             f"{prompt!r}: the vocabulary of {cascade.name} lacks {', '.join(strange)}"
-        )
-    count = len(pieces.pieces(prompt)) + 1
-    if count > pieces.length:
-        found.warn(
-            f"{prompt!r} has {count} tokens and is cut off after the first "
-            f"{pieces.length}; shorten it"
         )
 
 

@@ -130,7 +130,7 @@ def embed_prompts(
     """
     wanted = list(dict.fromkeys(["", *prompts]))
     cleaning = cleaning_name(cascade, cleaning)
-    tokens = _tokenize(cascade, wanted, vocabulary, cleaning)
+    tokens = tokenize(cascade, wanted, vocabulary, cleaning)
     origin = weight_origin(cascade, "text", weights) | {"cleaning": cleaning}
     paths = _cache_files(cache / "text" / origin["sha256"][:16], tokens, learned)
     # Process 0 decides, all obey: a host that sees other files would wait forever.
@@ -175,10 +175,22 @@ def _encode_with(
     return encode(cascade, jax.jit(part.apply), params, tokens, mesh)
 
 
-def _tokenize(
+def tokenize(
     cascade: Cascade, prompts: Sequence[str], vocabulary: str, cleaning: str
 ) -> np.ndarray:
-    """Tokens of cleaned prompts, int32 [N, L]; refuses what would be cut."""
+    """Tokens of prompts after cleaning.
+
+    Args:
+        prompts: N prompts.
+        vocabulary: Source of the vocabulary, see ``load_tokenizer``.
+        cleaning: Name of the cleaning, see ``cleaning_name``.
+
+    Returns:
+        int32 [N, L].
+
+    Raises:
+        InputError: Some prompts have more tokens than the encoder reads.
+    """
     tokenizer = load_tokenizer(cascade, vocabulary)
     clean = caption_cleaning.cleaner(cleaning) or str
     cleaned = [clean(prompt) for prompt in prompts]
