@@ -7,12 +7,13 @@ import dataclasses
 import inspect
 import pathlib
 import re
+import types
 import typing
 from typing import Any
 
 from imagen_booth.cascade import CASCADES
 from imagen_booth.config import presets, schema
-from imagen_booth.config.build import from_config
+from imagen_booth.config.build import from_config, limits, range_text
 from imagen_booth.diffusion.sampler import SamplerConfig
 
 PAGE = pathlib.Path(__file__).with_name("configuration.md")
@@ -109,7 +110,15 @@ def type_name(kind: Any) -> str:
     """A type as a reader would write it."""
     if isinstance(kind, type) and not typing.get_args(kind):
         return "None" if kind is type(None) else kind.__name__
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
+        return " | ".join(type_name(each) for each in typing.get_args(kind))
     return str(kind).replace("typing.", "").replace("NoneType", "None")
+
+
+def allowed(kind: Any) -> str:
+    """The range that a type declares, of its first part that has one."""
+    parts = [kind] if limits(kind) else typing.get_args(kind)
+    return next((text for text in map(range_text, map(limits, parts)) if text), "")
 
 
 def literal(value: Any) -> str:
@@ -131,6 +140,7 @@ def cell(text: str) -> str:
 def section(kind: type, where: str) -> str:
     """Heading, summary and table of one dataclass, which stands at ``where``."""
     texts, hints = attributes(kind), typing.get_type_hints(kind)
+    declared = typing.get_type_hints(kind, include_extras=True)
     rows = []
     for field in dataclasses.fields(kind):
         if field.default is not dataclasses.MISSING:
@@ -141,7 +151,10 @@ def section(kind: type, where: str) -> str:
         if dataclasses.is_dataclass(hints[field.name]):
             kind_name = f"[{kind_name}](#{kind_name.strip('`').lower()})"
         text = cell(texts.get(field.name, ""))
-        rows.append(f"| `{field.name}` | {kind_name} | {default} | {text} |")
+        rows.append(
+            f"| `{field.name}` | {kind_name} | {allowed(declared[field.name])} | "
+            f"{default} | {text} |"
+        )
     return "\n".join(
         [
             f"## {kind.__name__}",
@@ -150,8 +163,8 @@ def section(kind: type, where: str) -> str:
             "",
             cell(summary(kind)),
             "",
-            "| setting | type | default | meaning |",
-            "|---|---|---|---|",
+            "| setting | type | range | default | meaning |",
+            "|---|---|---|---|---|",
             *rows,
             "",
         ]

@@ -21,6 +21,8 @@ USAGE = 2
 BROKEN_PIPE = 141  # exit code of a program that SIGPIPE ended, as a shell reports it
 _TRUE = ("y", "yes", "t", "true", "on", "1")  # of an environment variable, for jax
 
+flags.disclaim_key_flags()  # flags defined below belong to the command that calls
+
 
 def run(
     main: Callable[..., None], doc: str | None, verbs: Mapping[str, int] | None = None
@@ -143,6 +145,36 @@ def _silence_broken_streams() -> bool:
             os.close(null)
             broken = True
     return broken
+
+
+class _PathParser(flags.ArgumentParser[str]):
+    """Reads ``PATH`` or ``NAME=PATH``."""
+
+    def __init__(self, name: str):
+        self._name = f"--{name}"
+
+    def parse(self, argument: str) -> str:
+        from imagen_booth.storage import user_path  # slow; --help does without
+
+        name, equals, path = argument.partition("=")
+        if equals and path.startswith("~"):
+            return f"{name}={user_path(self._name, path)}"
+        return user_path(self._name, argument)
+
+    def flag_type(self) -> str:
+        return "path"
+
+
+def define_path(name: str, default: str | None, help: str) -> flags.FlagHolder[Any]:
+    """Defines a flag that takes a path, see ``storage.user_path``."""
+    serializer = flags.ArgumentSerializer[str]()
+    return flags.DEFINE(_PathParser(name), name, default, help, serializer=serializer)
+
+
+def define_paths(name: str, help: str) -> flags.FlagHolder[list[str]]:
+    """Defines a flag that can be repeated and takes ``PATH`` or ``NAME=PATH``."""
+    serializer = flags.ArgumentSerializer[str]()
+    return flags.DEFINE_multi(_PathParser(name), serializer, name, [], help)
 
 
 def define_hosts() -> None:

@@ -20,9 +20,9 @@ from imagen_booth import cli
 # Commands, and how many words may follow each.
 VERBS = {"export": 0, "fetch": 1, "import": 0, "unpickle": 0}
 
-_RUN = flags.DEFINE_string("run", None, "export: work directory of a run")
-_FROM = flags.DEFINE_string("from", None, "weights to read: a folder, or a file")
-_TO = flags.DEFINE_string("to", None, "folder to write; fetch: default is a cache")
+_RUN = cli.define_path("run", None, "export: work directory of a run")
+_FROM = cli.define_path("from", None, "weights to read: a folder, or a file")
+_TO = cli.define_path("to", None, "folder to write; fetch: default is a cache")
 _DTYPE = flags.DEFINE_enum(
     "dtype",
     None,

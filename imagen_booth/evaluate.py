@@ -28,18 +28,17 @@ from absl import flags
 
 from imagen_booth import cli
 
-_RUN = flags.DEFINE_multi_string("run", [], "finished run: DIR, or NAME=DIR")
+_RUN = cli.define_paths("run", "finished run: DIR, or NAME=DIR")
 _NAME = flags.DEFINE_string(
     "name", "", "folder in RUN/samples; default that of --prompts"
 )
-_IMAGES = flags.DEFINE_string("images", None, "folder of pictures")
-_SYSTEM = flags.DEFINE_multi_string("system", [], "folder of pictures: NAME=DIR")
-_CLASS = flags.DEFINE_multi_string(
+_IMAGES = cli.define_path("images", None, "folder of pictures")
+_SYSTEM = cli.define_paths("system", "folder of pictures: NAME=DIR")
+_CLASS = cli.define_paths(
     "class_images",
-    [],
     "pictures of the class alone, for PRES: NAME=DIR, or DIR with --images",
 )
-_PHOTOS = flags.DEFINE_string(
+_PHOTOS = cli.define_path(
     "photos",
     None,
     "folder of the subject's photos, or of one folder per subject; default the "
@@ -48,25 +47,25 @@ _PHOTOS = flags.DEFINE_string(
 _NOUN = flags.DEFINE_multi_string(
     "noun", [], "class noun, [N]: NOUN, or SUBJECT=NOUN; those of DreamBench are known"
 )
-_PROMPTS = flags.DEFINE_string(
+_PROMPTS = cli.define_path(
     "prompts",
     None,
     "file of prompts, suite, or 'dreambench' for the list that fits the class",
 )
-_DINO = flags.DEFINE_string("dino", None, "folder of facebook/dino-vits16, or random")
-_CLIP = flags.DEFINE_string("clip", None, "folder of openai/clip-vit-*, or random")
+_DINO = cli.define_path("dino", None, "folder of facebook/dino-vits16, or random")
+_CLIP = cli.define_path("clip", None, "folder of openai/clip-vit-*, or random")
 _CLIP_MODEL = flags.DEFINE_enum(
     "clip_model",
     "clip_vit_b32",
     ["clip_vit_b32", "clip_vit_b16", "clip_vit_l14"],
     "which CLIP --clip holds",
 )
-_LPIPS = flags.DEFINE_string("lpips", None, "lpips_alex.safetensors, or random")
-_JUDGE = flags.DEFINE_string("judge", None, "folder of a toybox judge, or 'shipped'")
-_TO = flags.DEFINE_string(
+_LPIPS = cli.define_path("lpips", None, "lpips_alex.safetensors, or random")
+_JUDGE = cli.define_path("judge", None, "folder of a toybox judge, or 'shipped'")
+_TO = cli.define_path(
     "to", None, "folder of the results; default RUN/evaluation, or runs/evaluation"
 )
-_CACHE = flags.DEFINE_string(
+_CACHE = cli.define_path(
     "cache", None, "folder for computed features; default 'cache' beside the runs"
 )
 

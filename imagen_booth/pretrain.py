@@ -25,8 +25,8 @@ from imagen_booth.errors import InputError
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "settings, FILE.py:STAGE", lock_config=True
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "run directory, local or gs://")
-_INIT = flags.DEFINE_string(
+_WORKDIR = cli.define_path("workdir", None, "run directory, local or gs://")
+_INIT = cli.define_path(
     "init", "", "start from these weights: a folder, or shipped; default random"
 )
 _PROFILE = flags.DEFINE_bool(

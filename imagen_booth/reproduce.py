@@ -16,7 +16,7 @@ from absl import flags
 
 from imagen_booth import cli
 
-_WORKDIR = flags.DEFINE_string(
+_WORKDIR = cli.define_path(
     "workdir", "runs/reproduce", "folder of all runs and results, local or gs://"
 )
 _QUICK = flags.DEFINE_bool(

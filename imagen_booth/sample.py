@@ -22,9 +22,9 @@ from absl import flags
 from imagen_booth import cli
 from imagen_booth.errors import InputError
 
-_RUN = flags.DEFINE_string("run", None, "work directory of a finished run")
+_RUN = cli.define_path("run", None, "work directory of a finished run")
 _PROMPT = flags.DEFINE_multi_string("prompt", [], "a prompt; repeat the flag for more")
-_PROMPTS = flags.DEFINE_string("prompts", None, "file of prompts, or a suite")
+_PROMPTS = cli.define_path("prompts", None, "file of prompts, or a suite")
 _SEEDS = flags.DEFINE_integer("seeds", 1, "images per prompt", lower_bound=1)
 _FIRST_SEED = flags.DEFINE_integer(
     "first_seed", 0, "first seed of each prompt", lower_bound=0, upper_bound=2**32 - 1

@@ -5,27 +5,76 @@ is written whole or not at all. Everything that writes goes through this module.
 """
 
 import contextlib
+import errno
 import io
+import json
+import logging
 import os
+import re
 import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from typing import IO
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import IO, Any, TypeVar
 
+import fsspec
 import numpy as np
 from etils import epath
 
-from imagen_booth.errors import StorageError
+from imagen_booth.errors import InputError, StorageError
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # Cloud Storage accepts about one write a second to the same object.
 REWRITE_SECONDS = 2.0
+SCHEMES = ("gs", "s3")  # object stores that a path can name
 
 
 def is_object_store(path: epath.PathLike) -> bool:
     """Whether a path lies in an object store, such as ``gs://bucket/run``."""
     return "://" in os.fspath(path)
+
+
+def user_path(name: str, path: str) -> str:
+    """A path that a user gave, with a leading ``~`` or ``~user`` expanded.
+
+    A shell does not expand it behind the equals sign of ``--workdir=~/runs``.
+
+    Args:
+        name: Name of the flag or setting, for the error.
+
+    Raises:
+        InputError: There is no such user, or no such kind of storage.
+    """
+    expanded = os.path.expanduser(path)
+    user = expanded.partition("/")[0]
+    if user.startswith("~") and user != "~":
+        raise InputError(
+            f"{name}={path}: {user} is not the home folder of a user; give the whole "
+            f"path, or ./{path} for a folder of that name"
+        )
+    scheme = re.match(r"([a-z][a-z0-9+]*):(/+)", expanded, re.IGNORECASE)
+    if scheme and (scheme[1] not in SCHEMES or scheme[2] != "//"):
+        raise InputError(
+            f"{name}={path} is neither a local path nor one like gs://BUCKET/FOLDER"
+        )
+    return expanded
+
+
+def free_space(path: epath.PathLike) -> str:
+    """`` (the disk at /data has 0 of 120 MB free)``; empty for an object store."""
+    if is_object_store(path):
+        return ""
+    place = os.path.abspath(path)
+    while not os.path.exists(place) or not os.path.ismount(place) and place != "/":
+        place = os.path.dirname(place)
+    usage = shutil.disk_usage(place)
+    free, total = (f"{size / 1e6:,.1f}" for size in (usage.free, usage.total))
+    return f" (the disk at {place} has {free} of {total} MB free)"
 
 
 def write_atomic(path: epath.PathLike, data: bytes) -> None:
@@ -55,7 +104,8 @@ def open_atomic(path: epath.PathLike) -> Iterator[IO[bytes]]:
         with opened as file:
             yield file
     except OSError as error:
-        raise StorageError(f"could not write {path}: {error}") from error
+        space = free_space(path) if error.errno == errno.ENOSPC else ""
+        raise StorageError(f"could not write {path}: {error}{space}") from error
 
 
 @contextlib.contextmanager
@@ -95,6 +145,48 @@ def read_array(path: epath.PathLike) -> np.ndarray:
     return np.load(io.BytesIO(epath.Path(path).read_bytes()))
 
 
+def from_cache(path: epath.PathLike, read: Callable[[Any], T]) -> T | None:
+    """What a cache holds in a file; None if it is absent or damaged: make it anew.
+
+    Args:
+        read: Reads a file, such as ``read_array``.
+    """
+    try:
+        return read(path)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, EOFError, SyntaxError, zlib.error) as error:
+        log.warning("%s is damaged (%s) and is made again", path, error)
+        return None
+
+
+def read_json(path: epath.PathLike, fix: str | None) -> dict[str, Any]:
+    """The object in a JSON file; empty if there is no such file.
+
+    Args:
+        fix: What to do about a damaged file, for the error; None to take it for absent,
+            because it is written anew.
+
+    Raises:
+        StorageError: The file is empty or damaged, as a power cut leaves it.
+    """
+    path = epath.Path(path)
+    if not path.exists():
+        return {}
+    data = path.read_bytes()
+    try:
+        found = json.loads(data)
+        if isinstance(found, dict):
+            return found
+    except ValueError:
+        pass
+    state = "damaged" if data.strip(b"\0 \n") else "empty"
+    if fix is None:
+        log.warning("%s is %s and is made again", path, state)
+        return {}
+    raise StorageError(f"{path} is {state}; {fix}")
+
+
 class LineLog:
     """A text file that grows by lines; one process writes it.
 
@@ -107,7 +199,8 @@ class LineLog:
 
     def __init__(self, path: epath.PathLike):
         self._path = epath.Path(path)
-        text = self._path.read_text() if self._path.exists() else ""
+        data = self._path.read_bytes() if self._path.exists() else b""
+        text = data.decode(errors="replace")  # a power cut leaves any bytes
         self._lines = text.splitlines()
         self._cut_short = bool(text) and not text.endswith("\n")
         self._waiting, self._written = False, 0.0
@@ -168,4 +261,62 @@ class LineLog:
             with self._path.open("a") as file:
                 file.write("".join(f"{line}\n" for line in lines))
         except OSError as error:
+            space = free_space(self._path) if error.errno == errno.ENOSPC else ""
+            raise StorageError(
+                f"could not write {self._path}: {error}{space}"
+            ) from error
+
+
+class SharedFolder:
+    """Small files that several processes write, and read as they are at the moment.
+
+    Other readers of an object store may answer from a cache of its listings.
+
+    Args:
+        path: Local or ``gs://``; made when the first file is created.
+    """
+
+    def __init__(self, path: epath.PathLike):
+        self._path = epath.Path(path)
+        options = {"use_listings_cache": False} if is_object_store(path) else {}
+        self._files, self._root = fsspec.core.url_to_fs(os.fspath(path), **options)
+
+    def names(self) -> list[str]:
+        """Names of the files, in order; none if the folder does not exist."""
+        try:
+            found = self._files.ls(self._root, detail=False)
+        except FileNotFoundError:
+            return []
+        names = (os.path.basename(each) for each in found)
+        return sorted(name for name in names if name and not name.startswith("."))
+
+    def read(self, name: str) -> bytes | None:
+        """The bytes of a file; None if it does not exist."""
+        try:
+            return self._files.cat_file(f"{self._root}/{name}")
+        except FileNotFoundError:
+            return None
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Creates a file; of several processes that try, one succeeds.
+
+        Raises:
+            StorageError: It cannot be written.
+        """
+        try:
+            if not is_object_store(self._path):
+                self._path.mkdir(parents=True, exist_ok=True)
+            self._files.pipe_file(f"{self._root}/{name}", data, mode="create")
+        except FileExistsError:
+            return False
+        except OSError as error:
             raise StorageError(f"could not write {self._path}: {error}") from error
+        return self.read(name) == data
+
+    def write(self, name: str, data: bytes) -> None:
+        """Writes a file whole, as ``write_atomic``."""
+        write_atomic(self._path / name, data)
+
+    def delete(self, name: str) -> None:
+        """Deletes a file, if it is still there."""
+        (self._path / name).unlink(missing_ok=True)

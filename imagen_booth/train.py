@@ -17,7 +17,7 @@ from imagen_booth.errors import InputError
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "settings, FILE.py or FILE.py:CASCADE", lock_config=True
 )
-_WORKDIR = flags.DEFINE_string(
+_WORKDIR = cli.define_path(
     "workdir", None, "run directory, local or gs://; default runs/CONFIG"
 )
 _OVERWRITE = flags.DEFINE_list(

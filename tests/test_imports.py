@@ -18,7 +18,7 @@ FLOORS = 10  # of imports between them, at most
 # These folders import nothing of the package but what is named first, and of other
 # libraries only what is named second.
 GROUND = {
-    "diffusion": ({"errors"}, {"jax", "jaxtyping", "numpy"}),
+    "diffusion": ({"errors"}, {"annotated_types", "jax", "jaxtyping", "numpy"}),
     "models": (set(), {"flax", "jax", "jaxtyping", "numpy"}),
     "data": (
         {"errors", "storage"},

@@ -2,16 +2,20 @@
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import annotated_types as ranges
 import ml_collections
 from ml_collections import config_dict
 
 from imagen_booth.cascade import by_name
-from imagen_booth.config.schema import Job
+from imagen_booth.config.schema import IS_PATH, Job
 from imagen_booth.errors import InputError
+from imagen_booth.storage import user_path
 
 
 def build(kind: Any, value: Any, where: str) -> Any:
@@ -23,10 +27,13 @@ def build(kind: Any, value: Any, where: str) -> Any:
         where: name of the value, for errors.
 
     Raises:
-        InputError: a field that is not known, or a value of another type.
+        InputError: a field that is not known, or a value of another type or out of the
+            range that the type declares, see ``limits``.
     """
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        fields = typing.get_type_hints(kind)
+        if not isinstance(value, dict):
+            raise InputError(f"{where}={value!r} should hold settings of its own")
+        fields = typing.get_type_hints(kind, include_extras=True)
         for name in value:
             if name not in fields:
                 near = difflib.get_close_matches(name, fields, 1)
@@ -39,6 +46,8 @@ def build(kind: Any, value: Any, where: str) -> Any:
             }
         )
     origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Annotated:
+        return _within(limits(kind), build(args[0], value, where), where)
     if origin is tuple:
         items = tuple(value) if isinstance(value, list | tuple) else None
         many = len(args) == 2 and args[1] is Ellipsis
@@ -59,15 +68,65 @@ def build(kind: Any, value: Any, where: str) -> Any:
         for each in args:
             try:
                 return build(each, value, where)
+            except _OutOfRange:
+                raise
             except InputError:
                 continue
         raise InputError(f"{where}={value!r} should be one of {kind}")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        value = float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise InputError(
             f"{where}={value!r} should be of type {getattr(kind, '__name__', kind)}"
         )
+    if kind is float and not math.isfinite(value):
+        raise _OutOfRange(f"{where}={value!r} should be a finite number")
+    return value
+
+
+class _OutOfRange(InputError):
+    """A value of the right type that is not allowed."""
+
+
+def limits(kind: Any) -> list[Any]:
+    """What ``Annotated`` declares of a type besides the type: ranges, or a path."""
+    declared: Iterable[Any] = getattr(kind, "__metadata__", ())
+    return [
+        each
+        for one in declared
+        for each in (one if isinstance(one, ranges.GroupedMetadata) else [one])
+    ]
+
+
+def range_text(declared: Iterable[Any]) -> str:
+    """Limits in words, such as ``0 or more, below 1``; "" for none."""
+    return ", ".join(_rule(limit)[1] for limit in declared if limit != IS_PATH)
+
+
+def _rule(limit: Any) -> tuple[Callable[[Any], bool], str]:
+    """A limit as a test of values and in words."""
+    match limit:
+        case ranges.Ge(ge=bound):
+            return lambda value: value >= bound, f"{bound} or more"
+        case ranges.Gt(gt=bound):
+            return lambda value: value > bound, f"above {bound}"
+        case ranges.Le(le=bound):
+            return lambda value: value <= bound, f"at most {bound}"
+        case ranges.Lt(lt=bound):
+            return lambda value: value < bound, f"below {bound}"
+        case ranges.MultipleOf(multiple_of=bound):
+            return lambda value: value % bound == 0, f"a multiple of {bound}"
+        case ranges.MinLen(min_length=bound):
+            return lambda value: len(value) >= bound, f"{bound} or more entries"
+    raise TypeError(f"no rule for {limit!r}")
+
+
+def _within(declared: Sequence[Any], value: Any, where: str) -> Any:
+    """``value`` if it is within its limits; of a path, with ``~`` expanded."""
+    if IS_PATH in declared:
+        return user_path(where, value)
+    if not all(_rule(limit)[0](value) for limit in declared):
+        raise _OutOfRange(f"{where}={value!r} should be {range_text(declared)}")
     return value
 
 
@@ -83,7 +142,7 @@ def with_placeholders(part: Any) -> dict[str, Any]:
         value = getattr(part, field.name)
         if dataclasses.is_dataclass(value):
             value = with_placeholders(value)
-        elif typing.get_origin(kinds[field.name]) is types.UnionType:
+        elif typing.get_origin(kinds[field.name]) in (types.UnionType, typing.Union):
             value = config_dict.FieldReference(value, field_type=object)
         tree[field.name] = value
     return tree

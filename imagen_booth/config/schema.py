@@ -1,7 +1,14 @@
-"""The settings of every kind of job, as frozen dataclasses."""
+"""The settings of every kind of job, as frozen dataclasses.
+
+The type of a field declares its range too, such as ``Annotated[float, Gt(0)]``;
+``config.build`` enforces it and the configuration page shows it.
+"""
 
 import dataclasses
 import re
+from typing import Annotated
+
+from annotated_types import Ge, Gt, Interval, MinLen, MultipleOf
 
 from imagen_booth.diffusion.sampler import SamplerConfig
 from imagen_booth.errors import InputError
@@ -9,6 +16,19 @@ from imagen_booth.toybox.grammar import TIERS
 from imagen_booth.toybox.records import BLOCK
 
 TOYBOX = "toybox"  # the source of rendered records
+
+IS_PATH = "a path"  # marks text that names a file or folder; ``~`` is expanded
+
+PathText = Annotated[str, IS_PATH]
+Texts = Annotated[tuple[str, ...], MinLen(1)]
+Count = Annotated[int, Ge(0)]
+Positive = Annotated[int, Ge(1)]
+Shift = Annotated[float, Interval(ge=-1, le=1)]
+Level = Annotated[int, Interval(ge=0, le=255)]  # of a colour
+Share = Annotated[float, Interval(ge=0, lt=1)]
+# The number of an image is added to a seed, and the sum has to fit 32 bits.
+Seed = Annotated[int, Interval(ge=0, le=4_000_000_000)]
+ImageCount = Annotated[int, Interval(ge=0, le=1_000_000)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,13 +40,12 @@ class Subject:
             rendered photos of a toy.
         class_noun: Noun for the class of the subject, e.g. ``dog``; required.
         identifier: Text that stands for [V]; empty to draw rare tokens.
-        tokens: Number of rare tokens to draw for the identifier, 1 to 3.
+        tokens: Number of rare tokens to draw for the identifier.
         crop: How photos become square: ``centre`` cuts the largest square, ``pad`` adds
             background.
-        shift: Shift (right, down) of the crop from the centre towards an edge, each -1
-            to 1, where 1 reaches the edge.
-        background: RGB colour shown through transparent pixels and in padding, each 0
-            to 255.
+        shift: Shift (right, down) of the crop from the centre towards an edge; 1
+            reaches the edge.
+        background: RGB colour shown through transparent pixels and in padding.
         consent: Whether a subject who is a person has agreed, or a parent if the person
             is a child.
         description: Words that stand for "[V] [N]" in runs without fine-tuning, such as
@@ -34,13 +53,13 @@ class Subject:
             description of one of its subjects; empty otherwise.
     """
 
-    photos: str = ""
+    photos: PathText = ""
     class_noun: str = ""
     identifier: str = ""
-    tokens: int = 1
+    tokens: Annotated[int, Interval(ge=1, le=3)] = 1
     crop: str = "centre"
-    shift: tuple[float, float] = (0.0, 0.0)
-    background: tuple[int, int, int] = (255, 255, 255)
+    shift: tuple[Shift, Shift] = (0.0, 0.0)
+    background: tuple[Level, Level, Level] = (255, 255, 255)
     consent: bool = False
     description: str = ""
 
@@ -50,18 +69,18 @@ class ClassImages:
     """The class images of prior preservation.
 
     Attributes:
-        count: Number of class images, a multiple of ``group``; 0 or more.
-        group: Number of class images sampled together, 1 or more; part of what
-            identifies them, so that a resumed run never changes a batch shape.
+        count: Number of class images, a multiple of ``group``.
+        group: Number of class images sampled together; part of what identifies them, so
+            that a resumed run never changes a batch shape.
         sampler: Sampler of the frozen base stage for class images.
     """
 
-    count: int
-    group: int
+    count: ImageCount
+    group: Positive
     sampler: SamplerConfig
 
     def __post_init__(self):
-        if self.group < 1 or self.count % self.group:
+        if self.group and self.count % self.group:
             raise InputError(
                 f"config.class_images.count={self.count} is not a multiple of "
                 f"config.class_images.group={self.group}; change one of them"
@@ -76,29 +95,28 @@ class OptimConfig:
         name: Name of the optimizer: ``adam``, ``adamw``, ``adafactor`` (optax defaults,
             which scale each step by the parameter's own size) or
             ``adafactor_unscaled``.
-        lr: Peak learning rate, above 0.
-        warmup: Steps of linear warm-up from rate 0, 0 or more.
+        lr: Peak learning rate.
+        warmup: Steps of linear warm-up from rate 0.
         decay: Course of the rate after warm-up: ``constant``, or ``cosine`` to 0 over
             the stage's steps.
-        b1: Decay of Adam's first moment, 0 to below 1.
-        b2: Decay of Adam's second moment, 0 to below 1.
-        eps: Number added to Adam's denominator, above 0.
-        weight_decay: Decoupled weight decay, 0 or more; ``adamw`` only.
+        b1: Decay of Adam's first moment.
+        b2: Decay of Adam's second moment.
+        eps: Number added to Adam's denominator.
+        weight_decay: Decoupled weight decay; ``adamw`` only.
         clip: Largest global gradient norm; 0 turns clipping off.
-        ema: Decay of the moving average of the parameters, 0 to below 1; 0 turns the
-            average off.
+        ema: Decay of the moving average of the parameters; 0 turns the average off.
     """
 
     name: str = "adam"
-    lr: float = 1e-4
-    warmup: int = 0
+    lr: Annotated[float, Gt(0)] = 1e-4
+    warmup: Count = 0
     decay: str = "constant"
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    clip: float = 1.0
-    ema: float = 0.0
+    b1: Share = 0.9
+    b2: Share = 0.999
+    eps: Annotated[float, Gt(0)] = 1e-8
+    weight_decay: Annotated[float, Ge(0)] = 0.0
+    clip: Annotated[float, Ge(0)] = 1.0
+    ema: Share = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,68 +124,41 @@ class FineTuning:
     """Fine-tuning of one stage.
 
     Attributes:
-        steps: Number of optimizer steps, 0 or more; 0 leaves the part as it is.
-        subject_rows: Rows of the subject in a batch, 1 or more.
-        class_rows: Rows of class images in a batch, 0 or more; 0 turns the prior term
-            off.
+        steps: Number of optimizer steps; 0 leaves the part as it is.
+        subject_rows: Rows of the subject in a batch.
+        class_rows: Rows of class images in a batch; 0 turns the prior term off.
         optim: Optimizer and learning rate.
-        prior_weight: Weight lambda of the prior term in Eq. 2, 0 or more.
-        null_text: Share of the class images that train with the null text, 0 to below
-            1. Fine-tuning changes the unconditional prediction too, and guidance
-            multiplies that change.
-        accumulate: Micro-batches in a step, 1 or more.
+        prior_weight: Weight lambda of the prior term in Eq. 2.
+        null_text: Share of the class images that train with the null text. Fine-tuning
+            changes the unconditional prediction too, and guidance multiplies that
+            change.
+        accumulate: Micro-batches in a step.
         remat: Whether to recompute the inside of each block in the backward pass
             instead of storing it; this takes far less memory and up to a third more
             arithmetic.
         weighting: Name of the loss weighting in ``diffusion.loss``, such as ``eps``.
         hybrid: Whether to train a learned variance with the variational bound.
         level: Augmentation level (a variance) of the low-res input in fine-tuning and
-            in sampling, 0 to below 1; super-resolution only.
-        log_every: Steps between rows of metrics, 1 or more.
-        save_every: Steps between checkpoints, 1 or more.
-        preview_every: Steps between previews, 0 or more; 0 makes only the first and the
-            last.
+            in sampling; super-resolution only.
+        log_every: Steps between rows of metrics.
+        save_every: Steps between checkpoints.
+        preview_every: Steps between previews; 0 makes only the first and the last.
     """
 
-    steps: int
-    subject_rows: int
-    class_rows: int
+    steps: Count
+    subject_rows: Positive
+    class_rows: Count
     optim: OptimConfig
-    prior_weight: float = 1.0
-    null_text: float = 0.0
-    accumulate: int = 1
+    prior_weight: Annotated[float, Ge(0)] = 1.0
+    null_text: Share = 0.0
+    accumulate: Positive = 1
     remat: bool = False
     weighting: str = "eps"
     hybrid: bool = False
-    level: float = 1e-5
-    log_every: int = 10
-    save_every: int = 100
-    preview_every: int = 100
-
-    def __post_init__(self):
-        for name, least in (
-            ("steps", 0),
-            ("subject_rows", 1),
-            ("class_rows", 0),
-            ("accumulate", 1),
-            ("log_every", 1),
-            ("save_every", 1),
-            ("preview_every", 0),
-        ):
-            if getattr(self, name) < least:
-                raise InputError(
-                    f"{name}={getattr(self, name)} of a stage should be {least} or more"
-                )
-        if not 0.0 <= self.null_text < 1.0:
-            raise InputError(
-                f"null_text={self.null_text} of a stage is a share of the class "
-                "images; use 0 to below 1, such as 0.125"
-            )
-        if not 0.0 <= self.level < 1.0:
-            raise InputError(
-                f"level={self.level} of a stage is a variance; use 0 to below 1, "
-                "such as 1e-5"
-            )
+    level: Share = 1e-5
+    log_every: Positive = 10
+    save_every: Positive = 100
+    preview_every: Count = 100
 
 
 # Neutral sentences about the subject.
@@ -204,17 +195,14 @@ class TextualInversion(FineTuning):
     """
 
     initializer: str = ""
-    templates: tuple[str, ...] = TEMPLATES
+    templates: Texts = TEMPLATES
 
     def __post_init__(self):
-        super().__post_init__()
         if self.class_rows:
             raise InputError(
                 f"config.text.class_rows={self.class_rows}, but Textual Inversion has "
                 "no prior term; use 0"
             )
-        if not self.templates:
-            raise InputError("config.text.templates is empty; give one or more")
         for template in self.templates:
             if "[v]" not in template.lower():
                 raise InputError(
@@ -233,16 +221,16 @@ class Pictures:
     Attributes:
         prompts: Templates in which [V] stands for the identifier and [N] for the class
             noun.
-        seeds: Number of pictures per prompt, 0 or more.
-        batch: Number of pictures sampled together at 64 px, 1 or more.
+        seeds: Number of pictures per prompt.
+        batch: Number of pictures sampled together at 64 px.
         base: Sampler of the base stage, 64 px.
         sr256: Sampler of the stage from 64 to 256 px.
         sr1024: Sampler of the stage from 256 to 1024 px.
     """
 
-    prompts: tuple[str, ...]
-    seeds: int
-    batch: int
+    prompts: Texts
+    seeds: ImageCount
+    batch: Positive
     base: SamplerConfig
     sr256: SamplerConfig
     sr1024: SamplerConfig
@@ -265,11 +253,11 @@ class Weights:
             a folder with one.
     """
 
-    text: str
-    base: str
-    sr256: str
-    sr1024: str
-    vocabulary: str
+    text: PathText
+    base: PathText
+    sr256: PathText
+    sr1024: PathText
+    vocabulary: PathText
 
 
 @dataclasses.dataclass(frozen=True)
@@ -286,8 +274,8 @@ class Mesh:
             and ``data``, ``fsdp`` or None for each dimension.
     """
 
-    data: int = -1
-    fsdp: int = 0
+    data: Annotated[int, Ge(-1)] = -1
+    fsdp: Annotated[int, Ge(-1)] = 0
     rules: tuple[tuple[str, tuple[str | None, ...]], ...] = ()
 
     def __post_init__(self):
@@ -325,7 +313,7 @@ class Job:
         pictures: The pictures sampled at the end of a run.
         weights: Where the weights of each part come from.
         mesh: The devices and how parameters are sharded over them.
-        seed: Seed of all random numbers of the run, 0 or more.
+        seed: Seed of all random numbers of the run.
         cache: Folder shared by runs for class images and text embeddings; empty for
             ``cache`` beside the run directory.
         dtype: Dtype of the activations, ``float32`` or ``bfloat16``; empty for bfloat16
@@ -348,8 +336,8 @@ class Job:
     pictures: Pictures
     weights: Weights
     mesh: Mesh = Mesh()
-    seed: int = 0
-    cache: str = ""
+    seed: Seed = 0
+    cache: PathText = ""
     dtype: str = ""
     cleaning: str = ""
     tensorboard: bool = False
@@ -361,6 +349,13 @@ class Job:
             raise InputError(
                 f"config.keep={self.keep!r} is not known; use {LAST!r} or {BEST!r}"
             )
+        if not self.class_images.count:
+            for name in self.tuned_parts:
+                if rows := self.tuning(name).class_rows:
+                    raise InputError(
+                        f"config.class_images.count=0, but config.{name}.class_rows="
+                        f"{rows} uses class images; give a count, or class_rows=0"
+                    )
         if self.subject.description and self.tuned_parts:
             raise InputError(
                 f"config.subject.description={self.subject.description!r} is for runs "
@@ -414,25 +409,24 @@ class Pretraining:
         records: Number of distinct rendered scenes, a multiple of the number that is
             rendered together.
         steps: Number of optimizer steps.
-        batch: Rows per step, 1 or more.
+        batch: Rows per step.
         optim: Optimizer and learning rate.
         prompts: Prompts of the preview grid.
         sampler: Sampler of the preview grid.
-        accumulate: Micro-batches in a step, 1 or more.
+        accumulate: Micro-batches in a step.
         crop: Side of the training crops in pixels; 0 for whole images.
         level: Least and greatest augmentation level (a variance) of super-resolution
-            rows, each 0 to below 1.
+            rows.
         weighting: Name of the loss weighting in ``diffusion.loss``, such as
             ``v_max_10``.
-        null_text: Share of rows that train with the null text, 0 to 1.
+        null_text: Share of rows that train with the null text.
         text: Weights of a frozen text encoder, a folder or ``shipped``; empty to train
             the encoder with the base stage, from ``init``.
         init: Weights to start from: a folder, ``random``, or ``shipped``.
-        seed: Seed of all random numbers of the run, 0 or more.
-        log_every: Steps between rows of metrics, 1 or more.
-        save_every: Steps between checkpoints, 1 or more.
-        preview_every: Steps between previews, 0 or more; 0 makes only the first and the
-            last.
+        seed: Seed of all random numbers of the run.
+        log_every: Steps between rows of metrics.
+        save_every: Steps between checkpoints.
+        preview_every: Steps between previews; 0 makes only the first and the last.
         cache: Folder for rendered scenes; empty for one in the run directory.
         source: Source of the images: ``toybox``, or a TFDS data set as ``SET`` or
             ``SET/CONFIG``.
@@ -452,31 +446,31 @@ class Pretraining:
     cascade: str
     stage: str
     tier: str
-    records: int
-    steps: int
-    batch: int
+    records: Positive
+    steps: Positive
+    batch: Positive
     optim: OptimConfig
     prompts: tuple[str, ...]
     sampler: SamplerConfig
-    accumulate: int = 1
-    crop: int = 0
-    level: tuple[float, float] = (1e-4, 1e-2)
+    accumulate: Positive = 1
+    crop: Count = 0
+    level: tuple[Share, Share] = (1e-4, 1e-2)
     weighting: str = "v_max_10"
-    null_text: float = 0.1
-    text: str = ""
-    init: str = "random"
-    seed: int = 0
-    log_every: int = 20
-    save_every: int = 200
-    preview_every: int = 400
-    cache: str = ""
+    null_text: Annotated[float, Interval(ge=0, le=1)] = 0.1
+    text: PathText = ""
+    init: PathText = "random"
+    seed: Seed = 0
+    log_every: Positive = 20
+    save_every: Positive = 200
+    preview_every: Count = 400
+    cache: PathText = ""
     source: str = TOYBOX
-    data_dir: str = ""
+    data_dir: PathText = ""
     split: str = "train"
     held_out: str = "validation"
     image_feature: str = "image"
     caption_feature: str = "caption"
-    vocabulary: str = "shipped"
+    vocabulary: PathText = "shipped"
     dtype: str = ""
     mesh: Mesh = Mesh()
 
@@ -497,30 +491,29 @@ class JudgeTraining:
         record_rows: Rows of two different individuals in a step.
         pair_rows: Rows of one individual shown twice in a step.
         optim: Optimizer and learning rate.
-        temperature: Divisor of the cosines in the loss over pairs, above 0.
-        seed: Seed of all random numbers of the run, 0 or more.
-        log_every: Steps between rows of metrics, 1 or more.
-        save_every: Steps between checkpoints, 1 or more.
-        preview_every: Steps between previews, 0 or more; 0 makes only the first and the
-            last.
+        temperature: Divisor of the cosines in the loss over pairs.
+        seed: Seed of all random numbers of the run.
+        log_every: Steps between rows of metrics.
+        save_every: Steps between checkpoints.
+        preview_every: Steps between previews; 0 makes only the first and the last.
         cache: Folder for rendered scenes; empty for one in the run directory.
         mesh: The devices and how parameters are sharded over them.
     """
 
     tier: str = "A"
-    records: int = 40960
-    pairs: int = 4096
-    held_out: int = 2048
-    steps: int = 5000
-    record_rows: int = 16
-    pair_rows: int = 24
+    records: Annotated[int, Ge(BLOCK), MultipleOf(BLOCK)] = 40960
+    pairs: Annotated[int, Ge(BLOCK), MultipleOf(BLOCK)] = 4096
+    held_out: Annotated[int, Ge(4 * BLOCK), MultipleOf(4 * BLOCK)] = 2048
+    steps: Positive = 5000
+    record_rows: Positive = 16
+    pair_rows: Positive = 24
     optim: OptimConfig = OptimConfig(lr=2e-3, warmup=100, decay="cosine", ema=0.99)
-    temperature: float = 0.1
-    seed: int = 0
-    log_every: int = 50
-    save_every: int = 500
-    preview_every: int = 500
-    cache: str = ""
+    temperature: Annotated[float, Gt(0)] = 0.1
+    seed: Seed = 0
+    log_every: Positive = 50
+    save_every: Positive = 500
+    preview_every: Count = 500
+    cache: PathText = ""
     mesh: Mesh = Mesh()
 
     def __post_init__(self):
@@ -528,13 +521,3 @@ class JudgeTraining:
             raise InputError(
                 f"config.tier={self.tier!r} is not one of {', '.join(TIERS)}"
             )
-        for name, multiple in (
-            ("records", BLOCK),
-            ("pairs", BLOCK),
-            ("held_out", 4 * BLOCK),
-        ):
-            value = getattr(self, name)
-            if value < multiple or value % multiple:
-                raise InputError(
-                    f"config.{name}={value} should be a multiple of {multiple}"
-                )

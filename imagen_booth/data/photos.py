@@ -57,10 +57,6 @@ class Crop:
             raise InputError(
                 f"config.subject.crop is {self.mode!r}; use 'centre' or 'pad'"
             )
-        if len(self.shift) != 2 or any(not -1 <= s <= 1 for s in self.shift):
-            raise InputError(
-                f"config.subject.shift is {self.shift}; use two numbers from -1 to 1"
-            )
 
 
 @dataclass(frozen=True)
@@ -160,10 +156,6 @@ def inspect(
         InputError: The folder is missing, a file, empty, or cannot be listed.
         NoGoodPhotos: None of its images can be used.
     """
-    if len(background) != 3 or any(not 0 <= value <= 255 for value in background):
-        raise InputError(
-            f"config.subject.background is {background}; use three values from 0 to 255"
-        )
     photos, refused, skipped, remarks, hashes = [], [], [], [], []
     for path in _entries(folder):
         name, reason = _printable(path.name), _stray(path)

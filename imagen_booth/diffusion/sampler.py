@@ -27,11 +27,12 @@ Source: Imagen, arXiv 2205.11487, section 2 and appendix A; DPM-Solver++, arXiv
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from annotated_types import Ge, Interval
 from jaxtyping import Array, Float, Key
 
 from imagen_booth.diffusion.schedule import Schedule
@@ -51,7 +52,7 @@ class SamplerConfig:
         'trailing' with dpmpp_2m: grids that include index 0 reach it by a step so long
         in log-SNR that the extrapolation loses more than it gains.
       variance: Variance of the ancestral noise. 'learned' takes the network's; a number
-        in [0, 1] is the stochasticity g: 0 is DDPM's fixed_small, 1 its fixed_large.
+        is the stochasticity g: 0 is DDPM's fixed_small, 1 its fixed_large.
       guidance: Weight of classifier-free guidance; 1 is off.
       threshold: Threshold of x0 at every step: 'none', 'static' or 'dynamic'.
       ratio, cap: Arguments of the dynamic threshold.
@@ -61,13 +62,13 @@ class SamplerConfig:
     """
 
     method: str = "ancestral"
-    steps: int | str = 256
+    steps: Annotated[int, Ge(1)] | str = 256
     spacing: str = "linspace"
-    variance: str | float = 0.0
-    guidance: float = 1.0
+    variance: str | Annotated[float, Interval(ge=0, le=1)] = 0.0
+    guidance: Annotated[float, Ge(0)] = 1.0
     threshold: str = "dynamic"
-    ratio: float = 0.995
-    cap: float | None = None
+    ratio: Annotated[float, Interval(gt=0, le=1)] = 0.995
+    cap: Annotated[float, Ge(1)] | None = None
 
     def __post_init__(self):
         for field, choices in (
@@ -80,19 +81,11 @@ class SamplerConfig:
                 raise InputError(
                     f"sampler.{field} is '{value}'. Use one of {', '.join(choices)}."
                 )
-        if self.variance != "learned" and (
-            isinstance(self.variance, str) or not 0 <= self.variance <= 1
-        ):
+        if isinstance(self.variance, str) and self.variance != "learned":
             raise InputError(
                 f"sampler.variance is {self.variance!r}. Use 'learned' or a number "
                 "from 0 to 1."
             )
-        if not 0 < self.ratio <= 1:
-            raise InputError(
-                f"sampler.ratio is {self.ratio}. Use a number above 0, at most 1."
-            )
-        if self.cap is not None and self.cap < 1:
-            raise InputError(f"sampler.cap is {self.cap}. Use 1 or more, or None.")
 
 
 class Plan(NamedTuple):

@@ -108,12 +108,8 @@ def draw(
         clean: The strongest cleaning that prompts go through; None for none.
 
     Raises:
-        InputError: k or the seed is out of range, or the range has no such identifier.
+        InputError: The range has no such identifier.
     """
-    if not 1 <= k <= MAX_TOKENS:
-        raise InputError(f"The identifier's k is {k}; give 1 to {MAX_TOKENS} tokens.")
-    if seed < 0:
-        raise InputError(f"config.seed={seed} is negative; give a seed of 0 or more")
     pool = rare_ids(tokenizer, id_range)
     if len(pool) >= k:
         rng = np.random.default_rng(seed)

@@ -316,8 +316,6 @@ def test_a_wrong_folder_is_named(tmp_path):
         assert f"config.subject.photos={folder}" in str(caught.value)
     with pytest.raises(InputError, match=r"config\.subject\.photos is not set"):
         photos.inspect("", STAGES, Crop(), WHITE)
-    with pytest.raises(InputError, match="three values from 0 to 255"):
-        photos.inspect(str(tmp_path), STAGES, Crop(), (0, 0, 256))
 
 
 def test_photo_record(tmp_path):
