@@ -1,4 +1,4 @@
-"""Checks a job before it runs: photos, identifier, prompts, weights, memory, disk.
+"""Checks a job before it runs: photos, identifier, prompts, weights, run, memory.
 
     python -m imagen_booth.doctor --config=configs/dog.py
     python -m imagen_booth.doctor --config=configs/subject.py:if_m \\
@@ -7,7 +7,8 @@
 It takes the flags of train, answers in seconds, downloads nothing and writes nothing.
 With --clip it also reports what the photos seem to show and whether the class noun
 fits; for subjects of the toybox it uses the toybox judge. Exit codes: 0 the job is
-ready, 2 bad input, 3 it does not fit in memory, 5 the disk is too small.
+ready, 2 bad input or a run directory that train would refuse, 3 it does not fit in
+memory, 5 the disk is too small or cannot be written.
 
     python -m imagen_booth.doctor --config=configs/dog.py:imagen --topology=v4:1x1x1
 
@@ -34,13 +35,14 @@ if TYPE_CHECKING:
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "settings, FILE.py or FILE.py:CASCADE", lock_config=True
 )
-_WORKDIR = flags.DEFINE_string(
+_WORKDIR = cli.define_path(
     "workdir", None, "run directory of the job; default runs/CONFIG"
 )
-_CLIP = flags.DEFINE_string(
+_OVERWRITE = flags.DEFINE_list("overwrite", [], "parts to redo, as for train")
+_CLIP = cli.define_path(
     "clip", "", "folder of openai/clip-vit-base-patch32, to check the class noun"
 )
-_JUDGE = flags.DEFINE_string("judge", "", "folder of a toybox judge")
+_JUDGE = cli.define_path("judge", "", "folder of a toybox judge")
 _TOPOLOGY = flags.DEFINE_string(
     "topology", None, "TPUs to compile for: v4:2x2x1, or as sold, v4-8, v5e-4, v6e-1"
 )
@@ -81,7 +83,13 @@ def main() -> None:
     for flag in (_PARTS, _MARKDOWN):
         if flag.value:
             raise InputError(f"--{flag.name} needs --topology")
-    findings = checks.check(job, epath.Path(workdir), _CLIP.value, _JUDGE.value)
+    findings = checks.check(
+        job,
+        epath.Path(workdir),
+        _CLIP.value,
+        _JUDGE.value,
+        frozenset(_OVERWRITE.value),
+    )
     print(f"{file} -> {workdir}\n")
     _print(checks.shortened(findings))
     problems = [each for each in findings if each.level == checks.PROBLEM]

@@ -10,7 +10,6 @@ so the same command resumes a run that was stopped.
 
 import contextlib
 import dataclasses
-import json
 import logging
 import platform
 import time
@@ -21,18 +20,18 @@ from typing import Any
 import jax
 from etils import epath
 
-from imagen_booth.cascade import Cascade, Stage, by_name, notices
-from imagen_booth.config.schema import BEST, FineTuning, Job
+from imagen_booth.cascade import Cascade, Stage, notices
+from imagen_booth.config.schema import Job
 from imagen_booth.data import image_files
 from imagen_booth.data.examples import ImagePair
-from imagen_booth.data.photos import CheckedPhotos, Photo
+from imagen_booth.data.photos import CheckedPhotos, NoGoodPhotos
 from imagen_booth.distributed import processes
 from imagen_booth.distributed.stop import StopRequest
-from imagen_booth.errors import BoothError, InputError
+from imagen_booth.errors import BoothError
 from imagen_booth.evaluation import failure_modes
 from imagen_booth.reports import run_report
+from imagen_booth.rundir import lock
 from imagen_booth.rundir.layout import (
-    LOOP_SETTINGS,
     PREVIEWS,
     RunDirectory,
     cache_folder,
@@ -50,19 +49,20 @@ from imagen_booth.sampling.cascade_sampler import (
     save_images,
 )
 from imagen_booth.sampling.text_embeddings import LearnedEmbedding
+from imagen_booth.storage import read_json
 from imagen_booth.training import (
     class_images,
     finetune,
-    mesh_choice,
+    run_checks,
     subject_photos,
     subject_prompts,
     textual_inversion,
 )
 from imagen_booth.training.finetune import FinetuneContext
 from imagen_booth.training.previews import Preview, photo_example, plan_preview
+from imagen_booth.training.run_checks import AcceptedRun
 from imagen_booth.training.subject_prompts import SubjectPrompts
-from imagen_booth.weights.load import Part, load, resolve
-from imagen_booth.weights.placement import activation_dtype
+from imagen_booth.weights.load import Part, load
 
 log = logging.getLogger(__name__)
 
@@ -164,14 +164,22 @@ def run(
         NotFinite: Training diverged; the last good state is saved.
         StorageError: Something cannot be written.
     """
-    cascade = resolve(by_name(job.cascade), dataclasses.asdict(job.weights))
-    cascade = cascade.rematerialised(job.rematerialised())
-    work = RunDirectory(workdir, overwrite)
-    check_steps(job, work.path, overwrite)
-    cache = cache_folder(job.cache, work.path)
-    mesh = mesh_choice.mesh_to_tune(cascade, job)
-    dtype = activation_dtype(job.dtype)
-    checked = subject_photos.check_photos(job, cascade, work)
+    cache_folder(job.cache, workdir)  # before anything is compiled
+    try:
+        accepted = run_checks.check_run(job, RunDirectory(workdir, overwrite))
+    except NoGoodPhotos as error:
+        subject_photos.report_refusal(workdir, error)
+        raise
+    with lock.held(workdir):
+        return _run(job, accepted, RunDirectory(workdir, overwrite), profile)
+
+
+def _run(
+    job: Job, accepted: AcceptedRun, work: RunDirectory, profile: bool
+) -> epath.Path:
+    """Runs a job that was accepted, in a run directory that this process owns."""
+    cascade, mesh, checked = accepted.cascade, accepted.mesh, accepted.photos
+    cache, dtype = cache_folder(job.cache, work.path), accepted.dtype
     with (
         jax.set_mesh(mesh),
         StopRequest() as stop,
@@ -183,6 +191,7 @@ def run(
             job, cascade, work, cache, mesh, dtype, stop, metrics, profile
         )
         try:
+            subject_photos.save_crops(job.subject, checked, work.path)
             with context.timed("text"):
                 prompts = context.embed_prompts()
             _record_start(context, checked, prompts)
@@ -202,26 +211,6 @@ def run(
     return work.path / "report.html"
 
 
-def check_steps(job: Job, workdir: epath.Path, overwrite: frozenset[str]) -> None:
-    """Checks that no part was already fine-tuned for more steps than the job has.
-
-    Raises:
-        InputError: A part was, and ``overwrite`` does not name it.
-    """
-    for name in job.tuned_parts:
-        folder = workdir / name
-        if overwrite & {name, "all"} or not folder.exists():
-            continue
-        saved = [int(path.name) for path in folder.iterdir() if path.name.isdecimal()]
-        steps, latest = job.tuning(name).steps, max(saved, default=0)
-        if latest > steps:
-            raise InputError(
-                f"config.{name}.steps={steps}, but {folder} is already fine-tuned for "
-                f"{latest} steps and cannot go back. Give --overwrite={name} to redo "
-                f"it, or --config.{name}.steps={latest} or more, or another --workdir"
-            )
-
-
 def _record_start(
     context: RunContext, checked: CheckedPhotos, prompts: SubjectPrompts
 ) -> None:
@@ -229,6 +218,7 @@ def _record_start(
     work, job = context.work, context.job
     work.write_json("config.json", dataclasses.asdict(job))
     warnings = [
+        *subject_photos.notices(job),
         *notices(context.cascade),
         *cascade_sampler.scheduler_warnings(job, context.cascade),
         *prompts.warnings,
@@ -279,14 +269,15 @@ def _learn_identifier(
     photos = checked.teaching(stage.name)
     folder = work.claim(
         "text",
-        {
-            "cascade": job.cascade,
-            "weights": parts[stage.name].fingerprint,
-            "text": prompts.plain_reading,
-            **_common_recipe(context, photos, prompts),
-            "ids": list(tokens.ids),
-            "text_tuning": recipe(job.text, *_changeable(job, job.text)),
-        },
+        run_checks.text_recipe(
+            job,
+            tokens,
+            prompts,
+            prompts.plain_reading,
+            parts[stage.name].fingerprint,
+            photos,
+            context.dtype,
+        ),
     )
     subject = [photo_example(job, stage, photo) for photo in photos]
     with context.timed("learning words"):
@@ -328,14 +319,15 @@ def _finetune_stage(
             class_pairs = _class_pairs(context, stage, part, prompts)
     folder = work.claim(
         name,
-        {
-            "cascade": job.cascade,
-            "weights": part.fingerprint,
-            "text": prompts.reading,
-            **_common_recipe(context, photos, prompts),
-            "class_images": recipe(job.class_images) if class_pairs else None,
-            name: recipe(config, *_changeable(job, config)),
-        },
+        run_checks.stage_recipe(
+            job,
+            stage,
+            prompts,
+            prompts.reading,
+            part.fingerprint,
+            photos,
+            context.dtype,
+        ),
     )
     subject = [photo_example(job, stage, photo) for photo in photos]
     stage = stage.tuned(config.hybrid)
@@ -379,34 +371,6 @@ def _class_pairs(
     return pairs
 
 
-def _common_recipe(
-    context: RunContext, photos: Sequence[Photo], prompts: SubjectPrompts
-) -> dict[str, Any]:
-    """The recipe entries on which every fine-tuned part of a run depends."""
-    job = context.job
-    return {
-        "photos": {photo.name: photo.sha256 for photo in photos},
-        "subject": recipe(
-            job.subject, "photos", "identifier", "tokens", "consent", "description"
-        ),
-        "instance_prompt": prompts.instance_prompt,
-        "seed": job.seed,
-        "dtype": str(context.dtype),
-        **({"keep": BEST} if job.keep == BEST else {}),
-    }
-
-
-def _changeable(job: Job, config: FineTuning) -> tuple[str, ...]:
-    """Settings that may change between a run and its resumption."""
-    names: set[str] = set(LOOP_SETTINGS)
-    if job.keep == BEST:
-        names.remove("preview_every")  # it decides which steps are candidates
-    if config.optim.decay == "constant":
-        # More steps continue a constant rate; a decay depends on their number.
-        names.add("steps")
-    return tuple(names)
-
-
 def _record_result(work: RunDirectory, name: str, result: dict[str, Any]) -> None:
     """Records the similarity before and after, and the step that was chosen."""
     work.record(similarity={name: result["similarity"]})
@@ -427,7 +391,7 @@ def _sample_pictures(
         "steps": {each.stage.name: each.steps for each in stages},
     }
     done = folder / "drawn.json"
-    if done.exists() and json.loads(done.read_text()) == made_from:
+    if processes.decide(lambda: read_json(done, None) == made_from):
         return
     requests = [
         ImageRequest(prompt, plain, job.seed + seed, f"{index:02d}_{seed}")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 import random
 import signal
 import subprocess
@@ -24,8 +25,11 @@ from imagen_booth.distributed import sharding
 from imagen_booth.errors import InputError, NotFinite, Stopped, StorageError
 from imagen_booth.evaluation import evaluate_systems
 from imagen_booth.evaluation.evaluate_systems import EvaluationRequest, Locations
-from imagen_booth.rundir import checkpoints
+from imagen_booth.preflight import checks
+from imagen_booth.rundir import checkpoints, lock
+from imagen_booth.rundir.layout import RunDirectory
 from imagen_booth.sampling import batch_job, cascade_sampler
+from imagen_booth.training import run_checks
 from imagen_booth.weights import export
 from imagen_booth.weights.load import load
 
@@ -295,6 +299,88 @@ def test_a_changed_setting_is_named_and_refused(job, finished):
     dreambooth.run(dataclasses.replace(job, base=longer), finished, frozenset())
 
 
+def files(folder: epath.Path) -> dict[str, tuple[int, bytes]]:
+    """Every file of a folder: when it was written, and its bytes."""
+    return {
+        str(path): (path.stat().st_mtime_ns, path.read_bytes())
+        for path in pathlib.Path(folder).rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"seed": 5}, "seed: 0 -> 5"),
+        ({"subject.class_noun": "cat"}, "subject.class_noun: dog -> cat"),
+        ({"subject.photos": "toybox:dog/3"}, "subject.photos: .* -> toybox:dog/3"),
+        ({"subject.photos": "EMPTY"}, "None of the 1 images"),
+        ({"subject.photos": "/nowhere"}, "/nowhere does not exist"),
+        ({"base.prior_weight": 0.5}, "base.prior_weight: 1.0 -> 0.5"),
+        ({"base.steps": 3}, "base.steps=3, but .* for 4 steps"),
+        ({"sr256.optim.lr": 1.0}, "sr256.optim.lr: 0.001 -> 1.0"),
+        ({"sr1024.optim.name": "adm"}, "optim.name='adm'"),
+        ({"sr1024.weighting": "heavy"}, "loss weight is 'heavy'"),
+        ({"pictures.seeds": 2}, "pictures.seeds: 1 -> 2"),
+        ({"pictures.prompts": ("a [X]",)}, r"\[X\]"),
+        ({"pictures.prompts": ("a [V] dog " * 30,)}, "too long"),
+        ({"pictures.base.variance": "learned"}, "variance='learned'"),
+        ({"weights.sr1024": "/nowhere"}, "config.weights.sr1024=/nowhere"),
+        ({"mesh.data": 3}, "data=3"),
+        ({"dtype": "float8"}, "config.dtype='float8'"),
+    ],
+)
+def test_a_refused_job_changes_nothing_and_doctor_refuses_it_too(
+    finished, changes, words, tmp_path
+):
+    settings = presets.dreambooth("tiny")
+    kept = json.loads((finished / "config.json").read_text())["subject"]
+    settings.subject.photos, settings.subject.class_noun = kept["photos"], "dog"
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    for name, value in changes.items():
+        value = str(tmp_path) if value == "EMPTY" else value
+        settings.update_from_flattened_dict({name: value})
+    refused, before = build.to_job(settings), files(finished)
+    with pytest.raises(InputError, match=words):
+        dreambooth.run(refused, finished, frozenset())
+    findings = checks.check(refused, finished)
+    assert any(each.level == checks.PROBLEM for each in findings)
+    assert files(finished) == before
+
+
+def test_doctor_accepts_what_train_accepts(job, finished):
+    before = files(finished)
+    findings = checks.check(job, finished)
+    assert not [each for each in findings if each.level == checks.PROBLEM]
+    other = dataclasses.replace(job, seed=5)
+    redone = checks.check(other, finished, overwrite=frozenset({"all"}))
+    assert not [each for each in redone if each.level == checks.PROBLEM]
+    assert files(finished) == before
+
+
+@pytest.mark.parametrize("name", ["[proj]/run", "run*", "file", "file/run"])
+def test_a_run_directory_that_cannot_be_is_refused_before_the_work(job, tmp_path, name):
+    (tmp_path / "file").write_text("")
+    work, before = epath.Path(tmp_path) / name, files(epath.Path(tmp_path))
+    with pytest.raises(InputError, match="--workdir=.*give a"):
+        dreambooth.run(job, work, frozenset())
+    problems = [
+        each for each in checks.check(job, work) if each.level == checks.PROBLEM
+    ]
+    assert {each.topic for each in problems} <= {"run", "disk"}
+    assert {each.exit_code for each in problems} == {2}
+    assert files(epath.Path(tmp_path)) == before
+
+
+def test_a_run_directory_in_use_is_refused(job, finished):
+    with lock.held(finished):
+        before = files(finished)
+        with pytest.raises(InputError, match="in use: process"):
+            dreambooth.run(job, finished, frozenset())
+        assert any("in use" in each.text for each in checks.check(job, finished))
+        assert files(finished) == before
+
+
 @pytest.mark.parametrize("latest", [6, 600])
 def test_fewer_steps_than_were_trained_are_refused_before_anything_is_written(
     job, tmp_path, latest
@@ -321,7 +407,7 @@ def test_as_many_steps_or_more_or_an_overwrite_are_accepted(
         (work / "base" / "700").mkdir()
     base = dataclasses.replace(job.base, steps=steps)
     other = dataclasses.replace(job, base=base)
-    dreambooth.check_steps(other, work, frozenset(overwrite))
+    run_checks.check_steps(other, RunDirectory(work, frozenset(overwrite)))
 
 
 def test_a_report_that_cannot_be_written_does_not_hide_the_error(

@@ -403,8 +403,8 @@ def hand_made(folder):
     read = {"noun": {"right": 0.991, "even": 0.9}}
     return {
         "weights": {
-            "text": {"pretrained": True, "sha256": "a" * 64},
-            "base": {"pretrained": False, "sha256": "b" * 64},
+            "text": {"pretrained": True, "fingerprint": "a" * 64},
+            "base": {"pretrained": False, "fingerprint": "b" * 64},
         },
         "judge": {"held_out": {"words": read}, "sha256": "c" * 64},
         "studies": {

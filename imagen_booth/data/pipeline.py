@@ -6,7 +6,7 @@ the batch that would have come next.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import grain
@@ -14,6 +14,7 @@ import numpy as np
 
 Example = dict[str, np.ndarray]
 PADDING = -1
+READ_AHEAD = 4  # batches in the host's memory before they are needed
 
 
 class Examples(Protocol):
@@ -108,6 +109,15 @@ def batches(
 
     # grain needs a length; no run reaches step 2^31.
     return grain.MapDataset.range(2**31 - 1).map(batch_at)
+
+
+def iterate(dataset: grain.MapDataset) -> Iterator[Example]:
+    """Iterates over batches, with ``READ_AHEAD`` of them made ahead of the step.
+
+    grain's own default is 500 batches, which takes gigabytes at high resolutions.
+    """
+    options = grain.ReadOptions(num_threads=READ_AHEAD, prefetch_buffer_size=READ_AHEAD)
+    return iter(dataset.to_iter_dataset(options))
 
 
 def _stream(

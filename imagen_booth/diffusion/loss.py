@@ -62,15 +62,24 @@ def per_example(
     Raises:
       InputError: The weight is not in `WEIGHTS`.
     """
-    if weight not in WEIGHTS:
-        raise InputError(
-            f"The loss weight is '{weight}'. Use one of {', '.join(WEIGHTS)}."
-        )
+    check_weight(weight)
     alpha = jnp.sqrt(jax.nn.sigmoid(logsnr))
     sigma = jnp.sqrt(jax.nn.sigmoid(-logsnr))
     error = prediction - process.target(kind, x0, eps, alpha, sigma)
     scale = WEIGHTS[weight](logsnr) * _TO_EPS_ERROR[kind](logsnr)
     return scale * _row_mean(jnp.square(error))
+
+
+def check_weight(weight: str) -> None:
+    """Checks the name of a weight.
+
+    Raises:
+      InputError: It is not in `WEIGHTS`.
+    """
+    if weight not in WEIGHTS:
+        raise InputError(
+            f"The loss weight is '{weight}'. Use one of {', '.join(WEIGHTS)}."
+        )
 
 
 def weighted_sum(

@@ -8,8 +8,9 @@ import contextlib
 import glob
 import hashlib
 import importlib.util
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -17,7 +18,8 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from imagen_booth.errors import InputError, StorageError
+from imagen_booth import errors
+from imagen_booth.errors import BoothError, InputError, StorageError
 from imagen_booth.storage import write_atomic
 
 # Heartbeat timeout in seconds. A process silent for this long is treated as lost and
@@ -271,6 +273,40 @@ def check_same_files(name: str, folder: epath.PathLike) -> None:
 def _hosts(which: np.ndarray) -> str:
     numbers = [str(number) for number in np.flatnonzero(which)]
     return f"host {numbers[0]}" if len(numbers) == 1 else f"hosts {', '.join(numbers)}"
+
+
+def decide(choose: Callable[[], Any]) -> Any:
+    """What process 0 finds, on every process.
+
+    Where hosts look for themselves, a write between two looks gives two answers, and
+    the hosts then wait for each other forever.
+
+    Args:
+        choose: Gives a value that JSON can hold; called on process 0 alone.
+
+    Raises:
+        BoothError: What ``choose`` raises, on every process.
+        StorageError: ``choose`` raises an OSError.
+    """
+    if count() == 1:
+        return choose()
+    answer, raised = {}, None
+    if is_first():
+        try:
+            answer = {"value": choose()}
+        except (BoothError, OSError) as error:
+            known = isinstance(error, BoothError)
+            raised = error if known else StorageError(str(error))
+            answer = {"error": type(raised).__name__, "text": str(raised)}
+    text = np.frombuffer(json.dumps(answer).encode(), np.uint8)
+    size = int(broadcast(np.asarray([text.size], np.int32))[0])
+    text = broadcast(text if is_first() else np.zeros(size, np.uint8))
+    answer = json.loads(text.tobytes())
+    if raised is not None:
+        raise raised
+    if "error" in answer:
+        raise getattr(errors, answer["error"], StorageError)(answer["text"])
+    return answer["value"]
 
 
 def broadcast(array: np.ndarray) -> np.ndarray:

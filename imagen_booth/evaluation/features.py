@@ -15,7 +15,7 @@ from etils import epath
 from imagen_booth.distributed import sharding
 from imagen_booth.evaluation import clip_tokenizer, preprocess
 from imagen_booth.models.vit import CLIPConfig
-from imagen_booth.storage import read_array, write_array
+from imagen_booth.storage import from_cache, read_array, write_array
 from imagen_booth.weights import vision
 from imagen_booth.weights.load import Part
 
@@ -106,11 +106,13 @@ def distances(
     keys = "".join(digest(picture) for picture in pictures)
     name = hashlib.sha256(keys.encode()).hexdigest()[:24]
     path = _folder(cache, lpips) / f"{name}.npy"
-    if not path.exists():
+    values = from_cache(path, read_array)
+    if values is None:
         recipe = preprocess.RECIPES[lpips.name]
         pixels = np.stack([preprocess.prepare(each, recipe) for each in pictures])
-        write_array(path, np.asarray(lpips.apply(lpips.params, pixels)))
-    return read_array(path)
+        values = np.asarray(lpips.apply(lpips.params, pixels))
+        write_array(path, values)
+    return values
 
 
 def digest(array: np.ndarray) -> str:
@@ -147,11 +149,11 @@ def _rows(
         order.append(key)
         if key in found or key in waiting:
             continue
-        path = folder / f"{key}.npy"
-        if path.exists():
-            found[key] = read_array(path)
-        else:
+        value = from_cache(folder / f"{key}.npy", read_array)
+        if value is None:
             waiting[key] = make()
+        else:
+            found[key] = value
         if len(waiting) == rows:
             compute()
     if waiting:

@@ -7,7 +7,6 @@ of an evaluation therefore have seeds from ``FIRST_SEED`` on.
 """
 
 import dataclasses
-import json
 from collections.abc import Sequence
 
 from etils import epath
@@ -17,7 +16,8 @@ from imagen_booth.data.image_files import read_png_metadata
 from imagen_booth.errors import InputError
 from imagen_booth.evaluation import image_sets
 from imagen_booth.evaluation.image_sets import ImageSet, SubjectPhotos, Templates
-from imagen_booth.rundir.layout import RunDirectory
+from imagen_booth.rundir.layout import TRAIN_AGAIN, RunDirectory
+from imagen_booth.storage import read_json
 from imagen_booth.text import prompts as words
 from imagen_booth.text.prompt_suites import DREAMBENCH, fitting_suite
 
@@ -108,7 +108,7 @@ def _of(folder: epath.Path, subject: SubjectPhotos, identifier: str) -> ImageSet
 
 
 def _photo_setting(path: epath.Path) -> str:
-    return json.loads((path / "config.json").read_text())["subject"]["photos"]
+    return read_json(path / "config.json", TRAIN_AGAIN)["subject"]["photos"]
 
 
 def _folder_name(path: epath.Path, source: str, noun: str) -> str:
@@ -179,7 +179,7 @@ def _check_seeds(path: epath.Path, files: Sequence[epath.Path]) -> None:
 
 def _class_image_seeds(path: epath.Path) -> range:
     """Seeds of the class images that a run was trained on."""
-    config = json.loads((path / "config.json").read_text())
+    config = read_json(path / "config.json", TRAIN_AGAIN)
     stages = (config[name] for name in ("base", "sr256", "sr1024"))
     if not any(stage["steps"] and stage["class_rows"] for stage in stages):
         return range(0)

@@ -15,7 +15,7 @@ from imagen_booth.config import build
 from imagen_booth.config.schema import Job
 from imagen_booth.distributed.stop import StopRequest
 from imagen_booth.evaluation.run_images import FIRST_SEED
-from imagen_booth.rundir.layout import cache_folder
+from imagen_booth.rundir.layout import TRAIN_AGAIN, cache_folder
 from imagen_booth.sampling import finished_run
 from imagen_booth.sampling.cascade_sampler import (
     ImageRequest,
@@ -63,8 +63,7 @@ class ImageStore:
 
     def manifest(self, name: str) -> dict[str, Any]:
         """The manifest of a run; empty before the run begins."""
-        file = self.run_folder(name) / "manifest.json"
-        return json.loads(file.read_text()) if file.exists() else {}
+        return storage.read_json(self.run_folder(name) / "manifest.json", None)
 
     def is_finished(self, name: str, job: Job) -> bool:
         """Whether a run is done with these settings and from these weights."""
@@ -72,9 +71,9 @@ class ImageStore:
         if manifest.get("status") != "done" or not file.exists():
             return False
         parts = manifest.get("cascade", {}).get("parts", {})
-        finished_job = build.build(Job, json.loads(file.read_text()), "config")
+        finished_job = build.build(Job, storage.read_json(file, TRAIN_AGAIN), "config")
         return finished_job == job and all(
-            parts.get(part, {}).get("sha256") == origin["sha256"]
+            parts.get(part, {}).get("fingerprint") == origin["fingerprint"]
             for part, origin in self.origins.items()
         )
 
@@ -173,14 +172,16 @@ class ImageStore:
         sampler = getattr(self.job.pictures, stage.name)
         made_from = {
             "requests": [dataclasses.asdict(request) for request in requests],
-            "weights": [self.origins[part]["sha256"] for part in ("text", stage.name)],
+            "weights": [
+                self.origins[part]["fingerprint"] for part in ("text", stage.name)
+            ],
             "steps": loaded.steps,
             "level": loaded.level,
             "sampler": dataclasses.asdict(sampler),
             **({"learned": learned.digest()} if learned is not None else {}),
         }
         record = folder / "drawn.json"
-        if record.exists() and json.loads(record.read_text()) == made_from:
+        if storage.read_json(record, None) == made_from:
             return files
         images = self._sample(loaded, requests, low_images, learned)
         metadata = {"run": name, "cascade": self.cascade.name}

@@ -57,9 +57,9 @@ def write(folder: epath.Path, results: Mapping[str, Any]) -> epath.Path:
         "experiments.html.j2",
         title="The claims, measured",
         hashes={
-            name: each["sha256"]
-            for name, each in {**weights, "judge": judge}.items()
-            if "sha256" in each  # a judge that was not loaded from a file has none
+            **{name: each["fingerprint"] for name, each in weights.items()},
+            # A judge that was not loaded from a file has none.
+            **({"judge": judge["sha256"]} if "sha256" in judge else {}),
         },
         untrained=[n for n, each in weights.items() if not each["pretrained"]],
         judge_correct=judge.get("held_out", {}).get("words", {}),

@@ -99,8 +99,7 @@ def _stored_results(store: ImageStore, judge: toybox_judge.Judge) -> dict[str, A
     }
     about = json.loads(json.dumps(about, default=str))
     file = store.folder / "results.json"
-    if file.exists():
-        found = json.loads(file.read_text())
-        if {name: found.get(name) for name in about} == about:
-            return found
+    found = storage.read_json(file, None)
+    if found and {name: found.get(name) for name in about} == about:
+        return found
     return about | {"studies": {}}

@@ -28,7 +28,7 @@ from imagen_booth.errors import DoesNotFit
 from imagen_booth.preflight import jaxpr_cost
 from imagen_booth.preflight.jaxpr_cost import Cost
 from imagen_booth.sampling import cascade_sampler, text_embeddings
-from imagen_booth.storage import write_atomic
+from imagen_booth.storage import read_json, write_atomic
 from imagen_booth.training import finetune, loop, optimizers
 from imagen_booth.training.loop import InitialState
 from imagen_booth.weights.load import network, shapes, to_frozen
@@ -276,8 +276,8 @@ def compile_program(
     versions = [jax.__version__, *_libtpu(), topology, str(FORM)]
     question = "\n".join([*versions, lowered.as_text()])
     path = cache / "aot" / f"{hashlib.sha256(question.encode()).hexdigest()[:24]}.json"
-    if path.exists():
-        return MemoryFigures(**json.loads(path.read_text()))
+    if figures := read_json(path, None):
+        return MemoryFigures(**figures)
     start = time.process_time()
     try:
         # The effort is a number; the types of jax do not allow it.

@@ -23,7 +23,7 @@ from imagen_booth.errors import BoothError, DoesNotFit, InputError, StorageError
 from imagen_booth.preflight import class_noun, memory
 from imagen_booth.preflight.memory import StageCost
 from imagen_booth.preflight.units import in_bytes, in_flops, scaled
-from imagen_booth.rundir import layout
+from imagen_booth.rundir import layout, lock
 from imagen_booth.rundir.checkpoints import KEEP
 from imagen_booth.rundir.layout import RunDirectory
 from imagen_booth.sampling import cascade_sampler
@@ -32,10 +32,16 @@ from imagen_booth.sampling.text_embeddings import (
     load_tokenizer,
     tokenize,
 )
+from imagen_booth.storage import is_object_store
 from imagen_booth.text import caption_cleaning, prompts
 from imagen_booth.text.tokenizer import UNKNOWN, Tokenizer
 from imagen_booth.toybox import coverage
-from imagen_booth.training import mesh_choice, subject_photos, subject_prompts
+from imagen_booth.training import (
+    mesh_choice,
+    run_checks,
+    subject_photos,
+    subject_prompts,
+)
 from imagen_booth.weights import load, placement
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
@@ -98,12 +104,17 @@ class _Findings(list[Finding]):
 
 
 def check(
-    job: Job, workdir: epath.Path, clip: str = "", judge: str = ""
+    job: Job,
+    workdir: epath.Path,
+    clip: str = "",
+    judge: str = "",
+    overwrite: frozenset[str] = frozenset(),
 ) -> list[Finding]:
     """Checks everything that a run of this job depends on; writes nothing.
 
     Args:
         workdir: Run directory; it need not exist.
+        overwrite: Parts to redo, as train takes them.
         clip, judge: Weights of a classifier for the class noun, see ``class_noun``.
     """
     cascade = by_name(job.cascade).rematerialised(job.rematerialised())
@@ -131,9 +142,33 @@ def check(
     if mesh is not None:
         with found.about("memory"):
             _check_memory(found, job, cascade, costs, mesh)
+    accepted = not any(each.level == PROBLEM for each in found)
+    with found.about("run"):
+        _check_run(found, job, cascade, RunDirectory(workdir, overwrite), accepted)
     with found.about("disk"):
         _check_disk(found, job, cascade, costs, workdir)
     return found
+
+
+def _check_run(
+    found: _Findings, job: Job, cascade: Cascade, work: RunDirectory, accepted: bool
+) -> None:
+    """Compares the job with what is there of its run, as train does.
+
+    Args:
+        accepted: Whether nothing else is wrong with the job.
+    """
+    layout.check_workdir(work.path)
+    if who := lock.owner(work.path):
+        raise InputError(f"{work.path} is in use: {who}")
+    if accepted:
+        run_checks.check_settings(job, cascade)
+        run_checks.check_existing(job, cascade, work)
+    if work.manifest:
+        status = work.manifest.get("status", "unknown")
+        found.ok(f"{work.path} holds a run ({status}); train would resume it")
+    else:
+        found.ok(f"{work.path} is free for a new run")
 
 
 def _check_weights(found: _Findings, job: Job, cascade: Cascade) -> Cascade:
@@ -168,6 +203,8 @@ def _check_weights(found: _Findings, job: Job, cascade: Cascade) -> Cascade:
 
 def _check_photos(found: _Findings, job: Job, cascade: Cascade) -> None:
     subject = job.subject
+    for notice in subject_photos.notices(job):
+        found.warn(notice)
     stages = subject_photos.resolutions(job, cascade)
     if subject.photos.startswith(subject_photos.TOYBOX_PREFIX):
         toy = subject_photos.toybox_subject(subject.photos)
@@ -295,11 +332,7 @@ def _check_work(found: _Findings, job: Job, stage: Stage, cost: StageCost) -> No
 
 def _picture(stage: Stage, config: sampler.SamplerConfig, cost: StageCost) -> float:
     """FLOPs of one picture."""
-    if config.variance == "learned" and not stage.learned_variance:
-        raise InputError(
-            f"a sampler of {stage.name} has variance='learned', but its network "
-            "predicts no variance; give variance=0.0"
-        )
+    run_checks.check_sampler(stage, config)
     calls = len(sampler.plan(stage.schedule, config).t)
     return calls * (2 if config.guidance != 1.0 else 1) * cost.row_flops
 
@@ -355,9 +388,6 @@ def _check_disk(
     workdir: epath.Path,
 ) -> None:
     """Compares the free space with the most that the run writes."""
-    if manifest := RunDirectory(workdir).manifest:
-        status = manifest.get("status", "unknown")
-        found.ok(f"{workdir} holds a run ({status}); train would resume it")
     checkpoints = sum(
         # KEEP checkpoints, one being written, and the last has the parameters twice.
         (KEEP + 1) * device_memory.size(cost.training) + device_memory.size(cost.params)
@@ -372,20 +402,17 @@ def _check_disk(
         if job.tuning(stage.name).steps and job.tuning(stage.name).class_rows:
             classes += job.class_images.count * pixels
     wanted: dict[int, int] = defaultdict(int)
-    for folder, need, what in (
-        (workdir, checkpoints + pictures, "checkpoints and pictures"),
-        (layout.cache_folder(job.cache, workdir), classes, "class images"),
+    cache = layout.cache_folder(job.cache, workdir)
+    for name, folder, need, what in (
+        ("--workdir", workdir, checkpoints + pictures, "checkpoints and pictures"),
+        ("config.cache", cache, classes, "class images"),
     ):
-        if str(folder).startswith("gs://"):
+        if is_object_store(folder):
             found.ok(
                 f"{folder}: up to {in_bytes(need)} of {what}; free space is unknown"
             )
             continue
-        place = epath.Path(os.path.abspath(folder))
-        while not place.exists():
-            place = place.parent
-        if not os.access(place, os.W_OK):
-            raise StorageError(f"{place} cannot be written; give another --workdir")
+        place = layout.check_folder(name, folder)
         device, free = os.stat(place).st_dev, shutil.disk_usage(place).free
         wanted[device] += need
         text = f"{folder}: up to {in_bytes(need)} of {what}, {in_bytes(free)} are free"

@@ -17,12 +17,12 @@ from etils import epath
 from PIL import Image
 
 from imagen_booth.data.image_files import read_png_metadata
-from imagen_booth.errors import InputError
 from imagen_booth.reports import html
 from imagen_booth.reports.curves import Curve, curve
-from imagen_booth.storage import write_atomic
+from imagen_booth.storage import read_json, write_atomic
 
 _MOST_BYTES = 6_000_000
+FIX = "restore it or run train again"  # a damaged file
 _MOST_FINAL = 12  # pictures shown per resolution
 _BETWEEN = 5  # previews shown per stage between the first and the last
 _MOST_CROPS = 12
@@ -49,8 +49,7 @@ def write(workdir: epath.Path) -> epath.Path:
             be missing.
 
     Raises:
-        InputError: A JSON file of the run cannot be parsed.
-        StorageError: The page cannot be written.
+        StorageError: A JSON file of the run is damaged, or the page cannot be written.
     """
     workdir = epath.Path(workdir)
     for shrink in (1.0, 0.7, 0.5, 0.35, 0.25):
@@ -69,12 +68,12 @@ class _Run:
     def __init__(self, workdir: epath.Path, shrink: float):
         self.workdir = workdir
         self.shrink = shrink
-        self.manifest = _read_json(workdir / "manifest.json")
+        self.manifest = read_json(workdir / "manifest.json", FIX)
         self.subject = self.manifest.get("subject") or {}
         self.cascade = self.manifest.get("cascade") or {}
         self.weights = self.cascade.get("parts") or {}
-        self.config = _flat(_read_json(workdir / "config.json"))
-        self.failures = _read_json(workdir / "failures.json")
+        self.config = _flat(read_json(workdir / "config.json", FIX))
+        self.failures = read_json(workdir / "failures.json", None)
 
     @property
     def title(self) -> str:
@@ -269,17 +268,6 @@ def _similarity_curve(paths: Sequence[epath.Path]) -> Curve | None:
     return curve(
         {name: tuple(np.array(each, float).T) for name, each in points.items()}
     )
-
-
-def _read_json(path: epath.Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(
-            f"{path} cannot be parsed ({error}); restore it or run train again"
-        ) from error
 
 
 def _read_metrics(path: epath.Path) -> dict[str, list[dict[str, Any]]]:

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import logging
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +21,7 @@ from orbax.checkpoint import v1 as ocp
 
 from imagen_booth.distributed import processes
 from imagen_booth.errors import StorageError
-from imagen_booth.storage import is_object_store
+from imagen_booth.storage import free_space, is_object_store
 from imagen_booth.train_state import Params, TrainState
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ class Checkpoints:
                 preservation_policy=_newest(self._keep),
                 cleanup_tmp_directories=True,
             )
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise _storage(self.directory, error) from error
 
     def __enter__(self) -> "Checkpoints":
@@ -65,14 +66,15 @@ class Checkpoints:
             return  # closing would wait for those that are gone
         try:
             self._ocp.close()
-        except OSError as error:
+        except (OSError, ValueError) as failed:
             if kind is None:
-                raise _storage(self.directory, error) from error
+                raise _storage(self.directory, failed) from failed
+            # The first error decides; this one is often its consequence.
+            log.warning("%s: a save did not end: %s", self.directory, failed)
 
     def latest(self) -> int | None:
         """Step of the newest complete checkpoint, or None."""
-        newest = self._ocp.latest
-        return None if newest is None else newest.step
+        return max(self._steps(), default=None)
 
     def save(
         self,
@@ -102,7 +104,8 @@ class Checkpoints:
         self._save(step, items, wait)
 
     def _steps(self) -> list[int]:
-        return [known.step for known in self._ocp.checkpoints]
+        """Steps of the complete checkpoints, as process 0 sees them."""
+        return processes.decide(lambda: [one.step for one in self._ocp.checkpoints])
 
     def save_params(self, step: int, params: Any) -> None:
         """Writes parameters alone, and returns when they are on disk.
@@ -119,7 +122,7 @@ class Checkpoints:
             response = self._ocp.save_checkpointables_async(step, items, force=True)
             if wait and response is not None:
                 response.result()
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise _storage(self.directory, error) from error
 
     def restore(self, abstract: TrainState, data: Any) -> TrainState:
@@ -187,13 +190,22 @@ def read_params(directory: epath.Path) -> tuple[Any, int]:
 
     Raises:
         FileNotFoundError: no checkpoint in ``directory`` has them.
+        StorageError: they are damaged.
     """
     directory = _absolute(directory)
     with ocp.training.Checkpointer(directory) as reader:
         steps = [known.step for known in reader.checkpoints]
     for step in reversed(steps):
         if (directory / str(step) / "params").exists():
-            return _as_numpy(directory / str(step)), step
+            try:
+                return _as_numpy(directory / str(step)), step
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                raise StorageError(
+                    f"the parameters in {directory / str(step)} cannot be read: "
+                    f"{reason[:300]}; bring the files back, or delete that folder and "
+                    "run train again"
+                ) from error
     raise FileNotFoundError(str(directory))
 
 
@@ -215,8 +227,16 @@ def _newest(count: int) -> Any:
     return ocp.training.preservation_policies.LatestN(count)
 
 
-def _storage(directory: epath.Path, error: OSError) -> StorageError:
+def _storage(directory: epath.Path, error: OSError | ValueError) -> Exception:
+    """The error for the user; tensorstore reports a full disk as a ValueError.
+
+    Its text begins with the name of a status, such as ``RESOURCE_EXHAUSTED``; any
+    other ValueError is a fault of the program and returned as it is.
+    """
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if isinstance(error, ValueError) and not re.match("[A-Z]+(_[A-Z]+)*: ", text):
+        return error
     return StorageError(
-        f"cannot write a checkpoint in {directory}: {error}; free some space or give "
-        "another --workdir, then run the same command again"
+        f"cannot write a checkpoint in {directory}: {text[:300]}{free_space(directory)}"
+        "; free some space or give another --workdir, then run the same command again"
     )

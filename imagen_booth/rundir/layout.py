@@ -2,19 +2,24 @@
 
 import dataclasses
 import datetime
+import glob
 import json
+import os
 from typing import Any
 
 import jax
 from etils import epath
 
 from imagen_booth.distributed import processes
-from imagen_booth.errors import InputError
-from imagen_booth.storage import write_atomic
+from imagen_booth.errors import InputError, StorageError
+from imagen_booth.storage import is_object_store, read_json, write_atomic
 
 TUNED = ("text", "base", "sr256", "sr1024")
 PARTS = (*TUNED, "samples")
 PREVIEWS = "previews"  # in samples, but a part of the tuning that drew them
+
+# What to do about a damaged config.json or manifest.json.
+TRAIN_AGAIN = "restore it, or delete it and run train again, which writes it anew"
 
 
 class RunDirectory:
@@ -39,10 +44,14 @@ class RunDirectory:
         self._overwrite: set[str] = set(PARTS) if "all" in overwrite else set(overwrite)
         if self._overwrite & set(TUNED):
             self._overwrite.add("samples")  # drawn by the stages before them
-        self.manifest: dict[str, Any] = {}
         file = self.path / "manifest.json"
-        if file.exists():
-            self.manifest = json.loads(file.read_text())
+        self.manifest: dict[str, Any] = read_json(file, TRAIN_AGAIN)
+
+    @property
+    def photo_setting(self) -> str:
+        """``config.subject.photos`` of the run as it was begun; "" if unknown."""
+        config = read_json(self.path / "config.json", None)
+        return (config.get("subject") or {}).get("photos") or ""
 
     def record(self, **entries: Any) -> None:
         """Adds entries to the manifest and stores it; nested dicts are merged."""
@@ -55,8 +64,20 @@ class RunDirectory:
             text = json.dumps(value, indent=1, default=str)
             write_atomic(self.path / name, text.encode())
 
-    def claim(self, part: str, recipe: dict[str, Any]) -> epath.Path:
-        """The directory of a part, after a look at what made what is there.
+    def holds(self, part: str) -> bool:
+        """Whether a part was begun before and is not to be redone."""
+        return part not in self._overwrite and (self._recipe_file(part)).exists()
+
+    def latest_step(self, part: str) -> int:
+        """Step of the newest checkpoint of a part; 0 if there is none to go on from."""
+        folder = self.path / part
+        if part in self._overwrite or not folder.is_dir():
+            return 0
+        steps = [int(path.name) for path in folder.iterdir() if path.name.isdecimal()]
+        return max(steps, default=0)
+
+    def check(self, part: str, recipe: dict[str, Any]) -> None:
+        """Checks that what is there of a part was made with the same settings.
 
         Args:
             part: one of ``PARTS``.
@@ -64,24 +85,83 @@ class RunDirectory:
 
         Raises:
             InputError: the part was made with other settings and is not to be redone.
+            StorageError: its record of settings is damaged.
+        """
+        if not self.holds(part):
+            return
+        recipe = json.loads(json.dumps(recipe, default=str))
+        file = self._recipe_file(part)
+        redo = f"restore it, or give --overwrite={part} to redo this part"
+        changed = _differences(read_json(file, redo), recipe)
+        if changed:
+            raise InputError(
+                f"{file.parent} was made with other settings: "
+                f"{'; '.join(changed[:6])}. Give --overwrite={part} to redo it, or "
+                "another --workdir"
+            )
+
+    def claim(self, part: str, recipe: dict[str, Any]) -> epath.Path:
+        """The directory of a part, for work with these settings.
+
+        Args, Raises:
+            As ``check``.
         """
         folder = self.path / part
-        file = folder / "recipe.json"
-        recipe = json.loads(json.dumps(recipe, default=str))
+        processes.decide(lambda: self.check(part, recipe))
         if part in self._overwrite:
             self._overwrite.remove(part)
             if processes.is_first() and folder.exists():
                 _clear(folder, "" if part in TUNED else PREVIEWS)
-        elif file.exists():
-            changed = _differences(json.loads(file.read_text()), recipe)
-            if changed:
-                raise InputError(
-                    f"{folder} was made with other settings: {'; '.join(changed[:6])}. "
-                    f"Give --overwrite={part} to redo it, or another --workdir"
-                )
         processes.wait(f"claim {part}")
         self.write_json(f"{part}/recipe.json", recipe)
         return folder
+
+    def _recipe_file(self, part: str) -> epath.Path:
+        return self.path / part / "recipe.json"
+
+
+def check_workdir(path: epath.PathLike) -> None:
+    """Checks that a run directory can be made or written; writes nothing.
+
+    Raises:
+        InputError: As ``check_folder``; or its path has characters that orbax reads as
+            a pattern, so that checkpoints there could not be read again.
+        StorageError: As ``check_folder``.
+    """
+    whole = os.fspath(path) if is_object_store(path) else os.path.abspath(path)
+    if glob.has_magic(whole):
+        raise InputError(
+            f"--workdir={whole} holds one of the characters * ? [ and checkpoints "
+            "there could not be read again; give a path without them"
+        )
+    check_folder("--workdir", path)
+
+
+def check_folder(name: str, path: epath.PathLike) -> epath.Path:
+    """Checks that a folder can be made or written; writes nothing.
+
+    Args:
+        name: Name of its flag or setting, for errors.
+
+    Returns:
+        The folder itself, or the nearest one above it that exists.
+
+    Raises:
+        InputError: It is a file, or lies in one.
+        StorageError: It cannot be written.
+    """
+    if is_object_store(path):
+        return epath.Path(path)
+    place = epath.Path(os.path.abspath(path))
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir():
+        raise InputError(
+            f"{name}={path}: {place} is a file, not a folder; give another path"
+        )
+    if not os.access(place, os.W_OK):
+        raise StorageError(f"{name}={path}: {place} cannot be written; give another")
+    return place
 
 
 def _clear(folder: epath.Path, stays: str) -> None:

@@ -74,6 +74,6 @@ def _is_after(row: str, stage: str, step: int) -> bool:
     """Whether a row is later than ``step``; a row cut short by a kill counts so."""
     try:
         content = json.loads(row)
-    except json.JSONDecodeError:
+        return content["stage"] == stage and content["step"] > step
+    except (ValueError, KeyError, TypeError):
         return True
-    return content["stage"] == stage and content["step"] > step

@@ -207,12 +207,12 @@ def stage_passes(run: FinishedRun, dtype: Any) -> tuple[StagePass, ...]:
         InputError: Missing weights, or a stage whose fine-tuning is not finished.
     """
     job, passes = run.job, []
-    encoder = weight_origin(run.cascade, "text", job.weights.text)["sha256"]
+    encoder = weight_origin(run.cascade, "text", job.weights.text)["fingerprint"]
     learned = finished_run.learned_embedding(run)
     cleaning = cleaning_name(run.cascade, job.cleaning)
     for stage in run.stages:
         source = getattr(job.weights, stage.name)
-        weights = weight_origin(run.cascade, stage.name, source)["sha256"]
+        weights = weight_origin(run.cascade, stage.name, source)["fingerprint"]
         steps = finished_run.tuned_steps(run, stage)
         recipe = run.path / stage.name / "recipe.json"
         named = job.names(stage.name, steps)

@@ -1,7 +1,6 @@
 """Reads a finished run: its settings, its words, its weights."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,8 +13,10 @@ from imagen_booth.config import build
 from imagen_booth.config.schema import Job
 from imagen_booth.errors import InputError
 from imagen_booth.rundir import checkpoints
+from imagen_booth.rundir.layout import TRAIN_AGAIN
 from imagen_booth.sampling.cascade_sampler import LoadedStage
 from imagen_booth.sampling.text_embeddings import LearnedEmbedding
+from imagen_booth.storage import read_json
 from imagen_booth.text import prompts
 from imagen_booth.weights.load import Part, load, network, place, resolve, weight_origin
 
@@ -68,7 +69,7 @@ def read_run(run: epath.Path, resolution: int = 0) -> FinishedRun:
     files = [run / file for file in ("config.json", "manifest.json")]
     if not all(file.exists() for file in files):
         raise InputError(f"--run={run} is not the work directory of a run")
-    config, manifest = (json.loads(file.read_text()) for file in files)
+    config, manifest = (read_json(file, TRAIN_AGAIN) for file in files)
     job = build.build(Job, config, "config")
     cascade = resolve(by_name(job.cascade), dataclasses.asdict(job.weights))
     sizes = [stage.resolution for stage in cascade.stages]
@@ -134,7 +135,7 @@ def learned_embedding(run: FinishedRun) -> LearnedEmbedding | None:
             f"{folder} does not exist: this run has not learned the embedding of its "
             "identifier; run the training command again to finish it"
         )
-    manifest = json.loads((run.path / "manifest.json").read_text())
+    manifest = read_json(run.path / "manifest.json", TRAIN_AGAIN)
     ids = dict.fromkeys(manifest["subject"]["identifier_ids"])
     tree, _ = checkpoints.read_params(folder)
     return LearnedEmbedding(
@@ -174,7 +175,7 @@ def load_stage(
         params=params,
         name=stage.name,
         source=source,
-        fingerprint=origin["sha256"],
+        fingerprint=origin["fingerprint"],
         licence=origin["licence"],
         pretrained=origin["pretrained"],
     )

@@ -16,7 +16,7 @@ from imagen_booth.cascade import Cascade
 from imagen_booth.data.examples import Embedding
 from imagen_booth.distributed import processes, sharding
 from imagen_booth.errors import InputError
-from imagen_booth.storage import read_array, write_array
+from imagen_booth.storage import from_cache, read_array, write_array
 from imagen_booth.text import caption_cleaning
 from imagen_booth.text.tokenizer import EMBEDDED, Tokenizer
 from imagen_booth.train_state import Params
@@ -132,21 +132,28 @@ def embed_prompts(
     cleaning = cleaning_name(cascade, cleaning)
     tokens = tokenize(cascade, wanted, vocabulary, cleaning)
     origin = weight_origin(cascade, "text", weights) | {"cleaning": cleaning}
-    paths = _cache_files(cache / "text" / origin["sha256"][:16], tokens, learned)
-    # Process 0 decides, all obey: a host that sees other files would wait forever.
-    absent = np.zeros(len(paths), np.uint8)
-    if processes.is_first():
-        absent[:] = [not path.exists() for path in paths]
-    missing = np.flatnonzero(processes.broadcast(absent))
+    paths = _cache_files(cache / "text" / origin["fingerprint"][:16], tokens, learned)
     values: dict[int, np.ndarray] = {}
-    if missing.size:
+
+    def read_what_is_there() -> list[int]:
+        """Fills ``values`` and gives the rows that are missing or damaged."""
+        for row, path in enumerate(paths):
+            value = from_cache(path, read_array)
+            if value is not None:
+                values[row] = value
+        return [row for row in range(len(paths)) if row not in values]
+
+    missing = processes.decide(read_what_is_there)
+    if missing:
         part = load(cascade, "text", weights, mesh, dtype, rules, train=False)
-        encoded = _encode_with(cascade, part, learned, tokens[missing], mesh)
-        values = dict(zip(missing.tolist(), encoded, strict=True))
+        encoded = _encode_with(
+            cascade, part, learned, tokens[np.asarray(missing)], mesh
+        )
+        values |= dict(zip(missing, encoded, strict=True))
         del part  # the encoder leaves memory
     if processes.is_first():
-        for row, value in values.items():
-            write_array(paths[row], value)
+        for row in missing:
+            write_array(paths[row], values[row])
     found = {
         prompt: padded(
             values[row] if row in values else read_array(path), cascade.text.length

@@ -61,3 +61,19 @@ def class_prompt(noun: str) -> str:
 def instance_prompt(identifier: str, noun: str, *, alone: bool = False) -> str:
     """'a [V] dog' with the identifier filled in; 'a [V]' if it replaces the noun."""
     return fill("a [V] [N]", identifier, noun, alone=alone)
+
+
+_KINDS = "photo|photograph|picture|image|portrait|painting|drawing|rendering|close-up"
+_LEAD = re.compile(
+    rf"(?:(?:a|an|the|my|one|this|some)\s+)?(?:[\w-]+\s+)?(?:{_KINDS})s?\s+of\s+"
+    r"|(?:a|an|the|my|one|this|some)\s+",
+    re.IGNORECASE,
+)
+
+
+def noun_of(text: str) -> str:
+    """The noun in a prompt such as ``a photo of a [V] dog,``; a noun stays as it is."""
+    noun = " ".join(re.sub(r"\[\w*\]|<[^<>]*>", " ", text).split()).strip(" ,.;:!?\"'")
+    while lead := _LEAD.match(noun):
+        noun = noun[lead.end() :]
+    return noun

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from imagen_booth.storage import write_array
+from imagen_booth.storage import from_cache, write_array
 from imagen_booth.toybox import grammar
 from imagen_booth.toybox.bodies import pick
 from imagen_booth.toybox.grammar import Attributes, Individual, Tier
@@ -107,9 +107,11 @@ class Pairs:
         """Pictures of a block, uint8 [BLOCK, 2, size, size, 3]."""
         seed, tier, size = self._args
         path = self._folder / f"{number:05d}.npy"
-        if not path.exists():
+        block = from_cache(path, open_block)
+        if block is None:
             indices = range(number * BLOCK, (number + 1) * BLOCK)
             scenes = [scene for i in indices for scene in pair(seed, i, tier).scenes]
             pixels = render(scenes, size).reshape(BLOCK, 2, size, size, 3)
             write_array(path, pixels)
-        return open_block(path)
+            block = open_block(path)
+        return block

@@ -10,8 +10,7 @@ import json
 import numpy as np
 from etils import epath
 
-from imagen_booth.errors import InputError
-from imagen_booth.storage import write_array, write_atomic
+from imagen_booth.storage import from_cache, write_array, write_atomic
 from imagen_booth.toybox import examples
 from imagen_booth.toybox.grammar import Tier
 
@@ -61,7 +60,8 @@ class RenderedRecords:
         seed, tier, size = self._args
         images = self._folder / f"{number:05d}.npy"
         captions = self._folder / f"{number:05d}.json"
-        if not (captions.exists() and images.exists()):
+        texts, pixels = from_cache(captions, read_texts), from_cache(images, open_block)
+        if texts is None or pixels is None:
             first = number * self._per_block
             indices = range(first, first + self._per_block)
             pixels, texts, _ = examples.render_examples(
@@ -70,27 +70,15 @@ class RenderedRecords:
             write_array(images, pixels)
             # Written last, so that a block with captions is complete.
             write_atomic(captions, json.dumps(texts).encode())
-        try:
-            texts = json.loads(captions.read_text())
-        except ValueError as error:
-            raise damaged(captions, error) from error
-        return open_block(images), texts
+            return open_block(images), texts
+        return pixels, texts
 
 
 def open_block(path: epath.Path) -> np.ndarray:
-    """The array of a block, memory-mapped.
-
-    Raises:
-        InputError: The file is damaged.
-    """
-    try:
-        return np.load(path, mmap_mode="r")
-    except (ValueError, EOFError) as error:
-        raise damaged(path, error) from error
+    """The array of a block, memory-mapped."""
+    return np.load(path, mmap_mode="r")
 
 
-def damaged(path: epath.Path, error: Exception) -> InputError:
-    """The error for a file of the cache that cannot be read."""
-    return InputError(
-        f"{path} is damaged ({error}); delete it, and it is rendered again"
-    )
+def read_texts(path: epath.Path) -> list[str]:
+    """The captions of a block."""
+    return json.loads(path.read_text())

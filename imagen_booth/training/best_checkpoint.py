@@ -14,6 +14,7 @@ gains nothing. The highest score wins, and the earliest step of equal ones. Step
 stage before fine-tuning, does not take part.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -77,7 +78,7 @@ class BestCheckpoint:
         steps: int,
     ):
         self._folder, self._best = folder, folder / "best"
-        self._seen = dict(sorted(read_scores(previews).items()))
+        self._seen = _scores_of_first(previews)
         unfinished = latest is not None and latest < steps
         if latest is not None:
             needed = {0, self._held(latest)} if unfinished else {0, latest}
@@ -91,7 +92,7 @@ class BestCheckpoint:
                     f"step {latest}: restore the folder's files, or redo the stage "
                     f"with --overwrite={folder.name}"
                 )
-        if unfinished and self._candidates() and not self._best.exists():
+        if unfinished and self._candidates() and not self._exists():
             # The stage was finished before and goes on to more steps.
             self._write(self.step, checkpoints.read_params(folder)[0])
 
@@ -101,11 +102,14 @@ class BestCheckpoint:
         Parameters are written before their preview. A run killed between the two
         draws it again; not so a preview of before the newest checkpoint.
         """
-        if not self._best.exists():
+        if not self._exists():
             return 0
         with Checkpoints(self._best, keep=1) as best:
             step = best.latest() or 0
         return step if step < latest else 0
+
+    def _exists(self) -> bool:
+        return processes.decide(self._best.exists)
 
     @property
     def step(self) -> int:
@@ -154,6 +158,17 @@ class BestCheckpoint:
         processes.wait(f"best {self._folder.name}")
         if processes.is_first() and self._best.exists():
             self._best.rmtree()
+
+
+def _scores_of_first(previews: epath.Path) -> dict[int, PreviewScores]:
+    """The scores of the previews that process 0 finds, by step."""
+    found = processes.decide(
+        lambda: [
+            (step, dataclasses.asdict(each))
+            for step, each in sorted(read_scores(previews).items())
+        ]
+    )
+    return {step: PreviewScores(**each) for step, each in found}
 
 
 def remove_previews(previews: epath.Path) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import tqdm
 from etils import epath
 
+from imagen_booth import storage
 from imagen_booth.cascade import Cascade, Stage
 from imagen_booth.config.schema import Job
 from imagen_booth.data import image_files
@@ -24,7 +25,6 @@ from imagen_booth.data.examples import Embedding, ImagePair
 from imagen_booth.diffusion.sampler import SamplerConfig
 from imagen_booth.distributed import processes
 from imagen_booth.sampling.cascade_sampler import sample_stage
-from imagen_booth.storage import write_atomic
 from imagen_booth.training.subject_prompts import SubjectPrompts
 from imagen_booth.weights.load import Part, load
 
@@ -102,11 +102,19 @@ def sample_class_images(
         ``count`` uint8 images [R, R, 3].
     """
     folder = class_image_folder(recipe, cache)
-    groups = -(-count // recipe.group)
-    missing = [group for group in range(groups) if not _complete(folder, group, recipe)]
+    groups = range(-(-count // recipe.group))
+    images: dict[int, np.ndarray] = {}
+
+    def read_what_is_there() -> list[int]:
+        """Fills ``images`` and gives the groups that are missing or damaged."""
+        wanted = [index for group in groups for index in recipe.indices(group)]
+        images.update(_readable(folder, wanted))
+        return [g for g in groups if not images.keys() >= set(recipe.indices(g))]
+
+    missing = processes.decide(read_what_is_there)
     if processes.is_first() and missing:
         text = json.dumps(dataclasses.asdict(recipe), indent=1, default=repr)
-        write_atomic(folder / "recipe.json", text.encode())
+        storage.write_atomic(folder / "recipe.json", text.encode())
     together = max(1, mesh.size // recipe.group)
     for first in tqdm.tqdm(
         range(0, len(missing), together),
@@ -120,7 +128,7 @@ def sample_class_images(
             for group in missing[first : first + together]
             for index in recipe.indices(group)
         ]
-        images = sample_stage(
+        sampled = sample_stage(
             recipe.stage,
             part,
             part.params,
@@ -134,9 +142,21 @@ def sample_class_images(
             rows=together * recipe.group,
         )
         if processes.is_first():
-            _save(folder, recipe, part.licence, indices, images)
-        processes.wait(f"class images {first}")
-    return [image_files.load_png(_path(folder, index)) for index in range(count)]
+            _save(folder, recipe, part.licence, indices, sampled)
+        images.update(zip(indices, sampled, strict=True))
+    return [
+        images[index] if index in images else image_files.load_png(_path(folder, index))
+        for index in range(count)
+    ]
+
+
+def _readable(folder: epath.Path, indices: Sequence[int]) -> dict[int, np.ndarray]:
+    """The images that are in the cache, whole."""
+    found = {
+        index: storage.from_cache(_path(folder, index), image_files.load_png)
+        for index in indices
+    }
+    return {index: image for index, image in found.items() if image is not None}
 
 
 def _save(
@@ -235,7 +255,3 @@ def _stage_recipe(
 
 def _path(folder: epath.Path, index: int) -> epath.Path:
     return folder / f"{index:05d}.png"
-
-
-def _complete(folder: epath.Path, group: int, recipe: Recipe) -> bool:
-    return all(_path(folder, index).exists() for index in recipe.indices(group))

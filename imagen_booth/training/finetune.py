@@ -118,7 +118,7 @@ def finetune_stage(
         ),
         make_loss(stage, part.apply, config),
         optimizer,
-        iter(data.to_iter_dataset()),
+        pipeline.iterate(data),
         PreviewSampling(preview, sample),
         lambda params: params,
         context,
@@ -289,7 +289,8 @@ def _loop_hooks(
     """Previews with their scores, and the parameters of the last or the best step."""
 
     def preview(state: train_state.TrainState, step: int) -> None:
-        if previews.preview_file(context.previews, step).exists():
+        file = previews.preview_file(context.previews, step)
+        if processes.decide(file.exists):
             return  # written by a run that was killed later and resumed from before
         params = train_state.ema_params(state, config.optim.ema)
         sheet, scores = sampling.sample(params)

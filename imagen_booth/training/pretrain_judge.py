@@ -25,7 +25,7 @@ from imagen_booth.distributed.stop import StopRequest
 from imagen_booth.evaluation import toybox_judge
 from imagen_booth.evaluation.toybox_judge import WORDS
 from imagen_booth.models.toybox_judge import Judge as Network
-from imagen_booth.rundir import layout
+from imagen_booth.rundir import layout, lock
 from imagen_booth.rundir.checkpoints import Checkpoints
 from imagen_booth.rundir.layout import RunDirectory, recipe, utc_now
 from imagen_booth.rundir.metrics import MetricWriter
@@ -238,6 +238,7 @@ def run(job: JudgeTraining, workdir: epath.Path) -> None:
     layout.cache_folder(job.cache, work.path)
     mesh = sharding.make_mesh(job.mesh.data, job.mesh.fsdp)
     with (
+        lock.held(work.path),
         jax.set_mesh(mesh),
         StopRequest() as stop,
         MetricWriter(work.path, active=processes.is_first()) as metrics,
@@ -290,7 +291,7 @@ def _fit(
                 ("judge/.*",),
             ),
             train_step.make_step(loss_fn, optimizer, seed=job.seed, ema=job.optim.ema),
-            iter(_batches(job, mesh, *train).to_iter_dataset()),
+            pipeline.iterate(_batches(job, mesh, *train)),
             loop.LoopConfig(
                 job.steps, job.log_every, job.save_every, job.preview_every
             ),

@@ -25,7 +25,7 @@ from imagen_booth.data.tfds_source import ImageCaptions
 from imagen_booth.distributed import processes, sharding
 from imagen_booth.distributed.stop import StopRequest
 from imagen_booth.errors import InputError
-from imagen_booth.rundir import layout
+from imagen_booth.rundir import layout, lock
 from imagen_booth.rundir.checkpoints import Checkpoints
 from imagen_booth.rundir.layout import RunDirectory, recipe, utc_now
 from imagen_booth.rundir.metrics import MetricWriter
@@ -162,6 +162,7 @@ def run(job: Pretraining, workdir: epath.Path, *, profile: bool = False) -> None
     mesh = mesh_choice.mesh_to_pretrain(cascade, job)
     dtype = placement.activation_dtype(job.dtype)
     with (
+        lock.held(work.path),
         jax.set_mesh(mesh),
         StopRequest() as stop,
         MetricWriter(work.path, active=processes.is_first()) as metrics,
@@ -347,7 +348,7 @@ def _fit(run: _Pretraining, folder: epath.Path, stop: StopRequest) -> None:
                 ema=job.optim.ema,
                 accumulate=job.accumulate,
             ),
-            iter(data.to_iter_dataset()),
+            pipeline.iterate(data),
             loop.LoopConfig(
                 job.steps,
                 job.log_every,

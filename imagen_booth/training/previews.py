@@ -17,6 +17,7 @@ from imagen_booth.data.examples import Embedding, ImagePair
 from imagen_booth.diffusion.sampler import SamplerConfig
 from imagen_booth.distributed import processes
 from imagen_booth.sampling.cascade_sampler import grid, rows_at, sample_stage
+from imagen_booth.storage import from_cache
 from imagen_booth.training import subject_photos
 from imagen_booth.training.subject_prompts import SubjectPrompts
 from imagen_booth.weights.load import Part
@@ -194,7 +195,9 @@ def read_scores(folder: epath.Path) -> dict[int, PreviewScores]:
     """The scores of the previews in a folder, by step."""
     found = {}
     for path in folder.glob("step_*.png") if folder.exists() else ():
-        story = image_files.read_png_metadata(path)
+        story = from_cache(path, image_files.read_png_metadata)
+        if story is None or "measured" not in story:
+            continue
         found[int(path.stem.removeprefix("step_"))] = PreviewScores(
             json.loads(story["measured"]), json.loads(story.get("measured_class", "{}"))
         )

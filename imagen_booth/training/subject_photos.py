@@ -1,6 +1,7 @@
 """The photos of the subject: checked, and cropped as training sees them."""
 
 import dataclasses
+import pathlib
 import tempfile
 from typing import Any
 
@@ -16,7 +17,7 @@ from imagen_booth.distributed import processes
 from imagen_booth.errors import InputError
 from imagen_booth.reports import run_report
 from imagen_booth.rundir.layout import RunDirectory, utc_now
-from imagen_booth.text import people
+from imagen_booth.text import people, prompts
 from imagen_booth.toybox import subjects as toys
 from imagen_booth.toybox.subjects import ToyboxSubject
 
@@ -40,36 +41,23 @@ def resolutions(job: Job, cascade: Cascade) -> dict[str, int]:
     }
 
 
-def check_photos(job: Job, cascade: Cascade, work: RunDirectory) -> CheckedPhotos:
-    """Checks every photo, and writes the crops for the report.
-
-    Raises:
-        InputError: There is no class noun, no folder, or no photo that can be used; in
-            the last case only a report that names each photo is written.
-    """
-    subject = job.subject
-    check_class_noun(subject)
-    folder = photo_folder(subject.photos, work.path)
-    try:
-        intake = inspect_photos(job, cascade, folder)
-    except photos.NoGoodPhotos as error:
-        _report_refusal(work, error)
-        raise
+def save_crops(subject: Subject, checked: CheckedPhotos, workdir: epath.Path) -> None:
+    """Writes the photos as training sees them into the run, for the report."""
     if processes.is_first():
-        crops = [crop_photo(subject, photo, CROP_SIZE) for photo in intake.photos]
-        names = [photo.name for photo in intake.photos]
+        crops = [crop_photo(subject, photo, CROP_SIZE) for photo in checked.photos]
+        names = [photo.name for photo in checked.photos]
         for name, image in zip(names, crops, strict=True):
-            image_files.save_png(work.path / "photos" / f"{name}.png", image)
+            image_files.save_png(workdir / "photos" / f"{name}.png", image)
         sheet = image_files.contact_sheet(crops, names)
-        image_files.save_png(work.path / "photos" / "contact_sheet.png", sheet)
-    return intake
+        image_files.save_png(workdir / "photos" / "contact_sheet.png", sheet)
 
 
 def check_class_noun(subject: Subject) -> None:
     """Checks the class noun.
 
     Raises:
-        InputError: It is empty, or names a person and ``consent`` is not set.
+        InputError: It is empty or a prompt, or names a person and ``consent`` is not
+            set.
     """
     noun = subject.class_noun
     if not noun.strip():
@@ -77,12 +65,34 @@ def check_class_noun(subject: Subject) -> None:
             "config.subject.class_noun is empty; say what the subject is, "
             "e.g. --config.subject.class_noun=dog"
         )
+    alone = prompts.noun_of(noun)
+    if alone != " ".join(noun.split()):
+        hint = f"; give --config.subject.class_noun={alone!r}" if alone else ""
+        raise InputError(
+            f"config.subject.class_noun={noun!r} is a prompt; prompts are made from "
+            f"the noun alone, such as 'a [V] dog' from 'dog'{hint}"
+        )
     if people.is_person(noun) and not subject.consent:
         raise InputError(
             f"config.subject.class_noun={noun!r} is a person: photos of a person "
             "need that person's consent, and photos of a child a parent's; if you have "
             "it, give --config.subject.consent=true"
         )
+
+
+def notices(job: Job) -> list[str]:
+    """What a user should know about photos on this cascade, before the work."""
+    shipped = "shipped" in pathlib.PurePath(job.weights.base).parts
+    if not shipped or job.subject.photos.startswith(TOYBOX_PREFIX):
+        return []
+    return [
+        "the shipped weights have only seen rendered toys. Real photographs of "
+        f"{job.subject.class_noun or 'a subject'!r} come out as blurred, toy-like "
+        "shapes: expect to see how the method works, not a likeness. For real pictures "
+        "use weights that have seen photographs: python -m imagen_booth.convert fetch "
+        "if_m, then train --config=configs/subject.py:if_m with the flags that it "
+        "prints"
+    ]
 
 
 def inspect_photos(job: Job, cascade: Cascade, folder: str) -> CheckedPhotos:
@@ -99,7 +109,7 @@ def inspect_photos(job: Job, cascade: Cascade, folder: str) -> CheckedPhotos:
     )
 
 
-def photo_folder(setting: str, work: epath.Path) -> str:
+def photo_folder(setting: str, work: RunDirectory) -> str:
     """The folder of the photos; photos of a toy are rendered into it first.
 
     Args:
@@ -108,12 +118,13 @@ def photo_folder(setting: str, work: epath.Path) -> str:
     """
     if not setting.startswith(TOYBOX_PREFIX):
         return setting
-    folder = work / "source"
+    folder = work.path / "source"
     last = folder / f"{TOYBOX_PHOTOS - 1:02d}.png"
-    if processes.is_first() and not last.exists():
-        images = toys.photos(
-            toybox_subject(setting), TOYBOX_PHOTOS, size=TOYBOX_PHOTO_SIZE
-        )
+    toy = toybox_subject(setting)
+    if processes.is_first() and not (
+        last.exists() and work.photo_setting in ("", setting)
+    ):
+        images = toys.photos(toy, TOYBOX_PHOTOS, size=TOYBOX_PHOTO_SIZE)
         for index, image in enumerate(images):
             image_files.save_png(folder / f"{index:02d}.png", image)
     processes.wait("rendered photos")
@@ -165,8 +176,9 @@ def photo_manifest(intake: CheckedPhotos) -> dict[str, Any]:
     }
 
 
-def _report_refusal(work: RunDirectory, error: photos.NoGoodPhotos) -> None:
-    if not processes.is_first():
+def report_refusal(workdir: epath.Path, error: photos.NoGoodPhotos) -> None:
+    """Writes a report that names each photo, where there is no run yet."""
+    if not processes.is_first() or (workdir / "manifest.json").exists():
         return
     with tempfile.TemporaryDirectory() as folder:
         RunDirectory(folder).record(
@@ -175,4 +187,4 @@ def _report_refusal(work: RunDirectory, error: photos.NoGoodPhotos) -> None:
             subject=photo_manifest(error.intake),
         )
         page = run_report.write(epath.Path(folder)).read_bytes()
-    storage.write_atomic(work.path / "report.html", page)
+    storage.write_atomic(workdir / "report.html", page)

@@ -23,8 +23,8 @@ from imagen_booth.training.subject_photos import TOYBOX_PREFIX, toybox_subject
 
 
 @dataclasses.dataclass(frozen=True)
-class SubjectPrompts:
-    """The identifier and the prompts of a run, with their embeddings.
+class PromptTexts:
+    """The identifier and the prompts of a run.
 
     Attributes:
         identifier: The text that stands for [V].
@@ -34,12 +34,6 @@ class SubjectPrompts:
         class_prompt: The prompt of the class images.
         pictures: The prompts of the final pictures, filled in.
         plain: The same without the identifier, for stages that do not know it.
-        embeddings: Embeddings by prompt; "" is the null text.
-        encoder: Origin of the text encoder.
-        reading: Identifies what prompts mean to the networks, for recipes: the
-            encoder's fingerprint, the cleaning unless it is the cascade's own, and
-            the digest of a learned identifier.
-        plain_reading: The same without the learned identifier.
         warnings: What is wrong with the user's identifier.
     """
 
@@ -50,11 +44,67 @@ class SubjectPrompts:
     class_prompt: str
     pictures: tuple[str, ...]
     plain: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def every(self) -> tuple[str, ...]:
+        """All prompts."""
+        return self.instance_prompt, self.class_prompt, *self.pictures, *self.plain
+
+
+@dataclasses.dataclass(frozen=True)
+class SubjectPrompts(PromptTexts):
+    """The identifier and the prompts of a run, with their embeddings.
+
+    Attributes:
+        embeddings: Embeddings by prompt; "" is the null text.
+        encoder: Origin of the text encoder.
+        reading: Identifies what prompts mean to the networks, for recipes: the
+            encoder's fingerprint, the cleaning unless it is the cascade's own, and
+            the digest of a learned identifier.
+        plain_reading: The same without the learned identifier.
+    """
+
     embeddings: dict[str, Embedding]
     encoder: dict[str, Any]
     reading: str
     plain_reading: str
-    warnings: tuple[str, ...]
+
+
+def choose_prompts(job: Job, cascade: Cascade) -> PromptTexts:
+    """Chooses or checks the identifier, and fills in the prompts of the run.
+
+    Raises:
+        InputError: The identifier cannot be tokenised, or a prompt has an unknown
+            placeholder.
+    """
+    noun = job.subject.class_noun
+    pieces = load_tokenizer(cascade, job.weights.vocabulary)
+    name, ids, warnings = choose_identifier(job, cascade, pieces)
+    templates = job.pictures.prompts
+    return PromptTexts(
+        identifier=name,
+        ids=ids,
+        replaces_noun=job.alone,
+        instance_prompt=prompts.instance_prompt(name, noun, alone=job.alone),
+        class_prompt=prompts.class_prompt(noun),
+        pictures=tuple(
+            prompts.fill(each, name, noun, alone=job.alone) for each in templates
+        ),
+        plain=tuple(prompts.fill(each, "", noun) for each in templates),
+        warnings=warnings,
+    )
+
+
+def plain_reading(cascade: Cascade, encoder: str, cleaning: str) -> str:
+    """Identifies what prompts mean to the networks without a learned identifier.
+
+    Args:
+        encoder: Fingerprint of the text encoder.
+        cleaning: Name of the cleaning.
+    """
+    own = cleaning == cleaning_name(cascade, "")
+    return encoder if own else f"{encoder} {cleaning}"
 
 
 def prepare_prompts(
@@ -73,18 +123,10 @@ def prepare_prompts(
     Raises:
         InputError: the identifier cannot be tokenised, or weights are missing.
     """
-    noun = job.subject.class_noun
-    pieces = load_tokenizer(cascade, job.weights.vocabulary)
-    name, ids, warnings = choose_identifier(job, cascade, pieces)
-    instance_prompt = prompts.instance_prompt(name, noun, alone=job.alone)
-    class_prompt = prompts.class_prompt(noun)
-    pictures = tuple(
-        prompts.fill(each, name, noun, alone=job.alone) for each in job.pictures.prompts
-    )
-    plain = tuple(prompts.fill(each, "", noun) for each in job.pictures.prompts)
+    texts = choose_prompts(job, cascade)
     embeddings, encoder = embed_prompts(
         cascade,
-        [instance_prompt, class_prompt, *pictures, *plain],
+        texts.every,
         weights=job.weights.text,
         vocabulary=job.weights.vocabulary,
         cleaning=job.cleaning,
@@ -94,22 +136,13 @@ def prepare_prompts(
         learned=learned,
         rules=job.mesh.rules,
     )
-    reading = encoder["sha256"]
-    if encoder["cleaning"] != cleaning_name(cascade, ""):
-        reading += f" {encoder['cleaning']}"
+    reading = plain_reading(cascade, encoder["fingerprint"], encoder["cleaning"])
     return SubjectPrompts(
-        identifier=name,
-        ids=ids,
-        replaces_noun=job.alone,
-        instance_prompt=instance_prompt,
-        class_prompt=class_prompt,
-        pictures=pictures,
-        plain=plain,
+        **vars(texts),
         embeddings=embeddings,
         encoder=encoder,
         reading=reading if learned is None else f"{reading} {learned.digest()}",
         plain_reading=reading,
-        warnings=warnings,
     )
 
 

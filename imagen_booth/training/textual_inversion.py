@@ -38,7 +38,7 @@ from imagen_booth.text.tokenizer import UNKNOWN
 from imagen_booth.training import finetune, optimizers, previews, train_step
 from imagen_booth.training.finetune import FinetuneContext, PreviewSampling
 from imagen_booth.training.previews import Preview
-from imagen_booth.training.subject_prompts import SubjectPrompts
+from imagen_booth.training.subject_prompts import PromptTexts
 from imagen_booth.weights.load import Part
 
 ROWS = "rows/vectors"  # path of the trained array
@@ -61,7 +61,7 @@ class InversionTokens:
     shown: Mapping[str, np.ndarray]
 
 
-def read_tokens(job: Job, cascade: Cascade, prompts: SubjectPrompts) -> InversionTokens:
+def read_tokens(job: Job, cascade: Cascade, prompts: PromptTexts) -> InversionTokens:
     """Tokenizes the identifier, the initializer, the templates and the prompts.
 
     Raises:
@@ -165,7 +165,7 @@ def learn_embedding(
         start,
         loss_fn,
         optimizer,
-        iter(_batches(tokens, config, subject, context).to_iter_dataset()),
+        pipeline.iterate(_batches(tokens, config, subject, context)),
         _preview_sampling(tokens, cascade, parts, preview, context.mesh),
         lambda params: {"rows": params["rows"]},
         context,

@@ -16,7 +16,8 @@ from imagen_booth.errors import InputError
 from imagen_booth.models import UNetConfig
 from imagen_booth.models.t5 import T5Config
 from imagen_booth.rundir import checkpoints
-from imagen_booth.storage import write_atomic
+from imagen_booth.rundir.layout import TRAIN_AGAIN
+from imagen_booth.storage import read_json, write_atomic
 from imagen_booth.train_state import Params, flatten
 from imagen_booth.weights import deepfloyd, load, model_card, native, t5, tensor_files
 from imagen_booth.weights.tensor_files import Tensor, WeightFiles
@@ -136,7 +137,7 @@ def _open_run(run: epath.Path) -> _Run:
         raise InputError(
             f"--run={run} is not a work directory: it has no manifest.json"
         )
-    manifest = json.loads(file.read_text())
+    manifest = read_json(file, TRAIN_AGAIN)
     cascade = by_name(manifest["cascade"]["name"])
     origins = manifest["cascade"].get("parts", {})
     for origin in origins.values():
@@ -152,7 +153,7 @@ def _open_run(run: epath.Path) -> _Run:
     }
     if "prior" in manifest:
         metadata["prior"] = manifest["prior"]
-    config = json.loads((run / "config.json").read_text())
+    config = read_json(run / "config.json", TRAIN_AGAIN)
     return _Run(run, manifest, config, cascade, origins, metadata)
 
 

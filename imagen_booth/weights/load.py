@@ -60,7 +60,7 @@ class Part:
         return described | {
             "name": self.name,
             "source": self.source,
-            "sha256": self.fingerprint,
+            "fingerprint": self.fingerprint,
             "licence": self.licence,
             "pretrained": self.pretrained,
         }

@@ -81,7 +81,7 @@ def write(
         cleaning=CLEANING.get(story.get("cleaning") or "", ""),
         licence=licence,
         source=origin.get("source") or "not recorded",
-        fingerprint=origin.get("sha256") or "not recorded",
+        fingerprint=origin.get("fingerprint") or "not recorded",
     )
 
 

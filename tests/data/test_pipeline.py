@@ -1,5 +1,6 @@
 """Batches as a function of (seed, step): order, shares of hosts, resume, crops."""
 
+import time
 from collections import Counter
 
 import numpy as np
@@ -111,17 +112,34 @@ def test_a_stored_iterator_goes_on():
     prepare = pipeline.random_crop(4, 2)
     group = Group(coordinates(3, 8, 2), 2, 1.0, 0)
     dataset = pipeline.batches([group], seed=5, prepare=prepare)
-    iterator = iter(dataset.to_iter_dataset())
+    iterator = pipeline.iterate(dataset)
     for _ in range(3):
         next(iterator)
     stored = iterator.get_state()
     expected = [next(iterator) for _ in range(4)]
 
-    again = iter(pipeline.batches([group], seed=5, prepare=prepare).to_iter_dataset())
+    again = pipeline.iterate(pipeline.batches([group], seed=5, prepare=prepare))
     again.set_state(stored)
     for batch in expected:
         assert_equal(next(again), batch)
     assert_equal(expected[0], at(dataset, 3))
+
+
+def test_few_batches_are_made_ahead():
+    """grain's defaults make 500."""
+    made = []
+
+    class Counted(list):
+        def __getitem__(self, index):
+            made.append(index)
+            return super().__getitem__(index)
+
+    dataset = pipeline.batches([Group(Counted(examples(4)), 1, 1.0, 0)], seed=0)
+    iterator = pipeline.iterate(dataset)
+    for taken in range(1, 4):
+        next(iterator)
+        time.sleep(0.3)  # time to make all that it would
+        assert len(made) <= taken + 2 * pipeline.READ_AHEAD
 
 
 def coordinates(count, side, scale):

@@ -34,6 +34,22 @@ def refuse(path, data):
 
 if "--process_id=0" not in sys.argv:
     storage.write_atomic = refuse
+    # Another run fills the shared cache after process 0 has looked and before
+    # this process looks.
+    import os, shutil, time
+    from imagen_booth.sampling import text_embeddings
+    from imagen_booth.training import class_images
+
+    def fill_before(look):
+        def looking(*arguments):
+            time.sleep(2)
+            full = os.environ["FULL_CACHE"]
+            shutil.copytree(full, os.environ["CACHE"], dirs_exist_ok=True)
+            return look(*arguments)
+        return looking
+
+    text_embeddings._cache_files = fill_before(text_embeddings._cache_files)
+    class_images.class_image_folder = fill_before(class_images.class_image_folder)
 from imagen_booth.sampling import cascade_sampler
 
 real = cascade_sampler.sampler_program
@@ -61,7 +77,10 @@ def rows_sampled(out: str) -> list[tuple[int, list[int]]]:
 
 
 def check_as_one(tmp_path, processes: int, per_process: int) -> None:
-    """Several processes train as one with as many devices, to ``TOLERANCE``."""
+    """Several processes train as one with as many devices, to ``TOLERANCE``.
+
+    Meanwhile another run writes to the cache, between the looks of two hosts.
+    """
     photos = make_photos(tmp_path / "photos", 0)
     one, many = tmp_path / "one" / "run", tmp_path / "many" / "run"
     [alone] = train(
@@ -69,7 +88,15 @@ def check_as_one(tmp_path, processes: int, per_process: int) -> None:
     )
     assert alone.code == 0, alone.said
     flags = settings(photos, many, *SHORT)
-    ended = train(*[("-c", WRITES_NOTHING, *flags)] * processes, devices=per_process)
+    caches = {
+        "FULL_CACHE": str(one.parent / "cache"),
+        "CACHE": str(many.parent / "cache"),
+    }
+    ended = train(
+        *[("-c", WRITES_NOTHING, *flags)] * processes,
+        devices=per_process,
+        environ=[caches] * processes,
+    )
     assert {each.code for each in ended} == {0}, [each.said for each in ended]
 
     expected, got = losses(one), losses(many)

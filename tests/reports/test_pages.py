@@ -72,7 +72,7 @@ def test_an_evaluation_page(folder):
     counts = {"subjects": 1, "prompts": 1, "pictures": 1, "class_pictures": 0}
     shared = {"by_subject": {HOSTILE: {"dino": SCORE}}, "scores": {"dino": SCORE}}
     files = {"sizes": [HOSTILE], "skipped": [HOSTILE]}
-    network = {"name": HOSTILE, "source": HOSTILE, "sha256": 8 * HOSTILE}
+    network = {"name": HOSTILE, "source": HOSTILE, "fingerprint": 8 * HOSTILE}
     preparation = {"resize": 256, "crop": 224, "mean": [0.5], "std": [0.25]}
     results = {
         "made": HOSTILE,
@@ -110,7 +110,7 @@ def test_an_experiments_page(folder):
         "notes": [INNER],
     }
     results = {
-        "weights": {HOSTILE: {"pretrained": False, "sha256": "a" * 64}},
+        "weights": {HOSTILE: {"pretrained": False, "fingerprint": "a" * 64}},
         "judge": {},
         "studies": {"vanilla": study},
     }

@@ -57,7 +57,7 @@ def manifest():
             "parts": {
                 name: {
                     "source": "random numbers",
-                    "sha256": 32 * name[-2:],
+                    "fingerprint": 32 * name[-2:],
                     "licence": "Apache-2.0",
                     "pretrained": False,
                 }

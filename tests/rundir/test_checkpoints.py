@@ -145,6 +145,49 @@ def test_a_damaged_one_gives_way_to_the_one_before(two, caplog, harm, part):
     assert continued(two) == (3.0, 0)
 
 
+def test_damaged_parameters_are_named(folder):
+    with checkpoint.Checkpoints(folder) as checkpoints:
+        checkpoints.save(
+            1, start(), numbers(), {"unet": {"w": np.ones(500)}}, wait=True
+        )
+    truncate(folder / "1", "params")
+    with pytest.raises(StorageError, match="parameters in .*1 cannot be read: .*again"):
+        checkpoint.read_params(folder)
+
+
+FULL = 'RESOURCE_EXHAUSTED: Failed writing: "x/d/f9": No space left on device'
+
+
+@pytest.mark.parametrize("moment", ["save", "close"])
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (ValueError(FULL), StorageError),
+        (OSError(28, "No space left on device"), StorageError),
+        (ValueError("trees have different structures"), ValueError),
+    ],
+)
+def test_a_full_disk_is_a_storage_error_whoever_reports_it(
+    folder, monkeypatch, error, kind, moment
+):
+    def fail(*_, **__):
+        raise error
+
+    method = {"save": "save_checkpointables_async", "close": "close"}[moment]
+    with pytest.raises(kind) as caught:  # noqa: SIM117
+        with checkpoint.Checkpoints(folder) as checkpoints:
+            real = getattr(checkpoints._ocp, method)
+            monkeypatch.setattr(checkpoints._ocp, method, fail)
+            checkpoints.save(0, start(), numbers())
+    if kind is StorageError:
+        assert "No space left" in str(caught.value)
+        assert "MB free" in str(caught.value)
+        assert caught.value.exit_code == 5
+    monkeypatch.undo()
+    if moment == "close":
+        real()
+
+
 def test_where_all_are_damaged_it_is_said(two):
     for step in ("1", "2"):
         truncate(two / step, "state")

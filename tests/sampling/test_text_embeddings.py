@@ -86,6 +86,17 @@ def test_prompts_beyond_the_encoder_are_refused_with_their_lengths(read, tmp_pat
     assert sorted(tmp_path.rglob("*.npy")) == before
 
 
+@pytest.mark.parametrize("left", [0, 20, 200])
+def test_a_damaged_embedding_is_made_again(read, tmp_path, left):
+    first, _ = read(["a dog"], "")
+    kept = {path: path.read_bytes() for path in tmp_path.rglob("*.npy")}
+    for path, data in kept.items():
+        path.write_bytes(data[:left])
+    second, _ = read(["a dog"], "")
+    np.testing.assert_array_equal(second["a dog"].text, first["a dog"].text)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.npy")} == kept
+
+
 def test_process_0_alone_decides_what_is_encoded(read, tmp_path, monkeypatch):
     """All hosts encode what it lacks, and read nothing of that back from disk."""
     first, _ = read(["a dog"], "")
@@ -93,14 +104,14 @@ def test_process_0_alone_decides_what_is_encoded(read, tmp_path, monkeypatch):
         path.unlink()
     decided = []
 
-    def broadcast(array):
-        decided.append(array.tolist())
-        return np.ones_like(array)  # what process 0 says
+    def decide(look):
+        decided.append(look())
+        return [0, 1]  # what process 0 finds missing
 
-    monkeypatch.setattr(embedding.processes, "broadcast", broadcast)
+    monkeypatch.setattr(embedding.processes, "decide", decide)
     monkeypatch.setattr(embedding.processes, "is_first", lambda: False)
     second, _ = read(["a dog"], "")
-    assert decided == [[0, 0]]
+    assert decided == [[0, 1]]
     assert not list(tmp_path.rglob("*.npy"))  # another process writes them
     np.testing.assert_array_equal(second["a dog"].text, first["a dog"].text)
 
@@ -150,7 +161,7 @@ def test_recipes_name_a_cleaning_that_is_not_the_cascades(tmp_path, cleaning):
         make_mesh(),
         np.dtype(np.float32),
     )
-    own = words.encoder["sha256"]
+    own = words.encoder["fingerprint"]
     assert words.reading == (f"{own} caption" if cleaning == "caption" else own)
     assert words.encoder["cleaning"] == (cleaning or "simple")
 

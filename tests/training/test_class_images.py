@@ -129,10 +129,15 @@ def test_more_devices_draw_more_groups_at_a_time_and_none_twice(
     np.testing.assert_array_equal(many, draw(tmp_path / "few", 6, devices=2))
 
 
-def test_a_missing_picture_brings_back_its_group(tmp_path, drawn):
+@pytest.mark.parametrize("left", [None, 0, 20, 60])
+def test_a_missing_or_damaged_picture_brings_back_its_group(tmp_path, drawn, left):
     draw(tmp_path, 6)
     kept = files(tmp_path)
-    (class_images.class_image_folder(RECIPE, tmp_path) / "00003.png").unlink()
+    file = class_images.class_image_folder(RECIPE, tmp_path) / "00003.png"
+    if left is None:
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[:left])
     draw(tmp_path, 6)
     assert [seeds for seeds, _ in drawn[3:]] == [[42, 43]]
     assert files(tmp_path) == kept

@@ -467,10 +467,12 @@ def test_a_stage_on_top_of_what_was_published(folder):
 
 def test_fingerprints_follow_content(folder):
     told = files.write_stage(folder)
-    before = weight_origin(cascade_of(folder), "base", str(folder))["sha256"]
+    before = weight_origin(cascade_of(folder), "base", str(folder))["fingerprint"]
     told["mid_block.resnets.0.norm1.bias"][3] += 1e-3
     files.write_stage(folder, weights=told)
-    assert weight_origin(cascade_of(folder), "base", str(folder))["sha256"] != before
+    assert (
+        weight_origin(cascade_of(folder), "base", str(folder))["fingerprint"] != before
+    )
 
 
 def test_if_networks_read_every_position(folder):

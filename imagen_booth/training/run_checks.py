@@ -1,0 +1,313 @@
+"""Everything that can be wrong with a run, found before anything of it is written.
+
+``train`` refuses a job by these checks and leaves the run directory as it is;
+``doctor`` reports them. The recipes are the settings that each part of a run depends
+on: what is there of a part goes on only with the same recipe.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from etils import epath
+
+from imagen_booth.cascade import Cascade, Stage, by_name
+from imagen_booth.config.schema import BEST, FineTuning, Job
+from imagen_booth.data.photos import CheckedPhotos, Photo
+from imagen_booth.diffusion import loss, sampler
+from imagen_booth.distributed import processes
+from imagen_booth.errors import InputError
+from imagen_booth.rundir.layout import (
+    LOOP_SETTINGS,
+    PARTS,
+    RunDirectory,
+    check_workdir,
+    recipe,
+)
+from imagen_booth.sampling.text_embeddings import cleaning_name, tokenize
+from imagen_booth.training import (
+    mesh_choice,
+    optimizers,
+    subject_photos,
+    subject_prompts,
+    textual_inversion,
+)
+from imagen_booth.training.subject_prompts import PromptTexts
+from imagen_booth.training.textual_inversion import InversionTokens
+from imagen_booth.weights import load
+from imagen_booth.weights.placement import activation_dtype
+
+
+@dataclasses.dataclass(frozen=True)
+class AcceptedRun:
+    """A run that was found good.
+
+    Attributes:
+        cascade: The model, as its weights describe it.
+        mesh: The devices.
+        dtype: Dtype of the activations.
+        photos: The photos to train on.
+    """
+
+    cascade: Cascade
+    mesh: jax.sharding.Mesh
+    dtype: Any
+    photos: CheckedPhotos
+
+
+def check_run(job: Job, work: RunDirectory) -> AcceptedRun:
+    """Checks a job against everything it needs and against what is there of its run.
+
+    Nothing is written but the rendered photos of a toy, where the run has none.
+
+    Raises:
+        InputError: Bad settings, weights, prompts or photos, or a run directory that
+            was made with other settings.
+        StorageError: The run directory cannot be written, or a file of it is damaged.
+    """
+    processes.decide(lambda: check_workdir(work.path))
+    cascade = load.resolve(by_name(job.cascade), dataclasses.asdict(job.weights))
+    cascade = cascade.rematerialised(job.rematerialised())
+    mesh = mesh_choice.mesh_to_tune(cascade, job)
+    dtype = activation_dtype(job.dtype)
+    processes.decide(lambda: check_steps(job, work))
+    check_settings(job, cascade)
+    subject_photos.check_class_noun(job.subject)
+    prompts = check_prompts(job, cascade)
+    for name in ("text", *(stage.name for stage in cascade.stages)):
+        found = load.find(cascade, name, getattr(job.weights, name))
+        if found is not None:
+            found.matched(load.shapes(cascade, name))
+    processes.decide(lambda: _check_photo_setting(job, work))
+    folder = subject_photos.photo_folder(job.subject.photos, work)
+    photos = subject_photos.inspect_photos(job, cascade, folder)
+    processes.decide(lambda: check_recipes(job, cascade, work, prompts, photos))
+    return AcceptedRun(cascade, mesh, dtype, photos)
+
+
+def check_existing(job: Job, cascade: Cascade, work: RunDirectory) -> None:
+    """Checks a job against what is there of its run; writes nothing at all.
+
+    Raises:
+        InputError, StorageError: As ``check_run``.
+    """
+    check_steps(job, work)
+    _check_photo_setting(job, work)
+    folder = job.subject.photos
+    if folder.startswith(subject_photos.TOYBOX_PREFIX):
+        folder = str(work.path / "source")
+        if not epath.Path(folder).exists():
+            return  # train would render them
+    if any(work.holds(part) for part in PARTS):
+        photos = subject_photos.inspect_photos(job, cascade, folder)
+        check_recipes(job, cascade, work, check_prompts(job, cascade), photos)
+
+
+def check_settings(job: Job, cascade: Cascade) -> None:
+    """Checks the names in the settings of every stage.
+
+    Raises:
+        InputError: An optimizer, a loss weighting or a sampler that does not exist.
+    """
+    if job.text.steps > 0:
+        optimizers.build(job.text.optim, job.text.steps)
+    for stage in cascade.stages:
+        config = job.tuning(stage.name)
+        if config.steps > 0:
+            optimizers.build(config.optim, config.steps)
+            loss.check_weight(config.weighting)
+        check_sampler(stage, getattr(job.pictures, stage.name))
+        if stage.low_resolution is None:
+            check_sampler(stage, job.class_images.sampler)
+
+
+def check_sampler(stage: Stage, config: sampler.SamplerConfig) -> None:
+    """Checks that a stage can be sampled as the settings say.
+
+    Raises:
+        InputError: Its network predicts no variance, or its schedule lacks the steps.
+    """
+    if config.variance == "learned" and not stage.learned_variance:
+        raise InputError(
+            f"a sampler of {stage.name} has variance='learned', but its network "
+            "predicts no variance; give variance=0.0"
+        )
+    sampler.plan(stage.schedule, config)
+
+
+def check_prompts(job: Job, cascade: Cascade) -> PromptTexts:
+    """Chooses the identifier and checks every prompt of the run.
+
+    Raises:
+        InputError: An identifier or a prompt that cannot be read.
+    """
+    texts = subject_prompts.choose_prompts(job, cascade)
+    cleaning = cleaning_name(cascade, job.cleaning)
+    tokenize(cascade, texts.every, job.weights.vocabulary, cleaning)
+    if job.text.steps > 0:
+        textual_inversion.read_tokens(job, cascade, texts)
+    return texts
+
+
+def check_steps(job: Job, work: RunDirectory) -> None:
+    """Checks that no part was already fine-tuned for more steps than the job has.
+
+    Raises:
+        InputError: A part was, and is not to be redone.
+    """
+    for name in job.tuned_parts:
+        latest, steps = work.latest_step(name), job.tuning(name).steps
+        if latest > steps:
+            raise InputError(
+                f"config.{name}.steps={steps}, but {work.path / name} is already "
+                f"fine-tuned for {latest} steps and cannot go back. Give "
+                f"--overwrite={name} to redo it, or --config.{name}.steps={latest} or "
+                "more, or another --workdir"
+            )
+
+
+def check_recipes(
+    job: Job,
+    cascade: Cascade,
+    work: RunDirectory,
+    prompts: PromptTexts,
+    photos: CheckedPhotos,
+) -> None:
+    """Checks that what is there of a run was made with the settings of the job.
+
+    Raises:
+        InputError: A part was made with other settings and is not to be redone.
+        StorageError: The record of a part's settings is damaged.
+    """
+    origin = load.weight_origin(cascade, "text", job.weights.text)
+    cleaning = cleaning_name(cascade, job.cleaning)
+    plain = subject_prompts.plain_reading(cascade, origin["fingerprint"], cleaning)
+    dtype, reading = activation_dtype(job.dtype), plain
+    if job.text.steps > 0:
+        stage = cascade.stage("base")
+        tokens = textual_inversion.read_tokens(job, cascade, prompts)
+        used = photos.teaching(stage.name)
+        weights = _fingerprint(job, cascade, stage)
+        work.check(
+            "text", text_recipe(job, tokens, prompts, plain, weights, used, dtype)
+        )
+        reading = f"{plain} {_learned(job, work)}"
+    for stage in cascade.stages:
+        used = photos.teaching(stage.name)
+        if job.tuning(stage.name).steps > 0 and used:
+            weights = _fingerprint(job, cascade, stage)
+            work.check(
+                stage.name,
+                stage_recipe(job, stage, prompts, reading, weights, used, dtype),
+            )
+    work.check("samples", {"pictures": recipe(job.pictures)})
+
+
+def _fingerprint(job: Job, cascade: Cascade, stage: Stage) -> str:
+    source = getattr(job.weights, stage.name)
+    return load.weight_origin(cascade, stage.name, source)["fingerprint"]
+
+
+def _learned(job: Job, work: RunDirectory) -> str:
+    """Digest of the learned embedding that the stages of a run read."""
+    done = work.holds("text") and work.latest_step("text") == job.text.steps
+    recorded = (work.manifest.get("subject") or {}).get("learned")
+    return recorded if done and recorded else "an embedding yet to be learned"
+
+
+def _check_photo_setting(job: Job, work: RunDirectory) -> None:
+    """Checks that a toy's photos stay those that the run was begun with.
+
+    Other photos are told apart by their bytes; these would have to be rendered.
+
+    Raises:
+        InputError: They do not, and some part is not to be redone.
+    """
+    old, new = work.photo_setting, job.subject.photos
+    prefix = subject_photos.TOYBOX_PREFIX
+    kept = [name for name in job.tuned_parts if work.holds(name)]
+    if old not in ("", new) and kept and (old + new).count(prefix):
+        raise InputError(
+            f"{work.path} was made with other settings: subject.photos: {old} -> "
+            f"{new}. Give --overwrite={','.join(kept)} to redo it, or another --workdir"
+        )
+
+
+def text_recipe(
+    job: Job,
+    tokens: InversionTokens,
+    prompts: PromptTexts,
+    reading: str,
+    weights: str,
+    photos: Sequence[Photo],
+    dtype: Any,
+) -> dict[str, Any]:
+    """The settings on which a learned embedding depends.
+
+    Args:
+        tokens: The tokens that are learned.
+        reading: What prompts mean without it, see ``subject_prompts.plain_reading``.
+        weights: Fingerprint of the base stage.
+    """
+    return {
+        "cascade": job.cascade,
+        "weights": weights,
+        "text": reading,
+        **_common_recipe(job, prompts, photos, dtype),
+        "ids": list(tokens.ids),
+        "text_tuning": recipe(job.text, *_changeable(job, job.text)),
+    }
+
+
+def stage_recipe(
+    job: Job,
+    stage: Stage,
+    prompts: PromptTexts,
+    reading: str,
+    weights: str,
+    photos: Sequence[Photo],
+    dtype: Any,
+) -> dict[str, Any]:
+    """The settings on which a fine-tuned stage depends.
+
+    Args:
+        reading: What prompts mean to the network, see ``SubjectPrompts.reading``.
+        weights: Fingerprint of the network.
+    """
+    config = job.tuning(stage.name)
+    return {
+        "cascade": job.cascade,
+        "weights": weights,
+        "text": reading,
+        **_common_recipe(job, prompts, photos, dtype),
+        "class_images": recipe(job.class_images) if config.class_rows else None,
+        stage.name: recipe(config, *_changeable(job, config)),
+    }
+
+
+def _common_recipe(
+    job: Job, prompts: PromptTexts, photos: Sequence[Photo], dtype: Any
+) -> dict[str, Any]:
+    """The recipe entries on which every fine-tuned part of a run depends."""
+    return {
+        "photos": {photo.name: photo.sha256 for photo in photos},
+        "subject": recipe(
+            job.subject, "photos", "identifier", "tokens", "consent", "description"
+        ),
+        "instance_prompt": prompts.instance_prompt,
+        "seed": job.seed,
+        "dtype": str(dtype),
+        **({"keep": BEST} if job.keep == BEST else {}),
+    }
+
+
+def _changeable(job: Job, config: FineTuning) -> tuple[str, ...]:
+    """Settings that may change between a run and its resumption."""
+    names: set[str] = set(LOOP_SETTINGS)
+    if job.keep == BEST:
+        names.remove("preview_every")  # it decides which steps are candidates
+    if config.optim.decay == "constant":
+        # More steps continue a constant rate; a decay depends on their number.
+        names.add("steps")
+    return tuple(names)
