@@ -174,11 +174,16 @@ def test_a_full_disk_is_a_storage_error_whoever_reports_it(
         raise error
 
     method = {"save": "save_checkpointables_async", "close": "close"}[moment]
-    with pytest.raises(kind) as caught:  # noqa: SIM117
-        with checkpoint.Checkpoints(folder) as checkpoints:
-            real = getattr(checkpoints._ocp, method)
-            monkeypatch.setattr(checkpoints._ocp, method, fail)
+    checkpoints = checkpoint.Checkpoints(folder)
+    real = getattr(checkpoints._ocp, method)
+    monkeypatch.setattr(checkpoints._ocp, method, fail)
+
+    def save():
+        with checkpoints:
             checkpoints.save(0, start(), numbers())
+
+    with pytest.raises(kind) as caught:
+        save()
     if kind is StorageError:
         assert "No space left" in str(caught.value)
         assert "MB free" in str(caught.value)
