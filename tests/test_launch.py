@@ -12,8 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
-from importlib import metadata
+import types
 
 import pytest
 from paths import ROOT
@@ -515,9 +514,8 @@ def test_the_notebook_is_whole_and_clean():
     for cell in cells:
         compile(cell.source, cell.id, "exec")
         assert not cell.outputs
-    assert "parameters" in cells[0].metadata.tags
-    [install] = [cell.source for cell in cells if '"pip"' in cell.source]
-    assert "--constraint" in install  # the runtime keeps its jax
+    assert sum("parameters" in cell.metadata.get("tags", ()) for cell in cells) == 1
+    assert "check_device(sys.executable)" in cells[0].source  # before all else
 
 
 def cell_with(part: str) -> str:
@@ -528,8 +526,28 @@ def cell_with(part: str) -> str:
     return found
 
 
-def test_the_notebook_installs_around_the_jax_that_is_there(monkeypatch):
-    """pip keeps the versions of the runtime's packages."""
+def test_the_notebook_stops_where_another_device_answers(monkeypatch, capsys):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    cell = cell_with("EXPECTED =")
+    for wanted in ("tpu", "gpu"):
+        monkeypatch.setenv("EXPECTED_DEVICE", wanted)
+        with pytest.raises(
+            RuntimeError,
+            match=f"{wanted.upper()} is expected and a CPU answers.*Change runtime type",
+        ):
+            exec(cell, {})
+        assert "found: CPU" in capsys.readouterr().out
+    monkeypatch.setenv("EXPECTED_DEVICE", "cpu")
+    exec(cell, {})
+
+
+@pytest.mark.parametrize(
+    ("device", "extras"),
+    [("cpu", "[gcs]"), ("tpu", "[tpu,gcs]"), ("gpu", "[cuda,gcs]")],
+)
+def test_the_notebook_installs_beside_the_runtime(
+    device, extras, tmp_path, monkeypatch
+):
     calls = []
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(
@@ -537,30 +555,46 @@ def test_the_notebook_installs_around_the_jax_that_is_there(monkeypatch):
     )
     names = {
         **{"os": os, "pathlib": pathlib, "subprocess": subprocess, "sys": sys},
-        **{"tempfile": tempfile, "metadata": metadata, "SOURCE": ""},
-        "version": lambda name: None,
+        **{"SOURCE": "", "DRIVE": False, "ENVIRONMENT": str(tmp_path / "own")},
+        **{"DEVICE": device, "check_device": calls.append},
     }
     exec(cell_with('"pip"'), names)
-    [command] = calls
-    assert command[:4] == [sys.executable, "-m", "pip", "install"]
-    assert not {"--upgrade", "-U", "--force-reinstall"} & set(command)
-    assert command[-1] == "--editable=.[gcs]"  # and no extra that names a jax
-    [given] = [each for each in command if each.startswith("--constraint=")]
-    held = pathlib.Path(given.removeprefix("--constraint=")).read_text().splitlines()
-    for name in ("jax", "jaxlib"):
-        assert f"{name}=={metadata.version(name)}" in held
+    made, filled, checked = calls
+    python = str(tmp_path / "own" / "bin" / "python")
+    assert made[:3] == [sys.executable, "-m", "venv"]
+    assert made[-1] == str(tmp_path / "own")
+    # The runtime's pip, but another environment.
+    assert filled[:4] == [sys.executable, "-m", "pip", f"--python={python}"]
+    assert filled[-1] == f"--editable=.{extras}"
+    assert checked == python
 
 
-def test_the_notebook_refuses_a_runtime_whose_jax_is_too_old(monkeypatch):
-    monkeypatch.setattr(metadata, "version", lambda name: "0.9.2")
-    with pytest.raises(RuntimeError, match="jax 0.9.2 is older than 0.10"):
-        exec(cell_with("OLDEST"), {})
+def test_uploads_of_two_subjects_never_mix(tmp_path, monkeypatch):
+    uploads = iter([{"dog.jpg": b"d"}, {"cat.jpg": b"c"}, {"dog.jpg": b"d"}, {}])
+    files = types.ModuleType("google.colab.files")
+    files.upload = lambda: next(uploads)  # pyright: ignore[reportAttributeAccessIssue]
+    colab = types.ModuleType("google.colab")
+    colab.files = files  # pyright: ignore[reportAttributeAccessIssue]
+    monkeypatch.setitem(sys.modules, "google.colab", colab)
+    monkeypatch.setitem(sys.modules, "google.colab.files", files)
+    monkeypatch.chdir(tmp_path)
+    found = []
+    for _ in range(3):
+        names = {"PHOTOS": "upload", "pathlib": pathlib}
+        exec(cell_with("files.upload"), names)
+        found.append(pathlib.Path(str(names["PHOTOS"])))
+    dog, cat, again = found
+    assert [path.name for path in dog.iterdir()] == ["dog.jpg"]
+    assert [path.name for path in cat.iterdir()] == ["cat.jpg"]
+    assert again == dog  # the same run goes on
+    with pytest.raises(RuntimeError, match="nothing was uploaded"):
+        exec(cell_with("files.upload"), {"PHOTOS": "upload", "pathlib": pathlib})
 
 
 @pytest.mark.slow
 def test_the_notebook_runs(tmp_path, monkeypatch):
     """As a user runs it, with photos in a folder and the smallest cascade."""
-    for name, value in QUICK.items():
+    for name, value in (QUICK | {"EXPECTED_DEVICE": "cpu"}).items():
         monkeypatch.setenv(name, value)
     nbformat = pytest.importorskip("nbformat")
     nbclient = pytest.importorskip("nbclient")
@@ -569,6 +603,7 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
     changed = f"""CASCADE = "tiny"
 PHOTOS = {str(make_photos(tmp_path / "photos", 0))!r}
 WORKDIR = {str(tmp_path / "run")!r}
+ENVIRONMENT = {sys.prefix!r}
 MORE = ["--config.sr256.steps=0", "--config.sr1024.steps=0"]"""
     first = next(
         index
