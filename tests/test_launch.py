@@ -533,7 +533,7 @@ def test_the_notebook_stops_where_another_device_answers(monkeypatch, capsys):
         monkeypatch.setenv("EXPECTED_DEVICE", wanted)
         with pytest.raises(
             RuntimeError,
-            match=f"{wanted.upper()} is expected and a CPU answers.*Change runtime type",
+            match=f"a {wanted.upper()} is expected and a CPU answers.*Change runtime",
         ):
             exec(cell, {})
         assert "found: CPU" in capsys.readouterr().out
