@@ -301,7 +301,7 @@ def decide(choose: Callable[[], Any]) -> Any:
     text = np.frombuffer(json.dumps(answer).encode(), np.uint8)
     size = int(broadcast(np.asarray([text.size], np.int32))[0])
     text = broadcast(text if is_first() else np.zeros(size, np.uint8))
-    answer = json.loads(text.tobytes())
+    answer = json.loads(text.astype(np.uint8).tobytes())
     if raised is not None:
         raise raised
     if "error" in answer:
