@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from imagen_booth.data import image_files
-from imagen_booth.errors import InputError
+from imagen_booth.errors import StorageError
 from imagen_booth.reports import curves, run_report
 
 STAGES = {"base": 64, "sr256": 256, "sr1024": 1024}
@@ -306,7 +306,7 @@ def test_a_damaged_picture_is_left_out(workdir):
 
 def test_a_damaged_manifest_is_named(tmp_path):
     (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises(InputError, match=r"manifest\.json cannot be parsed"):
+    with pytest.raises(StorageError, match=r"manifest\.json is damaged"):
         run_report.write(tmp_path)
 
 

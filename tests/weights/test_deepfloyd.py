@@ -171,9 +171,12 @@ def test_how_a_scheduler_draws(folder, fields, told):
     ("fields", "words"),
     [
         ({"timestep_spacing": "karras"}, "sampler.spacing is 'karras'"),
-        ({"dynamic_thresholding_ratio": 1.5}, "sampler.ratio is 1.5"),
+        (
+            {"dynamic_thresholding_ratio": 1.5},
+            "sampler.ratio=1.5 should be above 0, at most 1",
+        ),
         ({"dynamic_thresholding_ratio": "x"}, "sampler.ratio='x'"),
-        ({"sample_max_value": 0.5}, "sampler.cap is 0.5"),
+        ({"sample_max_value": 0.5}, "sampler.cap=0.5 should be 1 or more"),
         (
             {"thresholding": False, "clip_sample": True, "clip_sample_range": 2.0},
             "clip_sample_range is 2.0",
