@@ -314,7 +314,7 @@ def files(folder: epath.Path) -> dict[str, tuple[int, bytes]]:
         ({"seed": 5}, "seed: 0 -> 5"),
         ({"subject.class_noun": "cat"}, "subject.class_noun: dog -> cat"),
         ({"subject.photos": "toybox:dog/3"}, "subject.photos: .* -> toybox:dog/3"),
-        ({"subject.photos": "EMPTY"}, "None of the 1 images"),
+        ({"subject.photos": "EMPTY"}, "holds no photo that can be used"),
         ({"subject.photos": "/nowhere"}, "/nowhere does not exist"),
         ({"base.prior_weight": 0.5}, "base.prior_weight: 1.0 -> 0.5"),
         ({"base.steps": 3}, "base.steps=3, but .* for 4 steps"),
