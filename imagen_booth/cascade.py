@@ -10,7 +10,7 @@ from imagen_booth.diffusion.schedule import (
     TableSchedule,
 )
 from imagen_booth.errors import InputError
-from imagen_booth.models import SIZES, EfficientUNetConfig, UNetConfig
+from imagen_booth.models import SIZES, NetworkConfig, ResidualUNetConfig
 from imagen_booth.models.t5 import T5_SIZES, T5Config
 from imagen_booth.text import tokenizer
 
@@ -69,7 +69,7 @@ class Stage:
 
     name: str
     resolution: int
-    model: UNetConfig | EfficientUNetConfig
+    model: NetworkConfig
     schedule: Schedule
     prediction: str = "eps"
     low_resolution: int | None = None
@@ -198,6 +198,24 @@ def _imagen() -> Cascade:
     return Cascade("imagen", text, stages, OWN)
 
 
+def _photo_stage() -> Stage:
+    """Ours, for cascades of photographs whose authors published no such stage."""
+    model = SIZES["photo_sr1024"]
+    assert isinstance(model, ResidualUNetConfig)
+    return Stage(
+        "sr1024",
+        1024,
+        model,
+        CosineSchedule(shift=model.shift),
+        "x0",
+        low_resolution=256,
+        crop=256,
+    )
+
+
+PHOTO_STAGE = _photo_stage()
+
+
 def _if(name: str, stage_one: str, stage_two: str) -> Cascade:
     """DeepFloyd IF: the 1000-step table, learned variance, 77 unmasked tokens."""
     text = Text(
@@ -221,6 +239,7 @@ def _if(name: str, stage_one: str, stage_two: str) -> Cascade:
             level_map="if_index",
             aligned=True,
         ),
+        PHOTO_STAGE,
     )
     return Cascade(name, text, stages, DEEPFLOYD)
 

@@ -16,6 +16,7 @@ from imagen_booth.toybox.grammar import TIERS
 from imagen_booth.toybox.records import BLOCK
 
 TOYBOX = "toybox"  # the source of rendered records
+PHOTOS = "photos"  # the source of crops of large photographs
 
 IS_PATH = "a path"  # marks text that names a file or folder; ``~`` is expanded
 
@@ -428,9 +429,10 @@ class Pretraining:
         save_every: Steps between checkpoints.
         preview_every: Steps between previews; 0 makes only the first and the last.
         cache: Folder for rendered scenes; empty for one in the run directory.
-        source: Source of the images: ``toybox``, or a TFDS data set as ``SET`` or
-            ``SET/CONFIG``.
-        data_dir: Folder of prepared TFDS data sets; empty for the default of TFDS.
+        source: Source of the images: ``toybox``, ``photos`` for a folder of large
+            photographs, or a TFDS data set as ``SET`` or ``SET/CONFIG``.
+        data_dir: Folder of the photographs, or of prepared TFDS data sets; empty for
+            the default of TFDS.
         split: TFDS split to train on, which may be a part such as ``train[:90%]``.
         held_out: TFDS split to measure on, which may be a part.
         image_feature: Feature of a TFDS data set with the image, ``/`` between levels.

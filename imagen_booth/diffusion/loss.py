@@ -29,6 +29,9 @@ WEIGHTS: dict[str, Callable[[Array], Array]] = {
     "v_max_10": lambda logsnr: jnp.minimum(
         1.0 + jnp.exp(-logsnr), 10.0 * jnp.exp(-logsnr)
     ),
+    # SNR + 100 on x0: as "v", for a network whose unknown is a residual of a tenth of
+    # the picture's range, so that its correction has unit size at every time
+    "residual": lambda logsnr: 1.0 + 100.0 * jnp.exp(-logsnr),
     # max(SNR, 1) on x0: arXiv 2202.00512, section 4
     "snr_trunc": lambda logsnr: jnp.maximum(jnp.exp(-logsnr), 1.0),
     # min(SNR, 5) on x0: arXiv 2303.09556

@@ -133,19 +133,24 @@ class Continuous(Schedule):
 
 @dataclasses.dataclass(frozen=True)
 class CosineSchedule(Continuous):
-    """logsnr(t) = -2 log tan(pi t / 2), clipped: alpha = cos, sigma = sin of pi t / 2.
+    """logsnr(t) = shift - 2 log tan(pi t / 2), clipped.
 
-    Source: Imagen's base and 256 px stages.
+    Without a shift, alpha and sigma are cosine and sine of pi t / 2. A shift of s moves
+    every time to noise that is exp(-s / 2) as strong.
+
+    Source: Imagen's base and 256 px stages; arXiv 2301.11093, section 3.1, for the
+    shift.
     """
 
     logsnr_min: float = -20.0
     logsnr_max: float = 20.0
+    shift: float = 0.0
 
     def law(self, t: Any, xp: ModuleType) -> Any:
         # tan as a quotient of two sines: near t = 1 the cosine would lose all digits.
         half = 0.5 * np.pi
         logsnr = 2.0 * (xp.log(xp.sin(half * (1.0 - t))) - xp.log(xp.sin(half * t)))
-        return xp.clip(logsnr, self.logsnr_min, self.logsnr_max)
+        return xp.clip(logsnr + self.shift, self.logsnr_min, self.logsnr_max)
 
 
 @dataclasses.dataclass(frozen=True)

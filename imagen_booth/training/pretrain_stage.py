@@ -18,9 +18,15 @@ import numpy as np
 from etils import epath
 
 from imagen_booth.cascade import Cascade, Stage, by_name
-from imagen_booth.config.schema import TOYBOX, Pretraining
+from imagen_booth.config.schema import PHOTOS, TOYBOX, Pretraining
 from imagen_booth.data import image_files, pipeline
 from imagen_booth.data.examples import CaptionedImages, Embedding
+from imagen_booth.data.photo_crops import (
+    PhotoFolder,
+    PhotoRows,
+    centre_crops,
+    degraded_crop,
+)
 from imagen_booth.data.tfds_source import ImageCaptions
 from imagen_booth.distributed import processes, sharding
 from imagen_booth.distributed.stop import StopRequest
@@ -63,6 +69,7 @@ OF_RUN += ("vocabulary", "mesh", *layout.LOOP_SETTINGS)
 
 HELD_OUT_SEED = 1  # records of this seed are for measuring, never for training
 HELD_OUT_RECORDS = 128
+PREVIEW = 256  # side in pixels of the parts of photographs in previews
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,8 +96,8 @@ class _Pretraining:
     unet: Part
     text: Part | None
     tokenizer: Tokenizer | None
-    train: CaptionedImages
-    held_out: CaptionedImages
+    train: CaptionedImages | PhotoRows
+    held_out: CaptionedImages | PhotoRows
     null: Embedding
     work: RunDirectory
     mesh: jax.sharding.Mesh
@@ -112,7 +119,7 @@ class _Pretraining:
         return loss_fn
 
     def batches(
-        self, records: CaptionedImages, rows: int, seed: int, **shared: np.ndarray
+        self, records: CaptionedImages | PhotoRows, rows: int, seed: int, **shared: np.ndarray
     ) -> Any:
         """Batches of this many rows, cropped where the stage is."""
         stage = self.stage
@@ -122,11 +129,17 @@ class _Pretraining:
             host=processes.index(),
             hosts=processes.count(),
             multiple=self.mesh.size * self.job.accumulate,
-            prepare=(
-                pipeline.random_crop(stage.crop, stage.scale) if stage.crop else None
-            ),
+            prepare=_cropping(self.job, stage),
             shared=shared,
         )
+
+
+def _cropping(job: Pretraining, stage: Stage) -> Callable[..., Any] | None:
+    """What cuts training crops out of records; None for whole images."""
+    if not stage.crop:
+        return None
+    cut = degraded_crop if job.source == PHOTOS else pipeline.random_crop
+    return cut(stage.crop, stage.scale)
 
 
 def run(job: Pretraining, workdir: epath.Path, *, profile: bool = False) -> None:
@@ -150,12 +163,9 @@ def run(job: Pretraining, workdir: epath.Path, *, profile: bool = False) -> None
     work = RunDirectory(workdir)
     tokenizer = load_tokenizer(cascade, job.vocabulary) if captioned else None
     null = _null(cascade)
+    caption_entries = _caption_entries(cascade, tokenizer, null)
     train, held_out = (
-        CaptionedImages(
-            _records(job, stage.resolution, work, held_out=held_out),
-            _caption_entries(cascade, tokenizer, null),
-            stage.low_resolution,
-        )
+        _rows(job, stage, work, caption_entries, held_out=held_out)
         for held_out in (False, True)
     )
     layout.cache_folder(job.cache, work.path)
@@ -210,6 +220,11 @@ def _check_stage(job: Pretraining, cascade: Cascade) -> Stage:
             f"config.records={job.records} is not a multiple of {together}, the number "
             "that is rendered together"
         )
+    if job.source == PHOTOS and not job.crop:
+        raise InputError(
+            "config.crop=0, but photographs differ in size; give the side of the "
+            "training crops in pixels, such as 128"
+        )
     if stage.low_resolution is not None and _captioned(job) and not job.text:
         raise InputError(
             "config.text is empty; give the folder of weights with the text encoder "
@@ -238,6 +253,23 @@ def _record_start(run: _Pretraining, cascade: Cascade) -> epath.Path:
 def _unused(job: Pretraining) -> tuple[str, ...]:
     """Settings that do not apply to the source in use."""
     return OF_SETS if job.source == TOYBOX else OF_TOYBOX
+
+
+def _rows(
+    job: Pretraining,
+    stage: Stage,
+    work: RunDirectory,
+    caption_entries: Callable[[str], pipeline.Example],
+    *,
+    held_out: bool,
+) -> CaptionedImages | PhotoRows:
+    """Rows to train on or to measure on."""
+    if job.source == PHOTOS:
+        split = job.held_out if held_out else job.split
+        photos = PhotoFolder(job.data_dir, split, least=job.crop)
+        return PhotoRows(photos, caption_entries)
+    records = _records(job, stage.resolution, work, held_out=held_out)
+    return CaptionedImages(records, caption_entries, stage.low_resolution)
 
 
 def _records(job: Pretraining, size: int, work: RunDirectory, *, held_out: bool) -> Any:
@@ -287,6 +319,8 @@ def _origin(run: _Pretraining) -> dict[str, Any]:
         "config": recipe(job, *OF_RUN, *_unused(job)),
         "made_from": {part.name: part.fingerprint for part in parts if part.pretrained},
     }
+    if isinstance(run.train, PhotoRows):
+        origin["data"] = run.train.records.origin
     if job.source == TOYBOX:
         origin["knows"] = dataclasses.asdict(TIERS[job.tier])
     return origin
@@ -405,7 +439,9 @@ def _measure(run: _Pretraining) -> Callable[[Params], dict[str, float]]:
     Records, crops, noise and times are the same every time.
     """
     job = run.job
-    records = min(HELD_OUT_RECORDS, len(run.held_out))
+    # Of a photograph every visit sees another crop.
+    whole = isinstance(run.held_out, PhotoRows)
+    records = HELD_OUT_RECORDS if whole else min(HELD_OUT_RECORDS, len(run.held_out))
     rows = min(job.batch // job.accumulate, records)
     batches = run.batches(run.held_out, rows, HELD_OUT_SEED)
     loss_fn = run.loss(null_text=0.0)
@@ -428,7 +464,15 @@ def _write_preview(run: _Pretraining, params: Params, step: int) -> None:
     """Samples the prompts; a super-resolution stage enlarges held-out records."""
     job, stage, tokenizer = run.job, run.stage, run.tokenizer
     prompts, low, truths = list(job.prompts), None, []
-    if stage.low_resolution is not None:
+    if isinstance(run.held_out, PhotoRows):
+        rows = centre_crops(run.held_out.records, len(prompts), PREVIEW, stage.scale)
+        prompts = [""] * len(rows)
+        stage = dataclasses.replace(
+            stage, resolution=PREVIEW, low_resolution=PREVIEW // stage.scale
+        )
+        low = np.stack([row["low"] for row in rows])
+        truths = [row["image"] for row in rows]
+    elif stage.low_resolution is not None:
         count = min(len(prompts), len(run.held_out))
         rows = [run.held_out[index] for index in range(count)]
         prompts = [tokenizer.decode(row["tokens"]) if tokenizer else "" for row in rows]
