@@ -1,7 +1,7 @@
 """Cascades by name: the architecture of a model, without training state."""
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from imagen_booth.diffusion.schedule import (
     CosineSchedule,
@@ -16,6 +16,7 @@ from imagen_booth.text import tokenizer
 
 APACHE = "Apache-2.0"
 DEEPFLOYD = "DeepFloyd IF License Agreement (non-commercial research only)"
+NONE = "none"  # source of weights of a stage that the cascade does without
 OWN = "that of the weights you bring"
 
 
@@ -65,6 +66,9 @@ class Stage:
         aligned: enlarge the low-res image with aligned corners, as IF does.
         normal_level: augmentation level the stage was pretrained at.
         crop: side in pixels of the square crops it trains on; None for whole images.
+        shipped: Folder of its weights in the package, where it is not the cascade's.
+        licence: Licence of weights trained for it from nothing, where it is not the
+            cascade's.
     """
 
     name: str
@@ -79,6 +83,8 @@ class Stage:
     aligned: bool = False
     normal_level: float = 1e-3
     crop: int | None = None
+    shipped: str = ""
+    licence: str = ""
 
     @property
     def train_size(self) -> int:
@@ -124,6 +130,23 @@ class Cascade:
             part = dataclasses.replace(part, model=model)
         stages[part.name] = part
         return dataclasses.replace(self, stages=tuple(stages.values()))
+
+    def without(self, sources: Mapping[str, str]) -> "Cascade":
+        """The cascade without the upper stages whose source of weights is ``none``.
+
+        Raises:
+            InputError: A part that the others need has that source.
+        """
+        dropped = [stage.name for stage in self.stages if sources[stage.name] == NONE]
+        kept = self.stages[: len(self.stages) - len(dropped)]
+        needed = ["text", *(stage.name for stage in kept)]
+        wrong = [name for name in needed if sources[name] == NONE]
+        if wrong or not kept:
+            raise InputError(
+                f"config.weights.{(wrong or ['base'])[0]}={NONE!r}, but the stages "
+                f"above need it; only upper stages can be left out"
+            )
+        return dataclasses.replace(self, stages=kept)
 
     def rematerialised(self, names: Collection[str]) -> "Cascade":
         """With the stages of these names, and no others, compiled with ``remat``."""
@@ -210,6 +233,8 @@ def _photo_stage() -> Stage:
         "x0",
         low_resolution=256,
         crop=256,
+        shipped="photo",
+        licence=APACHE,
     )
 
 
@@ -254,9 +279,8 @@ def notices(cascade: Cascade) -> list[str]:
         )
     if cascade.licence == DEEPFLOYD and cascade.stages[-1].resolution < 1024:
         messages.append(
-            "DeepFloyd published no stage for 1024 px: pictures end at "
-            f"{cascade.stages[-1].resolution} px unless config.weights.sr1024 names "
-            "weights of your own"
+            f"pictures end at {cascade.stages[-1].resolution} px, as config.weights "
+            f"says {NONE!r} for the stages above"
         )
     return messages
 

@@ -12,7 +12,7 @@ from imagen_booth.cascade import CASCADES
 from imagen_booth.config.schema import OptimConfig
 from imagen_booth.diffusion.schedule import TableSchedule
 from imagen_booth.errors import InputError
-from imagen_booth.models import EfficientUNetConfig, UNetConfig
+from imagen_booth.models import EfficientUNetConfig, ResidualUNetConfig
 from imagen_booth.training import optimizers
 from imagen_booth.weights.load import network
 
@@ -50,7 +50,7 @@ def test_a_stages_network_fits_it(name, stage):
     if stage.learned_variance:
         assert isinstance(stage.schedule, TableSchedule)
     for size in (stage.train_size, stage.resolution):
-        halvings = {UNetConfig: -1, EfficientUNetConfig: 0}[type(model)]
+        halvings = 0 if isinstance(model, EfficientUNetConfig) else -1
         assert size % (model.patch * 2 ** (len(model.widths) + halvings)) == 0
 
 
@@ -61,6 +61,8 @@ def test_text_fits_its_encoder(name):
     assert 0 < first < last < text.encoder.vocab
     # group-normed text takes no mask: all positions are read, or none would be left out
     for stage in CASCADES[name].stages:
+        if isinstance(stage.model, ResidualUNetConfig):
+            continue  # reads no text
         masks = getattr(stage.model, "text_norm", "layer") != "group"
         assert text.masked == masks
 

@@ -214,6 +214,17 @@ def _imagen(name: str) -> Job:
     )
 
 
+# The stage for photographs that ships with the cascades of DeepFloyd IF.
+PHOTO_SAMPLER = SamplerConfig("dpmpp_2m", 8, threshold="static")
+PHOTO_TUNING = FineTuning(
+    steps=200,
+    subject_rows=4,
+    class_rows=0,
+    optim=OptimConfig(lr=5e-5, warmup=10),
+    weighting="residual",
+)
+
+
 def _deepfloyd(name: str) -> Job:
     """Rates and lengths that diffusers' guide found for IF, with true SR tuning."""
     base = SamplerConfig(
@@ -245,9 +256,9 @@ def _deepfloyd(name: str) -> Job:
             remat=True,  # to fit one v5e chip
             optim=OptimConfig("adamw", 5e-6, weight_decay=1e-2),
         ),
-        sr1024=dataclasses.replace(tuning, steps=0),
-        pictures=Pictures(PROMPTS, 1, 4, base, sr, sr),
-        weights=Weights("", "", "", "", ""),
+        sr1024=PHOTO_TUNING,
+        pictures=Pictures(PROMPTS, 1, 4, base, sr, PHOTO_SAMPLER),
+        weights=Weights("", "", "", "none", ""),
     )
 
 
@@ -373,7 +384,7 @@ def _pretrain_photos() -> Pretraining:
         batch=16,
         optim=OptimConfig(lr=5e-4, warmup=100, b2=0.99, ema=0.998),
         prompts=("",) * 8,
-        sampler=SamplerConfig("dpmpp_2m", 8, threshold="static"),
+        sampler=PHOTO_SAMPLER,
         crop=128,
         level=(1e-5, 3e-3),
         weighting="residual",

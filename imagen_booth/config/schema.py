@@ -10,6 +10,7 @@ from typing import Annotated
 
 from annotated_types import Ge, Gt, Interval, MinLen, MultipleOf
 
+from imagen_booth.cascade import NONE
 from imagen_booth.diffusion.sampler import SamplerConfig
 from imagen_booth.errors import InputError
 from imagen_booth.toybox.grammar import TIERS
@@ -249,7 +250,8 @@ class Weights:
         sr256: Weights of the stage from 64 to 256 px: ``shipped``, ``random``, or a
             folder of weights.
         sr1024: Weights of the stage from 256 to 1024 px: ``shipped``, ``random``, or a
-            folder of weights.
+            folder of weights. ``none`` ends the cascade before a stage; only upper
+            stages can be left out.
         vocabulary: The tokenizer: ``shipped``, or the path of a ``spiece.model`` or of
             a folder with one.
     """
@@ -373,7 +375,11 @@ class Job:
     def tuned_parts(self) -> tuple[str, ...]:
         """Names of the parts that the job fine-tunes, ``text`` or stages."""
         names = ("text", "base", "sr256", "sr1024")
-        return tuple(name for name in names if self.tuning(name).steps > 0)
+        return tuple(
+            name
+            for name in names
+            if self.tuning(name).steps > 0 and getattr(self.weights, name) != NONE
+        )
 
     @property
     def alone(self) -> bool:

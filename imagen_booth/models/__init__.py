@@ -16,9 +16,7 @@ SIZES: dict[str, NetworkConfig] = (
 )
 
 
-def build(
-    config: NetworkConfig | T5Config, dtype: Dtype = jnp.float32
-) -> nn.Module:
+def build(config: NetworkConfig | T5Config, dtype: Dtype = jnp.float32) -> nn.Module:
     """Returns the module that a configuration describes, computing in `dtype`."""
     networks = {
         UNetConfig: UNet,

@@ -84,8 +84,9 @@ SIZES = {
 }
 
 
-def _scales(t: Float[Array, " B"], shift: float) -> tuple[Array, Array]:
-    """Alpha and sigma of the shifted cosine schedule, as `diffusion.schedule` has it."""
+def _scales(time: Float[Array, " B"], shift: float) -> tuple[Array, Array]:
+    """Alpha and sigma of `diffusion.schedule.CosineSchedule` with this shift."""
+    t = jnp.clip(time / 1000.0, 0.0, 1.0)  # rounding must not leave the range
     half = 0.5 * np.pi
     logsnr = 2.0 * (jnp.log(jnp.sin(half * (1.0 - t))) - jnp.log(jnp.sin(half * t)))
     logsnr = jnp.clip(logsnr + shift, -20.0, 20.0)
@@ -152,7 +153,7 @@ class ResidualUNet(nn.Module):
             return number[:, None, None, None]
 
         variance = jnp.square(jnp.sin(level * (0.5 * np.pi / 1000.0)))
-        alpha, sigma = (rows(x) for x in _scales(time / 1000.0, config.shift))
+        alpha, sigma = (rows(x) for x in _scales(time, config.shift))
         xt, low = jnp.split(x.astype(jnp.float32), 2, axis=-1)
         base = low / rows(jnp.sqrt(1.0 - variance))
         spread = rows(config.residual_std**2 + variance)

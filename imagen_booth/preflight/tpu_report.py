@@ -64,7 +64,7 @@ def report(
 def _described(job: Job) -> Cascade:
     """The cascade as its weights describe it, if all of them are given."""
     sources = dataclasses.asdict(job.weights)
-    cascade = by_name(job.cascade)
+    cascade = by_name(job.cascade).without(sources)
     if all(sources[name] for name in ("text", *(s.name for s in cascade.stages))):
         return load.resolve(cascade, sources)
     return cascade

@@ -119,7 +119,11 @@ class _Pretraining:
         return loss_fn
 
     def batches(
-        self, records: CaptionedImages | PhotoRows, rows: int, seed: int, **shared: np.ndarray
+        self,
+        records: CaptionedImages | PhotoRows,
+        rows: int,
+        seed: int,
+        **shared: np.ndarray,
     ) -> Any:
         """Batches of this many rows, cropped where the stage is."""
         stage = self.stage

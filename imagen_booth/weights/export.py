@@ -164,12 +164,13 @@ def _fine_tuned(run: _Run, name: str, params: Params, steps: int) -> ExportedPar
     if isinstance(network, Stage) and settings:
         network = network.tuned(settings["hybrid"])
     sampler = run.config.get("pictures", {}).get(name)
+    own = isinstance(network, Stage) and network.licence
     return ExportedPart(
         name=name,
         weights=_in_memory(params),
         network=network,
         cascade=run.cascade.name,
-        licence=run.origin(name).get("licence", run.cascade.licence),
+        licence=run.origin(name).get("licence", own or run.cascade.licence),
         pretrained=True,
         story={**run.metadata, "steps": steps, "made_from": run.origin(name)},
         steps=steps,
@@ -244,7 +245,7 @@ def export_folder(folder: epath.Path, parts: Sequence[str]) -> list[ExportedPart
         config, size = deepfloyd.read_network(place / "config.json")
         name = parts[0] if parts else "base"
         if config.level_input and not parts:
-            name = "sr256" if size <= 256 else load.TOP
+            name = "sr256" if size <= 256 else "sr1024"
         like = CASCADES["if_m"].stage("sr256" if config.level_input else "base")
         found = deepfloyd.find(folder, dataclasses.replace(like, name=name))
         exported.append(_converted(name, found, CASCADES["if_m"]))

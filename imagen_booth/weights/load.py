@@ -27,8 +27,6 @@ from imagen_booth.weights.tensor_files import WeightFiles
 
 log = logging.getLogger(__name__)
 
-TOP = "sr1024"  # some cascades have this stage only if the user gives its weights
-
 
 @dataclasses.dataclass(frozen=True)
 class Part:
@@ -147,8 +145,11 @@ def locate(cascade: Cascade, name: str, source: str) -> epath.Path | None:
         )
     if source == "random":
         return None
-    folder = shipped_folder(cascade.name) if source == "shipped" else epath.Path(source)
-    if source == "shipped" and not folder.exists():
+    if source != "shipped":
+        return epath.Path(source)
+    own = "" if name == "text" else cascade.stage(name).shipped
+    folder = shipped_folder(own or cascade.name)
+    if not folder.exists():
         raise InputError(
             f"{field}='shipped', but no weights ship for the {cascade.name} cascade; "
             "give a folder of weights, or 'random'"
@@ -210,8 +211,8 @@ def resolve(cascade: Cascade, sources: Mapping[str, str]) -> Cascade:
     """Returns a cascade with its networks as the weights describe them.
 
     Only headers are read. A description in the files replaces the cascade's own, and
-    each stage's low resolution becomes the output size of the stage below. A cascade
-    without a 1024 px stage gets one if there are weights for it.
+    each stage's low resolution becomes the output size of the stage below. Upper stages
+    whose source is ``none`` are left out.
 
     Args:
         cascade: The cascade by its name.
@@ -220,15 +221,8 @@ def resolve(cascade: Cascade, sources: Mapping[str, str]) -> Cascade:
     Raises:
         InputError: Weights are missing, or parts do not fit together.
     """
-    names = ["text", *(stage.name for stage in cascade.stages)]
-    if TOP not in names and sources.get(TOP):
-        names.append(TOP)
-        below = cascade.stages[-1]
-        top = dataclasses.replace(
-            below, name=TOP, resolution=1024, low_resolution=below.resolution
-        )
-        cascade = cascade.having(top)
-    for name in names:
+    cascade = cascade.without(sources)
+    for name in ("text", *(stage.name for stage in cascade.stages)):
         found = find(cascade, name, sources[name])
         if found is not None and found.describes is not None:
             cascade = cascade.having(found.describes)

@@ -9,7 +9,7 @@ import pytest
 from etils import epath
 from PIL import Image
 
-from imagen_booth.cascade import by_name
+from imagen_booth.cascade import CASCADES, PHOTO_STAGE, by_name
 from imagen_booth.config import build, presets
 from imagen_booth.config.schema import Pretraining
 from imagen_booth.diffusion.sampler import SamplerConfig
@@ -190,3 +190,36 @@ def test_top_stage_on_photographs_without_captions(tmp_path):
 def test_bad_settings_are_named(tmp_path, name, changes, words):
     with pytest.raises(InputError, match=words):
         pretrain_stage.run(job_of(name, **changes), epath.Path(tmp_path))
+
+
+def test_a_stage_learns_from_photographs(tmp_path, monkeypatch):
+    """Crops of a folder, without text, through the stage of the photo cascades."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for index in range(10):
+        pixels = rng.integers(0, 256, (260, 300, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+    cascade = by_name("if_m")
+    small = dataclasses.replace(
+        PHOTO_STAGE,
+        model=dataclasses.replace(
+            PHOTO_STAGE.model, widths=(8, 8, 8), blocks_down=(1, 1, 1), time_width=8
+        ),
+    )
+    monkeypatch.setitem(CASCADES, "if_m", cascade.having(small))
+    job = job_of("photo_sr1024", data_dir=str(folder), crop=32)
+    run = epath.Path(tmp_path / "run")
+    pretrain_stage.run(job, run)
+    prior = json.loads((run / "manifest.json").read_text())["prior"]
+    assert prior["data"] == {"photographs": 9, "licences": {"not stated": 9}}
+    assert prior["held_out"]["records"] == 128
+    preview = run / "samples" / "previews" / "sr1024" / "step_000002.png"
+    with preview.open("rb") as file, Image.open(file) as image:
+        assert image.size == (3 * 256, 256)  # low, prediction, truth
+    shipped = epath.Path(tmp_path / "shipped")
+    export.write_native(shipped, export.export_run(run, []), np.dtype("bfloat16"))
+    found = native.find(shipped, "sr1024")
+    assert found.licence == "Apache-2.0"
+    with pytest.raises(InputError, match="config.crop=0"):
+        pretrain_stage.run(job_of("photo_sr1024", data_dir=str(folder), crop=0), run)
