@@ -72,7 +72,7 @@ def test_deepfloyd_is_as_published(name):
     model = CASCADES[name]
     assert (model.text.length, model.text.null) == (77, "empty")
     assert model.text.rare == (5000, 10000)
-    base, large = model.stages
+    base, large, _ = model.stages
     assert large.aligned
     assert large.level_map == "if_index"
     assert {base.prediction, large.prediction} == {"eps"}
