@@ -49,9 +49,10 @@ def main(verb: str, name: str | None = None) -> None:
         else:
             folders = fetch.fetch(name, _TO.value)
             print("\n".join(f"{each} is in {at}" for each, at in folders.items()))
-            if name in fetch.CASCADES:
-                flags_ = [fetch.setting(each, at) for each, at in folders.items()]
-                print(f"load it with {' '.join(flags_)}")
+            if name in fetch.CASCADES and fetch.is_found(_TO.value):
+                print(f"train --config=configs/subject.py:{name} finds them")
+            elif name in fetch.CASCADES:
+                print(f"set {fetch.VARIABLE}={_TO.value}, and train finds them")
         return
     if verb == "unpickle":
         if not _FROM.value:

@@ -65,10 +65,11 @@ def main() -> None:
 
     from imagen_booth.config.build import to_job
     from imagen_booth.preflight import checks
+    from imagen_booth.weights import fetch
 
     file = config_flags.get_config_filename(flags.FLAGS["config"])
     workdir = _WORKDIR.value or cli.default_workdir(file)
-    job = to_job(_CONFIG.value)
+    job = fetch.with_fetched(to_job(_CONFIG.value))
     if _TOPOLOGY.value is not None:
         from imagen_booth.preflight import tpu_report
 

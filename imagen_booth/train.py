@@ -39,8 +39,9 @@ def main() -> None:
     from imagen_booth import dreambooth
     from imagen_booth.config.build import to_job
     from imagen_booth.distributed import processes
+    from imagen_booth.weights import fetch
 
-    job = to_job(_CONFIG.value)
+    job = fetch.with_fetched(to_job(_CONFIG.value))
     workdir = _WORKDIR.value or cli.default_workdir(
         config_flags.get_config_filename(flags.FLAGS["config"])
     )

@@ -8,7 +8,12 @@ correction of unit size (the preconditioning of EDM, applied to the residual):
     base = low / sqrt(1 - a)                  low has noise of variance a, its level
     y    = x_t - alpha base                   = alpha r + sigma eps
     V    = alpha^2 d^2 + sigma^2              d^2 = residual_std^2 + a
-    x0   = base + alpha d^2 / V y + sigma d / sqrt(V) F(y / sqrt(V), base, t, a)
+    z    = y / sqrt(V)
+    x0   = base + alpha d^2 / V y + sigma d / sqrt(V) F(z, base, t, a)
+    F    = R + G z                            R and G, per value, are the outputs
+
+The gate G passes or stops noise pixel by pixel, which saves the narrow network from
+carrying it: in a smooth area the residual is far smaller than d, and z is all noise.
 
 With F = 0, the start of training, x0 is the bilinear picture at pure noise and x_t at
 none. Normalisation is over the channels of each position and there is no attention, so
@@ -159,8 +164,10 @@ class ResidualUNet(nn.Module):
         spread = rows(config.residual_std**2 + variance)
         total = jnp.square(alpha) * spread + jnp.square(sigma)
         y = xt - alpha * base
-        inputs = jnp.concatenate([y * (total**-0.5), base], axis=-1)
-        correction = self._network(inputs, emb)
+        z = y * (total**-0.5)
+        out = self._network(jnp.concatenate([z, base], axis=-1), emb)
+        residual, gate = jnp.split(out, 2, axis=-1)
+        correction = residual + gate * z
         linear = base + alpha * spread / total * y
         return linear + sigma * jnp.sqrt(spread / total) * correction
 
@@ -184,8 +191,8 @@ class ResidualUNet(nn.Module):
 
     def _network(
         self, inputs: Float[Array, "B H W 6"], emb: Float[Array, "B E"]
-    ) -> Float[Array, "B H W 3"]:
-        """F of the module's docstring."""
+    ) -> Float[Array, "B H W 6"]:
+        """R and G of the module's docstring."""
         config, dtype = self.config, self.dtype
         block = nn.remat(Block) if config.remat else Block
         h = layers.space_to_depth(inputs, config.patch)
@@ -208,7 +215,7 @@ class ResidualUNet(nn.Module):
                 h = block(width, dtype, name=f"up_blocks_{i}_{j}")(h, emb)
         h = nn.swish(layers.LayerNorm(name="conv_norm_out")(h).astype(jnp.float32))
         out = nn.Conv(
-            config.out_channels * config.patch**2,
+            2 * config.out_channels * config.patch**2,
             (3, 3),
             dtype=jnp.float32,
             kernel_init=layers.ZEROS,

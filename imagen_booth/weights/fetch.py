@@ -21,11 +21,14 @@ from importlib import resources
 from typing import Any
 
 import tqdm
+from etils import epath
 
+from imagen_booth.config.schema import Job
 from imagen_booth.errors import BoothError, InputError, StorageError
 
 log = logging.getLogger(__name__)
 
+VARIABLE = "IMAGEN_BOOTH_WEIGHTS"  # names a folder of fetched weights
 HUB = "https://huggingface.co"
 BLOCK = 2**20  # bytes
 TEXT = ("t5_xxl", "t5_vocabulary")
@@ -101,12 +104,52 @@ def fetch(name: str, to: str | None = None) -> dict[str, pathlib.Path]:
     return {each: root / each for each in entries}
 
 
-def setting(name: str, folder: pathlib.Path) -> str:
-    """Formats the flag that loads an artefact from its folder."""
-    entry = known()[name]
+def is_found(to: str | None) -> bool:
+    """Checks whether ``with_fetched`` looks into a folder, without the variable."""
+    usual = (default_folder(), pathlib.Path("weights"))
+    return to is None or pathlib.Path(to).absolute() in [p.absolute() for p in usual]
+
+
+def with_fetched(job: Job) -> Job:
+    """Returns the job with fetched weights in the place of those that it leaves empty.
+
+    They are looked for, whole, in the folder that the environment variable
+    ``IMAGEN_BOOTH_WEIGHTS`` names, in ``weights``, and in ``default_folder``.
+    """
+    places = [os.environ.get(VARIABLE, ""), "weights", str(default_folder())]
+    found = {}
+    for name in CASCADES.get(job.cascade, ()):
+        entry = known()[name]
+        part = entry["loads"].rpartition(".")[2]
+        if getattr(job.weights, part):
+            continue
+        paths = (_whole(entry, epath.Path(at) / name) for at in places if at)
+        path = next((path for path in paths if path is not None), None)
+        if path is not None:
+            found[part] = os.fspath(path if _is_url(path) else path.absolute())
+    weights = dataclasses.replace(job.weights, **found)
+    return dataclasses.replace(job, weights=weights)
+
+
+def _is_url(path: epath.Path) -> bool:
+    return "://" in os.fspath(path)
+
+
+def _whole(entry: Mapping[str, Any], folder: epath.Path) -> epath.Path | None:
+    """The path that loads an artefact, if all its files are in the folder."""
+    if not all((folder / name).exists() for name in entry["files"]):
+        return None
+    choices = [name for name in entry["weights"] if (folder / name).exists()]
+    if entry["weights"] and not choices:
+        return None
+    for name in choices[:1]:
+        if name.endswith(".index.json"):
+            index = json.loads((folder / name).read_text())
+            shards = set(index.get("weight_map", {}).values())
+            if not all(((folder / name).parent / each).exists() for each in shards):
+                return None
     # A repository without a config.json is read as the file of tensors alone.
-    path = folder if entry["files"] else folder / entry["weights"][0]
-    return f"--{entry['loads']}={path}"
+    return folder if entry["files"] else folder / choices[0]
 
 
 def _entry(name: str) -> dict[str, Any]:

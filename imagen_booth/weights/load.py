@@ -22,7 +22,7 @@ from imagen_booth.distributed import sharding
 from imagen_booth.errors import InputError
 from imagen_booth.models import build
 from imagen_booth.train_state import Params, flatten, unflatten
-from imagen_booth.weights import deepfloyd, native, t5, tensor_files
+from imagen_booth.weights import deepfloyd, fetch, native, t5, tensor_files
 from imagen_booth.weights.tensor_files import WeightFiles
 
 log = logging.getLogger(__name__)
@@ -139,9 +139,14 @@ def locate(cascade: Cascade, name: str, source: str) -> epath.Path | None:
     """
     field = f"config.weights.{name}"
     if not source:
+        how = (
+            f"Run python -m imagen_booth.convert fetch {cascade.name}, or give"
+            if cascade.name in fetch.CASCADES
+            else "Give"
+        )
         raise InputError(
             f"{field} is empty: the {cascade.name} cascade has no weights of its own. "
-            "Give a folder of weights, or 'random' to try the machinery"
+            f"{how} a folder of weights, or 'random' to try the machinery"
         )
     if source == "random":
         return None
@@ -241,7 +246,8 @@ def resolve(cascade: Cascade, sources: Mapping[str, str]) -> Cascade:
     for stage in cascade.stages:
         source = sources[stage.name]
         width = cascade.text.encoder.width
-        if stage.model.text_width != width:
+        reads_text = getattr(stage.model, "reads_text", True)
+        if reads_text and stage.model.text_width != width:
             raise InputError(
                 f"config.weights.{stage.name}={source} reads text of width "
                 f"{stage.model.text_width}, but config.weights.text={sources['text']} "
