@@ -26,6 +26,7 @@ SECTIONS = (
     (schema.ClassImages, "config.class_images"),
     (schema.FineTuning, "config.base, config.sr256, config.sr1024"),
     (schema.OptimConfig, "config.base.optim, ..."),
+    (schema.Adapter, "config.base.adapter, ..."),
     (schema.TextualInversion, "config.text"),
     (schema.Pictures, "config.pictures"),
     (SamplerConfig, "config.pictures.base, config.class_images.sampler, ..."),
@@ -48,9 +49,11 @@ A setting with a dataclass as its type has settings of its own: `config.base.opt
 
     python -m imagen_booth.train --config=configs/dog.py --config.base.steps=600
 
-After the colon of `--config` follows the cascade. After the cascade, `:paper` sets the
-paper's counts of steps and class images; `:fast` sets a few-step sampler, larger
-sampling batches and fewer previews.
+After the colon of `--config` follows the cascade. After the cascade, `:lora` sets
+adapters in place of whole stages, and their rates; `:paper` sets the paper's counts of
+steps and class images; `:fast` sets a few-step sampler, larger sampling batches and
+fewer previews.
+They can follow one another: `:if_xl:lora:fast`.
 """
 MIDDLE = """\
 ## Defaults by cascade

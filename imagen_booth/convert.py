@@ -3,6 +3,8 @@
     python -m imagen_booth.convert fetch if_m [--to=DIR]
     python -m imagen_booth.convert import --from=DIR --to=DIR
     python -m imagen_booth.convert export --run=runs/dog --to=DIR [--layout=diffusers]
+    python -m imagen_booth.convert merge --run=runs/dog --to=DIR [--layout=diffusers]
+    python -m imagen_booth.convert merge --from=DIR --adapter=DIR --to=DIR
     python -m imagen_booth.convert unpickle --from=DIR
 
 fetch downloads the files that are needed of public weights: of a whole cascade (if_m,
@@ -10,18 +12,25 @@ if_l, if_xl) or of one artefact; without a name it lists them. import rewrites w
 in our layout: DeepFloyd IF in diffusers' layout, T5 encoders as safetensors or T5X
 checkpoint. export writes the fine-tuned networks of a run (or, with --from, those of a
 folder) in our layout, which config.weights of another run can name, or in diffusers'.
+An adapter is written as pytorch_lora_weights.safetensors, which diffusers, peft and
+config.base.adapter.start read. merge writes whole networks with their adapters added.
 unpickle rewrites torch's .bin files as safetensors beside them, and needs torch.
 """
+
+from typing import Any
 
 from absl import flags
 
 from imagen_booth import cli
 
 # Commands, and how many words may follow each.
-VERBS = {"export": 0, "fetch": 1, "import": 0, "unpickle": 0}
+VERBS = {"export": 0, "fetch": 1, "import": 0, "merge": 0, "unpickle": 0}
 
-_RUN = cli.define_path("run", None, "export: work directory of a run")
+_RUN = cli.define_path("run", None, "export, merge: work directory of a run")
 _FROM = cli.define_path("from", None, "weights to read: a folder, or a file")
+_ADAPTER = cli.define_path(
+    "adapter", None, "merge: folder or file of the adapters for the weights of --from"
+)
 _TO = cli.define_path("to", None, "folder to write; fetch: default is a cache")
 _DTYPE = flags.DEFINE_enum(
     "dtype",
@@ -31,7 +40,7 @@ _DTYPE = flags.DEFINE_enum(
 )
 _PARTS = flags.DEFINE_list("parts", [], "parts to write; default is all")
 _LAYOUT = flags.DEFINE_enum(
-    "layout", "own", ["own", "diffusers"], "export: layout of the files"
+    "layout", "own", ["own", "diffusers"], "export, merge: layout of the files"
 )
 
 
@@ -62,18 +71,35 @@ def main(verb: str, name: str | None = None) -> None:
         return
     if not _TO.value:
         raise InputError("--to is missing; give the folder to write")
-    if verb == "export" and _RUN.value:
-        parts = export.export_run(epath.Path(_RUN.value), _PARTS.value)
-    elif _FROM.value:
-        parts = export.export_folder(epath.Path(_FROM.value), _PARTS.value)
-    else:
-        one = "--run or --from" if verb == "export" else "--from"
-        raise InputError(f"{one} is missing; give the place of the weights")
+    parts = _collect(verb)
     to = epath.Path(_TO.value)
     dtype = jnp.dtype(_DTYPE.value) if _DTYPE.value else None
     own = verb == "import" or _LAYOUT.value == "own"
     write = export.write_native if own else export.write_diffusers
     print("\n".join(f"wrote {path}" for path in write(to, parts, dtype)))
+
+
+def _collect(verb: str) -> list[Any]:
+    """The parts to write, as the flags choose them."""
+    from etils import epath
+
+    from imagen_booth.errors import InputError
+    from imagen_booth.weights import export
+
+    if _ADAPTER.value and (verb != "merge" or _RUN.value):
+        raise InputError("--adapter goes with merge and --from; leave out --run")
+    if _RUN.value and verb in ("export", "merge"):
+        read = {"export": export.export_run, "merge": export.merge_run}[verb]
+        return read(epath.Path(_RUN.value), _PARTS.value)
+    if not _FROM.value:
+        one = "--from" if verb == "import" else "--run or --from"
+        raise InputError(f"{one} is missing; give the place of the weights")
+    folder = epath.Path(_FROM.value)
+    if verb != "merge":
+        return export.export_folder(folder, _PARTS.value)
+    if not _ADAPTER.value:
+        raise InputError("--adapter is missing; give the folder of the adapters")
+    return export.merge_folder(epath.Path(_ADAPTER.value), folder, _PARTS.value)
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ from imagen_booth.training.finetune import FinetuneContext
 from imagen_booth.training.previews import Preview, photo_example, plan_preview
 from imagen_booth.training.run_checks import AcceptedRun
 from imagen_booth.training.subject_prompts import SubjectPrompts
-from imagen_booth.weights.load import Part, load
+from imagen_booth.weights.load import Part, load, to_frozen
 
 log = logging.getLogger(__name__)
 
@@ -104,12 +104,16 @@ class RunContext:
             seconds[step] = seconds.get(step, 0.0) + time.perf_counter() - start
             self.work.record(timings=seconds)
 
-    def load_part(self, name: str) -> Part:
-        """Loads the text encoder, or a stage's network, with pretrained weights."""
-        job = self.job
-        source = getattr(job.weights, name)
-        rules = job.mesh.rules
-        return load(self.cascade, name, source, self.mesh, self.dtype, rules)
+    def load_part(self, name: str, *, train: bool = True) -> Part:
+        """Loads the text encoder, or a stage's network, with pretrained weights.
+
+        Args:
+            train: As for ``load``.
+        """
+        rules, source = self.job.mesh.rules, getattr(self.job.weights, name)
+        return load(
+            self.cascade, name, source, self.mesh, self.dtype, rules, train=train
+        )
 
     def embed_prompts(self, learned: LearnedEmbedding | None = None) -> SubjectPrompts:
         """Chooses the identifier and embeds every prompt of the run."""
@@ -129,6 +133,7 @@ class RunContext:
         job, work = self.job, self.work.path
         return FinetuneContext(
             keep=job.keep,
+            patience=job.patience,
             seed=job.seed,
             folder=folder,
             previews=work / "samples" / PREVIEWS / name,
@@ -301,12 +306,12 @@ def _finetune_stage(
     """Samples class images where the prior term is on, then fine-tunes."""
     job, work, name = context.job, context.work, stage.name
     config = job.tuning(name)
-    part = context.load_part(name)
-    work.record(cascade={"parts": {name: part.origin()}})
     photos = checked.teaching(name)
     if config.steps > 0 and not photos:
         log.warning("no photo is large enough for %s; it is not fine-tuned", name)
         config = dataclasses.replace(config, steps=0)
+    part = context.load_part(name, train=config.steps > 0 and not config.adapts)
+    work.record(cascade={"parts": {name: part.origin()}})
     if config.steps == 0:
         uses_identifier = job.names(name, 0)
         return LoadedStage(
@@ -329,6 +334,8 @@ def _finetune_stage(
             context.dtype,
         ),
     )
+    if config.adapts:
+        work.record(adapters={name: recipe(config.adapter)})
     subject = [photo_example(job, stage, photo) for photo in photos]
     stage = stage.tuned(config.hybrid)
     with context.timed(f"tuning {name}"):
@@ -345,6 +352,8 @@ def _finetune_stage(
         )
     _record_result(work, name, result)
     steps = result["kept"]["step"] if result["kept"] else config.steps
+    params = to_frozen(params, context.dtype)
+    part = dataclasses.replace(part, params=params)  # the ones before are consumed
     return LoadedStage(stage, part, params, config.level, steps, True)
 
 

@@ -31,6 +31,7 @@ BRIEF = (
     "--config.sr256.subject_rows=1",
     "--config.sr256.preview_every=0",
     "--config.sr1024.steps=0",
+    "--config.weights.sr1024=random",
     "--config.pictures.prompts=('a [V] [N]',)",
     "--config.pictures.base.steps=2",
     "--config.pictures.sr256.steps=2",

@@ -13,6 +13,7 @@ from annotated_types import Ge, Gt, Interval, MinLen, MultipleOf
 from imagen_booth.cascade import NONE
 from imagen_booth.diffusion.sampler import SamplerConfig
 from imagen_booth.errors import InputError
+from imagen_booth.models.lora import KERNELS
 from imagen_booth.toybox.grammar import TIERS
 from imagen_booth.toybox.records import BLOCK
 
@@ -121,6 +122,46 @@ class OptimConfig:
     ema: Share = 0.0
 
 
+NO_ADAPTER, LORA = "none", "lora"  # values of ``Adapter.kind``
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapter:
+    """Low-rank weights that are trained in place of a stage's own.
+
+    Attributes:
+        kind: Kind of the adapter: ``none`` to train all parameters of the stage, or
+            ``lora`` to add alpha / rank A B to kernels and train A and B alone. The
+            stage's own parameters are then held in the dtype of the activations.
+        rank: Rank of A B.
+        alpha: Factor of A B, times ``rank``.
+        kernels: Kernels with an adapter: ``attention`` for the projections of the
+            attention blocks, or ``all`` for every kernel whose own rank is not below
+            ``rank``.
+        start: Adapter to start from, a folder with ``pytorch_lora_weights.safetensors``
+            or such a file; empty for a new one, which changes nothing yet.
+    """
+
+    kind: str = NO_ADAPTER
+    rank: Positive = 16
+    alpha: Annotated[float, Gt(0)] = 16.0
+    kernels: str = "attention"
+    start: PathText = ""
+
+    def __post_init__(self):
+        for name, known in (("kind", (NO_ADAPTER, LORA)), ("kernels", KERNELS)):
+            if getattr(self, name) not in known:
+                raise InputError(
+                    f"adapter.{name}={getattr(self, name)!r} of a stage is not known; "
+                    f"use {' or '.join(map(repr, known))}"
+                )
+
+    @property
+    def scale(self) -> float:
+        """Factor of A B."""
+        return self.alpha / self.rank
+
+
 @dataclasses.dataclass(frozen=True)
 class FineTuning:
     """Fine-tuning of one stage.
@@ -145,6 +186,7 @@ class FineTuning:
         log_every: Steps between rows of metrics.
         save_every: Steps between checkpoints.
         preview_every: Steps between previews; 0 makes only the first and the last.
+        adapter: Low-rank weights that are trained in place of the stage's own.
     """
 
     steps: Count
@@ -161,6 +203,12 @@ class FineTuning:
     log_every: Positive = 10
     save_every: Positive = 100
     preview_every: Count = 100
+    adapter: Adapter = Adapter()
+
+    @property
+    def adapts(self) -> bool:
+        """Whether an adapter is trained in place of the stage's own parameters."""
+        return self.steps > 0 and self.adapter.kind == LORA
 
 
 # Neutral sentences about the subject.
@@ -204,6 +252,11 @@ class TextualInversion(FineTuning):
             raise InputError(
                 f"config.text.class_rows={self.class_rows}, but Textual Inversion has "
                 "no prior term; use 0"
+            )
+        if self.adapter.kind != NO_ADAPTER:
+            raise InputError(
+                f"config.text.adapter.kind={self.adapter.kind!r}, but Textual "
+                "Inversion trains embeddings alone; use 'none'"
             )
         for template in self.templates:
             if "[v]" not in template.lower():
@@ -328,6 +381,8 @@ class Job:
         text: Textual Inversion before the stages are fine-tuned; off at 0 steps.
         keep: Which parameters of a stage are kept: ``last``, or ``best`` for those of
             the preview with the highest ``training.best_checkpoint.score``.
+        patience: With ``keep='best'``, number of previews in a row without a better
+            score that ends a stage; 0 never ends it early.
     """
 
     cascade: str
@@ -346,6 +401,7 @@ class Job:
     tensorboard: bool = False
     text: TextualInversion = NO_TEXTUAL_INVERSION
     keep: str = LAST
+    patience: Count = 0
 
     def __post_init__(self):
         if self.keep not in (LAST, BEST):
@@ -359,6 +415,11 @@ class Job:
                         f"config.class_images.count=0, but config.{name}.class_rows="
                         f"{rows} uses class images; give a count, or class_rows=0"
                     )
+        if self.patience and self.keep != BEST:
+            raise InputError(
+                f"config.patience={self.patience}, but config.keep={self.keep!r} does "
+                f"not compare previews; use config.keep={BEST!r} or patience=0"
+            )
         if self.subject.description and self.tuned_parts:
             raise InputError(
                 f"config.subject.description={self.subject.description!r} is for runs "

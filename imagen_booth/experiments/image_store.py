@@ -88,6 +88,7 @@ class ImageStore:
                 self.mesh,
                 self.dtype,
                 self.job.mesh.rules,
+                train=False,
             )
         return self._parts[name]
 

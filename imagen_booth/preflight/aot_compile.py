@@ -15,23 +15,26 @@ from importlib import metadata
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from etils import epath
 
+from imagen_booth import train_state
 from imagen_booth.cascade import Cascade, Stage
 from imagen_booth.config.schema import FineTuning
 from imagen_booth.data.examples import Embedding, ImagePair
 from imagen_booth.diffusion.sampler import SamplerConfig
 from imagen_booth.distributed import device_memory, sharding
 from imagen_booth.errors import DoesNotFit
+from imagen_booth.models import lora
 from imagen_booth.preflight import jaxpr_cost
 from imagen_booth.preflight.jaxpr_cost import Cost
 from imagen_booth.sampling import cascade_sampler, text_embeddings
 from imagen_booth.storage import read_json, write_atomic
-from imagen_booth.training import finetune, loop, optimizers
+from imagen_booth.training import adapters, finetune, loop, optimizers
 from imagen_booth.training.loop import InitialState
-from imagen_booth.weights.load import network, shapes, to_frozen
+from imagen_booth.weights.load import frozen_shapes, network, shapes
 
 FORM = 2  # version of the cached answers; with a new one, programs compile again
 # The least of XLA's -1 to 1 for speed of the program. Compiling takes an eighth of the
@@ -125,7 +128,7 @@ def train_step(
     """One step of fine-tuning a stage."""
     stage = stage.tuned(tuning.hybrid)
     _, apply = network(cascade, stage.name, dtype)
-    optimizer, start = _start(cascade, stage, tuning, mesh, rules)
+    optimizer, start = _start(cascade, stage, tuning, mesh, dtype, rules)
     step_fn = finetune.make_finetune_step(
         finetune.make_loss(stage, apply, tuning), optimizer, tuning, 0
     )
@@ -141,7 +144,7 @@ def train_step(
         loop.jit_step(step_fn, start.abstract),
         (start.abstract, batch),
         {},
-        parameters=device_memory.held(start.abstract.trainable),
+        parameters=_params_of(start),
         optimizer=_other_state(start),
     )
 
@@ -154,10 +157,22 @@ def sampler(
     mesh: jax.sharding.Mesh,
     dtype: Any,
     rules: Sequence[sharding.Rule] = (),
+    *,
+    train: bool = True,
 ) -> Program:
-    """Sampling ``rows`` images with a stage, as ``sample_stage`` does."""
+    """Sampling ``rows`` images with a stage, as ``sample_stage`` does.
+
+    Args:
+        train: Whether the parameters are f32, as in the previews of a stage of which
+            all parameters train; see ``load.load``.
+    """
     _, apply = network(cascade, stage.name, dtype)
-    params = sharding.laid(shapes(cascade, stage.name), mesh, rules, "unet")
+    params = sharding.laid(
+        frozen_shapes(cascade, stage.name, jnp.float32 if train else dtype),
+        mesh,
+        rules,
+        "unet",
+    )
     low = stage.low_resolution
     blank = _blank_embedding(cascade)
     batch = cascade_sampler.sampler_inputs(
@@ -186,10 +201,7 @@ def text_encoder(
 ) -> Program:
     """Encoding ``text_embeddings.ROWS`` prompts."""
     _, apply = network(cascade, "text", dtype)
-    frozen = jax.eval_shape(
-        lambda params: to_frozen(params, dtype), shapes(cascade, "text")
-    )
-    params = sharding.laid(frozen, mesh, rules, "text")
+    params = sharding.laid(frozen_shapes(cascade, "text", dtype), mesh, rules, "text")
     tokens = np.zeros((text_embeddings.ROWS, cascade.text.length), np.int32)
     placed = _placed((tokens, tokens > 0), sharding.copies(mesh))
     return Program(
@@ -201,15 +213,28 @@ def text_encoder(
     )
 
 
-def optimizer_state(
+def beside_preview(
     cascade: Cascade,
     stage: Stage,
     tuning: FineTuning,
     mesh: jax.sharding.Mesh,
+    dtype: Any,
     rules: Sequence[sharding.Rule] = (),
 ) -> int:
-    """Bytes on each device of a stage's training state, without its parameters."""
-    return _other_state(_start(cascade, stage, tuning, mesh, rules)[1])
+    """Bytes on each device of a stage's training state beside what a preview samples.
+
+    This is the optimizer state; and of a stage with an adapter the adapter, and the
+    frozen kernels to which it is added in a copy.
+    """
+    start = _start(cascade, stage, tuning, mesh, dtype, rules)[1]
+    beside = _other_state(start)
+    if tuning.adapts:
+        unet, config = start.abstract.frozen["unet"], tuning.adapter
+        frozen = train_state.flatten(unet)
+        paths = lora.kernel_paths(unet, config.kernels, config.rank)
+        beside += device_memory.held([frozen[path] for path in paths])
+        beside += device_memory.held(start.abstract.trainable)
+    return beside
 
 
 def _start(
@@ -217,22 +242,31 @@ def _start(
     stage: Stage,
     tuning: FineTuning,
     mesh: jax.sharding.Mesh,
+    dtype: Any,
     rules: Sequence[sharding.Rule],
 ) -> tuple[optax.GradientTransformation, InitialState]:
     """The optimizer of a stage, and its initial training state."""
     optimizer = optimizers.build(tuning.optim, tuning.steps)
-    params = {"unet": shapes(cascade, stage.name)}
-    average = tuning.optim.ema > 0
+    unet = shapes(cascade, stage.name)
     return optimizer, finetune.initial_state(
-        params, optimizer, average, mesh, rules=rules
+        adapters.param_shapes(stage.name, unet, tuning, dtype),
+        optimizer,
+        tuning.optim.ema > 0,
+        mesh,
+        adapters.trainable(tuning),
+        rules,
     )
+
+
+def _params_of(start: InitialState) -> int:
+    """Bytes on each device of all parameters of a training state."""
+    state = start.abstract
+    return device_memory.held(state.trainable) + device_memory.held(state.frozen)
 
 
 def _other_state(start: InitialState) -> int:
     """Bytes on each device of a training state, without its parameters."""
-    return device_memory.held(start.abstract) - device_memory.held(
-        start.abstract.trainable
-    )
+    return device_memory.held(start.abstract) - _params_of(start)
 
 
 def _blank_image(side: int) -> np.ndarray:

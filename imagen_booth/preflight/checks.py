@@ -134,10 +134,11 @@ def check(
     with found.about("devices"):
         mesh = _check_devices(found, job, cascade)
     costs: dict[str, StageCost] = {}
+    dtype = placement.activation_dtype(job.dtype)
     for stage in cascade.stages:
         with found.about(stage.name):
             tuning = job.tuning(stage.name)
-            cost = memory.stage_cost(cascade, stage, tuning, jax.device_count())
+            cost = memory.stage_cost(cascade, stage, tuning, jax.device_count(), dtype)
             costs[stage.name] = cost
             _check_work(found, job, stage, cost)
     if mesh is not None:
@@ -347,9 +348,7 @@ def _check_memory(
 ) -> None:
     """Bytes on each device in every phase of a run, without activations."""
     rules, dtype = job.mesh.rules, placement.activation_dtype(job.dtype)
-    encoder = jax.eval_shape(
-        lambda params: load.to_frozen(params, dtype), load.shapes(cascade, "text")
-    )
+    encoder = load.frozen_shapes(cascade, "text", dtype)
     text = device_memory.size_per_device(encoder, mesh, rules, "text")
     needs = {"text encoder": text}
     found.ok(f"text encoder: parameters {in_bytes(text)} on each device")
@@ -358,9 +357,17 @@ def _check_memory(
         params = device_memory.size_per_device(cost.params, mesh, rules, "unet")
         parts = {"parameters": params, "earlier stages": earlier}
         if cost.training is not None:
-            held = device_memory.size_per_device(cost.training, mesh, rules)
-            parts["optimizer state"] = held - params
-            parts["gradients"] = params
+            held, trained, frozen = (
+                device_memory.size_per_device(tree, mesh, rules)
+                for tree in (
+                    cost.training,
+                    cost.training.trainable,
+                    cost.training.frozen,
+                )
+            )
+            parts["parameters"] = trained + frozen
+            parts["optimizer state"] = held - trained - frozen
+            parts["gradients"] = trained
             parts["batch"] = device_memory.size(cost.batch) // mesh.size
         needs[name] = sum(parts.values())
         listed = ", ".join(f"{part} {in_bytes(n)}" for part, n in parts.items() if n)
@@ -391,7 +398,9 @@ def _check_disk(
     """Compares the free space with the most that the run writes."""
     checkpoints = sum(
         # KEEP checkpoints, one being written, and the last has the parameters twice.
-        (KEEP + 1) * device_memory.size(cost.training) + device_memory.size(cost.params)
+        (KEEP + 1)
+        * (device_memory.size(cost.training) - device_memory.size(cost.training.frozen))
+        + device_memory.size(cost.training.trainable)
         for cost in costs.values()
         if cost.training is not None
     )

@@ -24,7 +24,7 @@ from imagen_booth.preflight.tpu_topology import Chip
 from imagen_booth.sampling import text_embeddings
 from imagen_booth.sampling.cascade_sampler import rows_at
 from imagen_booth.training import mesh_choice, previews
-from imagen_booth.weights.load import shapes
+from imagen_booth.weights.load import frozen_shapes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,8 +202,10 @@ def program(
             cascade, stage, job.tuning(name), mesh, dtype, rules
         )
     assert task.sampler is not None
+    tuning = job.tuning(name)
+    train = tuning.steps > 0 and not tuning.adapts
     return aot_compile.sampler(
-        cascade, stage, task.sampler, task.rows, mesh, dtype, rules
+        cascade, stage, task.sampler, task.rows, mesh, dtype, rules, train=train
     )
 
 
@@ -239,27 +241,29 @@ def estimate_program(
         part=part,
         parameters=built.parameters,
         optimizer=built.optimizer,
-        resident=_resident(part, job, cascade, mesh),
+        resident=_resident(part, job, cascade, mesh, machine.dtype),
         figures=figures,
     )
 
 
-def _resident(part: str, job: Job, cascade: Cascade, mesh: jax.sharding.Mesh) -> int:
+def _resident(
+    part: str, job: Job, cascade: Cascade, mesh: jax.sharding.Mesh, dtype: Any
+) -> int:
     """Bytes on each device that a run holds while the program of a part runs.
 
     These are the earlier stages, which wait for the pictures, and during a preview the
-    optimizer state of the stage itself.
+    training state of the stage itself.
     """
     name, _, kind = part.partition(".")
     if name == "text":
         return 0
     names, rules, held = [stage.name for stage in cascade.stages], job.mesh.rules, 0
     for earlier in names[: names.index(name)]:
-        params = shapes(cascade, earlier)
+        params = frozen_shapes(cascade, earlier, dtype)
         held += device_memory.size_per_device(params, mesh, rules, "unet")
     if kind == "sample" and job.tuning(name).steps:
-        held += aot_compile.optimizer_state(
-            cascade, cascade.stage(name), job.tuning(name), mesh, rules
+        held += aot_compile.beside_preview(
+            cascade, cascade.stage(name), job.tuning(name), mesh, dtype, rules
         )
     return held
 

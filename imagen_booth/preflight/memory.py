@@ -12,7 +12,7 @@ from imagen_booth.config.schema import FineTuning
 from imagen_booth.preflight.jaxpr_cost import count_flops
 from imagen_booth.training import train_step
 from imagen_booth.training.mesh_choice import training_shapes
-from imagen_booth.weights.load import network, shapes
+from imagen_booth.weights.load import frozen_shapes, network, shapes
 
 Shapes = dict[str, jax.ShapeDtypeStruct]
 
@@ -24,7 +24,7 @@ class StageCost:
     """Shapes and FLOPs of one stage.
 
     Attributes:
-        params: Parameter tree of shapes.
+        params: Parameter tree of shapes, as the stage holds them after fine-tuning.
         training: ``TrainState`` of shapes; None if the stage is not fine-tuned.
         batch: Shapes of the rows of one step; empty if the stage is not fine-tuned.
         row_flops: FLOPs of a forward pass on one image at the stage's resolution.
@@ -39,7 +39,11 @@ class StageCost:
 
 
 def stage_cost(
-    cascade: Cascade, stage: Stage, tuning: FineTuning, devices: int
+    cascade: Cascade,
+    stage: Stage,
+    tuning: FineTuning,
+    devices: int,
+    dtype: Any = jnp.float32,
 ) -> StageCost:
     """Shapes and FLOPs of a stage.
 
@@ -49,13 +53,15 @@ def stage_cost(
     Args:
         tuning: Settings of fine-tuning; with 0 steps the stage stays as it is.
         devices: Number of devices that share the rows of a batch.
+        dtype: Dtype of the activations, and so of frozen parameters.
 
     Raises:
-        InputError: The optimizer, learning rate or loss weighting is not known.
+        InputError: The optimizer, learning rate or loss weighting is not known, or the
+            rank of an adapter is too large.
     """
     _, apply = network(cascade, stage.name, jnp.float32)
     params = shapes(cascade, stage.name)
-    training = training_shapes(params, tuning.optim, tuning.steps)
+    training = training_shapes(stage.name, params, tuning, dtype)
     config = train_step.LossConfig(tuning.weighting, tuning.hybrid)
 
     def loss(params: train_state.Params, batch: train_step.Batch) -> Any:
@@ -67,11 +73,12 @@ def stage_cost(
     forward = count_flops(loss, {"unet": params}, one)
     row_flops = forward * (stage.resolution / stage.train_size) ** 2
     if tuning.steps == 0:
-        return StageCost(params, None, {}, row_flops, 0.0)
+        frozen = frozen_shapes(cascade, stage.name, dtype)
+        return StageCost(frozen, None, {}, row_flops, 0.0)
     multiple = devices * tuning.accumulate
     rows = -(-(tuning.subject_rows + tuning.class_rows) // multiple) * multiple
     return StageCost(
-        params,
+        frozen_shapes(cascade, stage.name, dtype),
         training,
         batch_shapes(cascade, stage, rows),
         row_flops,

@@ -76,6 +76,10 @@ class Checkpoints:
         """Step of the newest complete checkpoint, or None."""
         return max(self._steps(), default=None)
 
+    def is_usable(self, step: int) -> bool:
+        """Whether the checkpoint of a step holds parameters for use."""
+        return processes.decide((self.directory / str(step) / "params").exists)
+
     def save(
         self,
         step: int,

@@ -45,7 +45,7 @@ from imagen_booth.sampling.finished_run import FinishedRun
 from imagen_booth.sampling.text_embeddings import embed_prompts
 from imagen_booth.text import prompt_files, prompt_suites
 from imagen_booth.weights import placement
-from imagen_booth.weights.load import shapes
+from imagen_booth.weights.load import frozen_shapes
 
 log = logging.getLogger(__name__)
 
@@ -233,7 +233,7 @@ class _BatchSampler:
         }
         self.resident: dict[str, LoadedStage] = {}
         self.applies: dict[str, Callable[..., Any]] = {}
-        self.together = _fit_together(run, mesh)
+        self.together = _fit_together(run, mesh, dtype)
         self.learned = finished_run.learned_embedding(run)
         # The batch that is being written: stage number, images, pending writers.
         self.writing: tuple[int, Sequence[PlannedImage], list[Any]] | None = None
@@ -464,14 +464,14 @@ class _BatchSampler:
             self.bar.update(len(images))
 
 
-def _fit_together(run: FinishedRun, mesh: jax.sharding.Mesh) -> bool:
+def _fit_together(run: FinishedRun, mesh: jax.sharding.Mesh, dtype: Any) -> bool:
     """Whether all U-Nets fit in half of the memory; activations need the rest."""
     room = device_memory.available()
     if room is None:
         return False
     size = 0
     for stage in run.stages:
-        parameters = shapes(run.cascade, stage.name)
+        parameters = frozen_shapes(run.cascade, stage.name, dtype)
         size += device_memory.size_per_device(
             parameters, mesh, run.job.mesh.rules, "unet"
         )

@@ -1,6 +1,7 @@
 """Reads a finished run: its settings, its words, its weights."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from imagen_booth.cascade import Cascade, Stage, by_name
 from imagen_booth.config import build
 from imagen_booth.config.schema import Job
 from imagen_booth.errors import InputError
+from imagen_booth.models import lora
 from imagen_booth.rundir import checkpoints
 from imagen_booth.rundir.layout import TRAIN_AGAIN
 from imagen_booth.sampling.cascade_sampler import LoadedStage
@@ -156,7 +158,7 @@ def load_stage(
     steps = tuned_steps(run, stage)
     named = run.job.names(stage.name, steps)
     if steps == 0:
-        part = load(run.cascade, stage.name, source, mesh, dtype, rules)
+        part = load(run.cascade, stage.name, source, mesh, dtype, rules, train=False)
         return LoadedStage(
             stage=stage,
             part=part,
@@ -165,25 +167,31 @@ def load_stage(
             steps=0,
             named=named,
         )
-    # The weights from before fine-tuning stay on disk.
-    tree, _ = checkpoints.read_params(run.path / stage.name)
-    _, apply = network(run.cascade, stage.name, dtype)
-    params = place(tree["unet"], mesh, rules)
-    origin = weight_origin(run.cascade, stage.name, source)
-    part = Part(
-        apply=apply,
-        params=params,
-        name=stage.name,
-        source=source,
-        fingerprint=origin["fingerprint"],
-        licence=origin["licence"],
-        pretrained=origin["pretrained"],
-    )
     tuning = run.job.tuning(stage.name)
+    tree, _ = checkpoints.read_params(run.path / stage.name)
+    if tuning.adapts:
+        part = load(run.cascade, stage.name, source, mesh, dtype, rules, train=False)
+        add = jax.jit(functools.partial(lora.add, scale=tuning.adapter.scale))
+        part = dataclasses.replace(
+            part, params=add(part.params, place(tree["adapter"], mesh))
+        )
+    else:
+        # The weights from before fine-tuning stay on disk.
+        _, apply = network(run.cascade, stage.name, dtype)
+        origin = weight_origin(run.cascade, stage.name, source)
+        part = Part(
+            apply=apply,
+            params=place(tree["unet"], mesh, rules, dtype),
+            name=stage.name,
+            source=source,
+            fingerprint=origin["fingerprint"],
+            licence=origin["licence"],
+            pretrained=origin["pretrained"],
+        )
     return LoadedStage(
         stage=stage.tuned(tuning.hybrid),
         part=part,
-        params=params,
+        params=part.params,
         level=tuning.level,
         steps=steps,
         named=named,

@@ -124,6 +124,14 @@ class BestCheckpoint:
             if step > 0
         }
 
+    def has_stalled(self, step: int, patience: int) -> bool:
+        """Whether the last ``patience`` previews up to a step were not the best."""
+        scores = {at: each for at, each in self._candidates().items() if at <= step}
+        if not scores:
+            return False
+        best = max(scores, key=lambda at: (scores[at], -at))
+        return sum(at > best for at in scores) >= patience
+
     def consider(self, step: int, measured: PreviewScores, params: Params) -> None:
         """Takes a preview into account, before its file is written.
 

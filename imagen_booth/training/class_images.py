@@ -207,7 +207,9 @@ def class_image_pairs(
         network = (
             part
             if each is stage
-            else load(cascade, each.name, source, mesh, dtype, job.mesh.rules)
+            else load(
+                cascade, each.name, source, mesh, dtype, job.mesh.rules, train=False
+            )
         )
         recipe = _stage_recipe(
             job, each, network.fingerprint, made_from, prompts.class_prompt, str(dtype)

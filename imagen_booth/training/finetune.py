@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from etils import epath
@@ -17,7 +17,7 @@ from imagen_booth.distributed import processes, sharding
 from imagen_booth.distributed.stop import StopRequest
 from imagen_booth.rundir.checkpoints import Checkpoints, read_params
 from imagen_booth.rundir.metrics import MetricWriter
-from imagen_booth.training import loop, optimizers, previews, train_step
+from imagen_booth.training import adapters, loop, optimizers, previews, train_step
 from imagen_booth.training.best_checkpoint import BestCheckpoint, remove_previews
 from imagen_booth.training.loop import InitialState
 from imagen_booth.training.previews import Preview, PreviewScores
@@ -25,6 +25,21 @@ from imagen_booth.weights.load import Part, place
 
 Loss = Callable[[train_state.Params, train_step.Batch, Any], tuple[Any, dict[str, Any]]]
 Sheet = tuple[Any, PreviewScores]  # a preview's grid, uint8 [H, W, 3], and its scores
+
+
+class Finetuned(NamedTuple):
+    """The result of fine-tuning.
+
+    Attributes:
+        params: Parameters that are stored for use, of the step that is kept.
+        frozen: Parameters that did not train.
+        result: Entries for the manifest: {"similarity": scores before and after, None
+            where these previews are gone; "kept": ``BestCheckpoint.summary`` or None}.
+    """
+
+    params: Any
+    frozen: train_state.Params
+    result: dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +61,8 @@ class FinetuneContext:
 
     Attributes:
         keep: Which parameters are kept, see ``Job.keep``.
+        patience: Previews without a better one that end the stage, see
+            ``Job.patience``.
         seed: Seed of data order, noise and times.
         folder: Folder of the checkpoints.
         previews: Folder of the preview grids.
@@ -57,6 +74,7 @@ class FinetuneContext:
     """
 
     keep: str
+    patience: int
     seed: int
     folder: epath.Path
     previews: epath.Path
@@ -81,15 +99,22 @@ def finetune_stage(
     """Fine-tunes a stage, or resumes from its newest checkpoint.
 
     Args:
-        part: The stage's network with its pretrained weights; these are consumed.
+        part: The stage's network with its pretrained weights, which are consumed; with
+            an adapter, loaded without ``train``.
         subject: The photos; each is used equally often.
         class_pairs: The class images; unused where ``config.class_rows`` is 0.
 
     Returns:
-        The fine-tuned parameters, and entries for the manifest, see
-        ``run_finetuning``.
+        The fine-tuned parameters of the network, and entries for the manifest, see
+        ``Finetuned``.
     """
     optimizer = optimizers.build(config.optim, config.steps)
+    params, frozen = {"unet": part.params}, None
+    if config.adapts:
+        adapter = adapters.create(
+            stage.name, part.params, config.adapter, context.seed, context.mesh
+        )
+        params, frozen = params | {"adapter": adapter}, params
     data = batches(
         stage,
         config,
@@ -101,29 +126,37 @@ def finetune_stage(
         devices=context.mesh.size,
     )
 
+    def network_params(params: train_state.Params) -> train_state.Params:
+        return adapters.network_params(params, config)
+
+    if config.adapts:
+        network_params = jax.jit(network_params)
+
     def sample(params: train_state.Params) -> Sheet:
         return previews.sample_preview(
-            stage, part, params["unet"], config.level, preview, context.mesh
+            stage, part, network_params(params), config.level, preview, context.mesh
         )
 
-    params, result = run_finetuning(
+    finetuned = run_finetuning(
         stage.name,
         config,
         initial_state(
-            {"unet": part.params},
+            params,
             optimizer,
             config.optim.ema > 0,
             context.mesh,
-            rules=context.rules,
+            adapters.trainable(config),
+            context.rules,
         ),
         make_loss(stage, part.apply, config),
         optimizer,
         pipeline.iterate(data),
         PreviewSampling(preview, sample),
-        lambda params: params,
+        functools.partial(adapters.usable, tuning=config),
         context,
+        None if frozen is None else lambda: frozen,
     )
-    return params["unet"], result
+    return network_params(finetuned.frozen | finetuned.params), finetuned.result
 
 
 def class_examples(
@@ -154,9 +187,8 @@ def make_loss(stage: Stage, apply: Callable[..., Any], config: FineTuning) -> Lo
     loss_config = make_loss_config(config)
 
     def loss_fn(params, batch, key):
-        return train_step.batch_loss(
-            stage, apply, None, loss_config, params, batch, key
-        )
+        whole = {"unet": adapters.network_params(params, config)}
+        return train_step.batch_loss(stage, apply, None, loss_config, whole, batch, key)
 
     return loss_fn
 
@@ -220,7 +252,7 @@ def run_finetuning(
     usable: Callable[[train_state.Params], Any],
     context: FinetuneContext,
     frozen: Callable[[], train_state.Params] | None = None,
-) -> tuple[Any, dict[str, Any]]:
+) -> Finetuned:
     """Runs the loop for fine-tuning and chooses the parameters to keep.
 
     Args:
@@ -228,11 +260,6 @@ def run_finetuning(
         sampling: The preview and how to sample it.
         usable: Selects from all parameters those that are stored for use.
         frozen: See ``Checkpoints``.
-
-    Returns:
-        What ``usable`` gave at the step that is kept, on the mesh, and the entries for
-        the manifest: {"similarity": scores before and after, None where these previews
-        are gone; "kept": ``BestCheckpoint.summary`` or None}.
 
     Raises:
         InputError: ``keep="best"`` is set, and previews to choose by are gone.
@@ -271,11 +298,15 @@ def run_finetuning(
     else:
         best.finish()
         summary = best.summary()
-        params = place(read_params(context.folder)[0], context.mesh, context.rules)
+        params = {
+            kind: place(tree, context.mesh, context.rules if kind == "unet" else ())
+            for kind, tree in read_params(context.folder)[0].items()
+        }
         step = summary["step"]
     processes.wait(f"previews {name}")
     similarity = _similarity(context.previews, step)
-    return params, {"similarity": similarity, "kept": summary}
+    result = {"similarity": similarity, "kept": summary}
+    return Finetuned(params, final.frozen, result)
 
 
 def _loop_hooks(
@@ -303,11 +334,15 @@ def _loop_hooks(
             return best.params()
         return usable(train_state.ema_params(state, config.optim.ema))
 
+    def ends(step: int) -> bool:
+        return best is not None and best.has_stalled(step, context.patience)
+
     return loop.LoopHooks(
         learning_rate=optimizers.learning_rate(config.optim, config.steps),
         preview=preview,
         inference=inference,
         diagnose=functools.partial(train_step.not_finite, loss_fn, seed=context.seed),
+        ends=ends if best is not None and context.patience else None,
     )
 
 

@@ -71,12 +71,16 @@ class LoopHooks:
             ask again for a step that has one.
         inference: Gives the parameters to store for use.
         diagnose: Names the tensors that are not finite in the step that would follow.
+        ends: Says whether training ends at a step, by the previews up to it. Where this
+            is not None, a preview is made before the checkpoint of its step, which is
+            the last one if training ends.
     """
 
     learning_rate: Callable[[int], Any]
     preview: Callable[[TrainState, int], None]
     inference: Callable[[TrainState], Any]
     diagnose: Callable[[TrainState, Any], list[str]]
+    ends: Callable[[int], bool] | None = None
 
 
 def jit_step(step_fn: Callable[..., Any], abstract: TrainState) -> Any:
@@ -106,6 +110,8 @@ def train(
 ) -> TrainState:
     """Trains from the newest checkpoint, or from ``start``, to ``config.steps``.
 
+    It ends earlier where ``hooks.ends`` says so.
+
     Args:
         name: The stage, for messages and rows of metrics.
         start: The state at step 0 and its shardings.
@@ -124,6 +130,8 @@ def train(
     """
     state = _restore_or_start(name, start, data, config, hooks, checkpoints, metrics)
     step, jitted, program = int(state.step), jit_step(step_fn, start.abstract), None
+    if hooks.ends is not None and checkpoints.is_usable(step) and hooks.ends(step):
+        return state
     bar = tqdm.tqdm(total=config.steps, initial=step, desc=f"{name:>7}", unit="step")
     trace = Trace(profile if processes.is_first() else None, step, config.steps)
     timer = _StepTimer(step)
@@ -149,14 +157,18 @@ def train(
             step += 1
             bar.update()
 
-            last = step == config.steps
+            last, due = step == config.steps, config.preview_due(step)
+            if due and not last and hooks.ends is not None:
+                hooks.preview(state, step)
+                timer.leave_out_preview()
+                last, due = hooks.ends(step), False
             if step % config.log_every == 0 or last:
                 rate = float(hooks.learning_rate(step - 1))
                 row = _metric_row(values) | {"train/lr": rate} | timer.rates(step)
                 bar.set_postfix(loss=f"{row['train/loss']:.4f}", refresh=False)
                 metrics.write(name, step, row | _device_memory())
                 timer.restart(step)
-            if last:
+            if step == config.steps:
                 hooks.preview(state, step)  # before the save, which may depend on it
             stopping = processes.any_host(stop.asked) and not last
             if last or stopping or step % config.save_every == 0:
@@ -168,7 +180,9 @@ def train(
                     f"{name}: saved at step {step} of {config.steps} and stopped; "
                     "run the same command again to resume"
                 )
-            if not last and config.preview_due(step):
+            if last:
+                break
+            if due:
                 hooks.preview(state, step)
                 timer.leave_out_preview()
     return state

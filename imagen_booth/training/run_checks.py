@@ -27,6 +27,7 @@ from imagen_booth.rundir.layout import (
 )
 from imagen_booth.sampling.text_embeddings import cleaning_name, tokenize
 from imagen_booth.training import (
+    adapters,
     mesh_choice,
     optimizers,
     subject_photos,
@@ -35,7 +36,7 @@ from imagen_booth.training import (
 )
 from imagen_booth.training.subject_prompts import PromptTexts
 from imagen_booth.training.textual_inversion import InversionTokens
-from imagen_booth.weights import load
+from imagen_booth.weights import load, native
 from imagen_booth.weights.placement import activation_dtype
 
 
@@ -108,7 +109,8 @@ def check_settings(job: Job, cascade: Cascade) -> None:
     """Checks the names in the settings of every stage.
 
     Raises:
-        InputError: An optimizer, a loss weighting or a sampler that does not exist.
+        InputError: An optimizer, a loss weighting or a sampler that does not exist, or
+            an adapter that does not fit its stage.
     """
     if job.text.steps > 0:
         optimizers.build(job.text.optim, job.text.steps)
@@ -117,6 +119,11 @@ def check_settings(job: Job, cascade: Cascade) -> None:
         if config.steps > 0:
             optimizers.build(config.optim, config.steps)
             loss.check_weight(config.weighting)
+        if config.adapts:
+            unet = load.shapes(cascade, stage.name)
+            adapters.check_rank(stage.name, config.adapter, unet)
+            if config.adapter.start:
+                adapters.started(stage.name, config.adapter, unet)
         check_sampler(stage, getattr(job.pictures, stage.name))
         if stage.low_resolution is None:
             check_sampler(stage, job.class_images.sampler)
@@ -283,7 +290,19 @@ def stage_recipe(
         **_common_recipe(job, prompts, photos, dtype),
         "class_images": recipe(job.class_images) if config.class_rows else None,
         stage.name: recipe(config, *_changeable(job, config)),
+        **_adapter_recipe(stage, config),
     }
+
+
+def _adapter_recipe(stage: Stage, config: FineTuning) -> dict[str, Any]:
+    """The recipe entry of an adapter; none for a stage that is trained as a whole."""
+    if not config.adapts:
+        return {}
+    entry = recipe(config.adapter, "start")
+    if config.adapter.start:
+        path = adapters.start_file(stage.name, config.adapter)
+        entry["start"] = native.sha256(path)
+    return {"adapter": entry}
 
 
 def _common_recipe(
@@ -303,8 +322,8 @@ def _common_recipe(
 
 
 def _changeable(job: Job, config: FineTuning) -> tuple[str, ...]:
-    """Settings that may change between a run and its resumption."""
-    names: set[str] = set(LOOP_SETTINGS)
+    """Settings that may change between a run and its resumption, or stand elsewhere."""
+    names: set[str] = {*LOOP_SETTINGS, "adapter"}
     if job.keep == BEST:
         names.remove("preview_every")  # it decides which steps are candidates
     if config.optim.decay == "constant":

@@ -137,7 +137,7 @@ def learn_embedding(
 
     Returns:
         The learned embedding, and entries for the manifest, see
-        ``finetune.run_finetuning``.
+        ``finetune.Finetuned``.
     """
     stage, text, unet = cascade.stage("base"), parts["text"], parts["base"]
     optimizer = optimizers.build(config.optim, config.steps)
@@ -159,7 +159,7 @@ def learn_embedding(
         (ROWS,),
         context.rules,
     )
-    rows, result = finetune.run_finetuning(
+    finetuned = finetune.run_finetuning(
         "text",
         config,
         start,
@@ -171,8 +171,9 @@ def learn_embedding(
         context,
         frozen=lambda: frozen,
     )
-    vectors = sharding.fetch(rows["rows"]["vectors"])
-    return LearnedEmbedding(tokens.ids, np.asarray(vectors, np.float32)), result
+    vectors = sharding.fetch(finetuned.params["rows"]["vectors"])
+    learned = LearnedEmbedding(tokens.ids, np.asarray(vectors, np.float32))
+    return learned, finetuned.result
 
 
 def _with_rows(

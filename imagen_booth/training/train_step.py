@@ -219,7 +219,9 @@ def make_step(
             opt_state=opt_state,
             ema=average,
         )
-        new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
+        new = jax.tree.map(
+            lambda a, b: a if a is b else jnp.where(finite, a, b), new, state
+        )
         return new, metrics | {"grad_norm": norm, "finite": finite}
 
     return step

@@ -10,6 +10,7 @@ from etils import epath
 
 from imagen_booth.cascade import CASCADES, Cascade, Stage, by_name
 from imagen_booth.config import build
+from imagen_booth.config.schema import Adapter
 from imagen_booth.diffusion.sampler import SamplerConfig
 from imagen_booth.diffusion.schedule import TableSchedule
 from imagen_booth.errors import InputError
@@ -18,8 +19,16 @@ from imagen_booth.models.t5 import T5Config
 from imagen_booth.rundir import checkpoints
 from imagen_booth.rundir.layout import TRAIN_AGAIN
 from imagen_booth.storage import read_json, write_atomic
-from imagen_booth.train_state import Params, flatten
-from imagen_booth.weights import deepfloyd, load, model_card, native, t5, tensor_files
+from imagen_booth.train_state import Params, flatten, unflatten
+from imagen_booth.weights import (
+    deepfloyd,
+    load,
+    lora_files,
+    model_card,
+    native,
+    t5,
+    tensor_files,
+)
 from imagen_booth.weights.tensor_files import Tensor, WeightFiles
 
 TABLE = "token_embedder/embedding"  # of a text encoder
@@ -40,6 +49,7 @@ class ExportedPart:
         steps: Fine-tuning steps; 0 for weights that were only converted.
         sampler: Sampler of the run, whose spacing and threshold are exported; None if
             not known.
+        scale: Factor of A B if the weights are an adapter; None for whole weights.
     """
 
     name: str
@@ -51,6 +61,7 @@ class ExportedPart:
     story: Mapping[str, Any]
     steps: int = 0
     sampler: SamplerConfig | None = None
+    scale: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +99,11 @@ class _Run:
         origin = self.origins.get(part, {})
         return {key: value for key, value in origin.items() if key != "network"}
 
+    def scale(self, stage: str) -> float:
+        """Returns the factor of A B of a stage's adapter."""
+        field = f"config.{stage}.adapter"
+        return build.build(Adapter, self.config[stage]["adapter"], field).scale
+
     def unfinished(self, part: str) -> InputError:
         return InputError(
             f"{self.folder / part} holds no finished checkpoint; finish the run first"
@@ -95,7 +111,7 @@ class _Run:
 
 
 def export_run(run: epath.Path, parts: Sequence[str]) -> list[ExportedPart]:
-    """Collects the networks of a run that have a finished checkpoint.
+    """Collects the networks and adapters of a run that have a finished checkpoint.
 
     Args:
         run: Work directory of a run, or of pretraining.
@@ -119,9 +135,12 @@ def export_run(run: epath.Path, parts: Sequence[str]) -> list[ExportedPart]:
             if stage in parts:
                 raise opened.unfinished(stage) from None
             continue
-        for kind, name in (("unet", stage), ("text", "text")):
+        for kind, name in (("unet", stage), ("text", "text"), ("adapter", stage)):
             if kind in params and (not parts or name in parts):
-                exported.append(_fine_tuned(opened, name, params[kind], steps))
+                part = _fine_tuned(opened, name, params[kind], steps)
+                if kind == "adapter":
+                    part = dataclasses.replace(part, scale=opened.scale(stage))
+                exported.append(part)
     absent = set(parts) - {part.name for part in exported}
     if absent or not exported:
         raise InputError(
@@ -158,7 +177,7 @@ def _open_run(run: epath.Path) -> _Run:
 
 
 def _fine_tuned(run: _Run, name: str, params: Params, steps: int) -> ExportedPart:
-    """A part whose parameters were all fine-tuned."""
+    """A part of which all parameters, or an adapter, were fine-tuned."""
     network = run.cascade.text.encoder if name == "text" else run.cascade.stage(name)
     settings = run.config.get(name, {})
     if isinstance(network, Stage) and settings:
@@ -283,10 +302,95 @@ def _converted(name: str, found: WeightFiles, cascade: Cascade | None) -> Export
     )
 
 
+def merge_run(run: epath.Path, parts: Sequence[str]) -> list[ExportedPart]:
+    """Collects the networks of a run, with adapters added to the weights they are for.
+
+    Args:
+        run: Work directory of a run.
+        parts: Names of parts; empty for all that were fine-tuned.
+
+    Raises:
+        InputError: As ``export_run``; or the weights of a part are not those that its
+            adapter was trained on.
+    """
+    opened, merged = _open_run(run), []
+    for part in export_run(run, parts):
+        if part.scale is None:
+            merged.append(part)
+            continue
+        origin, name = opened.origins[part.name], part.name
+        found = load.find(opened.cascade, name, origin["source"])
+        if found is None:
+            weights = _in_memory(load.random_params(opened.cascade, name))
+        elif found.fingerprint() == origin["fingerprint"]:
+            weights = found.matched(load.shapes(opened.cascade, name))
+        else:
+            raise InputError(
+                f"{found.where} changed since the run {run} trained an adapter on it; "
+                "bring back the weights of that time"
+            )
+        adapter = unflatten({at: each.whole() for at, each in part.weights.items()})
+        merged.append(_merged(part, weights, adapter, part.scale))
+    return merged
+
+
+def merge_folder(
+    adapters: epath.Path, folder: epath.Path, parts: Sequence[str]
+) -> list[ExportedPart]:
+    """Collects the weights of a folder, with adapters from files added.
+
+    Args:
+        adapters: Folder or file of the adapters, see ``lora_files.find``.
+        folder: As for ``export_folder``.
+        parts: Names of stages; empty for all that have an adapter.
+
+    Raises:
+        InputError: There are no weights or no adapter, or they do not fit together.
+    """
+    merged = []
+    for part in export_folder(folder, parts):
+        if not parts and lora_files.place_of(adapters, part.name) is None:
+            continue
+        path = lora_files.find(adapters, part.name, "--adapter")
+        adapter = lora_files.read(path, unflatten(dict(part.weights)), "--adapter")
+        merged.append(_merged(part, part.weights, adapter, 1.0))
+    if not merged:
+        raise InputError(
+            f"--adapter={adapters} holds no adapter of a part in --from={folder}; name "
+            f"the folder that has {lora_files.FILE}"
+        )
+    return merged
+
+
+def _merged(
+    part: ExportedPart, weights: Mapping[str, Tensor], adapter: Params, scale: float
+) -> ExportedPart:
+    sums = lora_files.merged(weights, adapter, scale)
+    return dataclasses.replace(part, weights=sums, scale=None)
+
+
+def _write_adapter(
+    to: epath.Path, part: ExportedPart, dtype: np.dtype | None
+) -> epath.Path:
+    """Writes an adapter and its model card into ``TO/STAGE``; returns the folder."""
+    assert part.scale is not None
+    assert isinstance(part.network, Stage)
+    folder = to / part.name
+    lora_files.save(folder / lora_files.FILE, part.weights, part.scale, dtype)
+    learned = part.network.learned_variance and not part.network.stale_variance
+    page = model_card.write(
+        part.network, part.licence, part.story, learned, adapter=True
+    )
+    write_atomic(folder / "README.md", page.encode())
+    return folder
+
+
 def write_native(
     to: epath.Path, parts: Iterable[ExportedPart], dtype: np.dtype | None
 ) -> list[epath.Path]:
     """Writes parts in our layout; other parts in the folder stay as they are.
+
+    Adapters are written as by ``write_diffusers``: they have one layout.
 
     Args:
         to: Folder to write.
@@ -301,6 +405,9 @@ def write_native(
     """
     written = []
     for part in parts:
+        if part.scale is not None:
+            written.append(_write_adapter(to, part, dtype) / lora_files.FILE)
+            continue
         known = CASCADES[part.cascade]
         named = known.text.encoder
         if isinstance(part.network, Stage):
@@ -328,9 +435,9 @@ def write_diffusers(
 ) -> list[epath.Path]:
     """Writes each stage as a folder that diffusers reads: ``TO/base``, ``TO/sr256``.
 
-    A folder holds the U-Net, the schedulers and a model card. Text encoders are not
-    written: they have their own licence, and diffusers' IF pipelines cannot load
-    learned words.
+    The folder of an adapter holds it and a model card; any other one holds the U-Net,
+    the schedulers and a model card. Text encoders are not written: they have their own
+    licence, and diffusers' IF pipelines cannot load learned words.
 
     Args:
         to: Folder to write.
@@ -352,6 +459,9 @@ def write_diffusers(
         )
     for part in parts:
         stage = part.network
+        if part.scale is not None:
+            written.append(_write_adapter(to, part, dtype))
+            continue
         if not isinstance(stage, Stage):
             continue
         model = stage.model

@@ -22,7 +22,14 @@ from imagen_booth.distributed import sharding
 from imagen_booth.errors import InputError
 from imagen_booth.models import build
 from imagen_booth.train_state import Params, flatten, unflatten
-from imagen_booth.weights import deepfloyd, fetch, native, t5, tensor_files
+from imagen_booth.weights import (
+    deepfloyd,
+    fetch,
+    lora_files,
+    native,
+    t5,
+    tensor_files,
+)
 from imagen_booth.weights.tensor_files import WeightFiles
 
 log = logging.getLogger(__name__)
@@ -185,6 +192,12 @@ def find(cascade: Cascade, name: str, source: str) -> WeightFiles | None:
         found = native.find(place, name)
     elif found is None and name != "text" and deepfloyd.network_folder(place):
         found = deepfloyd.find(place, cascade.stage(name))
+    if found is None and name != "text" and lora_files.place_of(place, name):
+        raise InputError(
+            f"config.weights.{name}={source} holds an adapter, not whole weights; give "
+            f"the weights that it was trained on, and config.{name}.adapter.start="
+            f"{source}"
+        )
     if found is None:
         form = (
             "model.safetensors of a T5 encoder, or a T5X checkpoint"
@@ -271,13 +284,14 @@ def read_as(path: str, dtype: Any) -> Any:
     """Returns the dtype in which a network that computes in ``dtype`` uses a parameter.
 
     Networks cast kernels and embedding tables to ``dtype`` on every use; all other
-    parameters are used in f32.
+    parameters, and the last layer of a U-Net, are used in f32.
 
     Args:
         path: Path of the parameter, such as ``layers_0/mlp/wo/kernel``.
         dtype: Dtype of the activations.
     """
-    cast = path.rpartition("/")[2] in ("kernel", "embedding")
+    module, _, leaf = path.rpartition("/")
+    cast = leaf in ("kernel", "embedding") and module != "conv_out"
     return dtype if cast else jnp.float32
 
 
@@ -387,8 +401,27 @@ def _part(
 
 
 def place(
-    tree: Params, mesh: jax.sharding.Mesh, rules: Sequence[sharding.Rule] = ()
+    tree: Params,
+    mesh: jax.sharding.Mesh,
+    rules: Sequence[sharding.Rule] = (),
+    dtype: Any = jnp.float32,
 ) -> Params:
-    """Places host arrays of a stage's network on the mesh, as f32."""
+    """Places host arrays of a stage's network on the mesh.
+
+    Args:
+        tree: Tree of numpy arrays.
+        mesh: Devices to place them on.
+        rules: Sharding rules, see ``sharding.spec_at``.
+        dtype: Dtype of the activations of a network that is not trained; f32
+            otherwise. See ``read_as``.
+    """
     held = {path: tensor_files.held(leaf) for path, leaf in flatten(tree).items()}
-    return tensor_files.place(held, mesh, rules)
+    kept = functools.partial(read_as, dtype=dtype)
+    return tensor_files.place(held, mesh, rules, kept=kept)
+
+
+def frozen_shapes(cascade: Cascade, name: str, dtype: Any) -> Params:
+    """Returns the shapes of a part's parameters as ``to_frozen`` casts them."""
+    return jax.eval_shape(
+        functools.partial(to_frozen, dtype=dtype), shapes(cascade, name)
+    )

@@ -13,20 +13,17 @@ license_name: see-below
 library_name: diffusers
 pipeline_tag: $task
 ---
-# U-Net that $purpose
+# $what that $purpose
 
 $made.
 
 ## Use
 
 ```python
-from diffusers import $pipeline, UNet2DConditionModel
-
-unet = UNet2DConditionModel.from_pretrained("THIS FOLDER", subfolder="unet")
-pipeline = $pipeline.from_pretrained("YOUR COPY OF THE ORIGINAL", unet=unet)
+$use
 ```
 
-Use the scheduler of this folder too. $variance $cleaning
+$scheduler $variance $cleaning
 
 ## Licence
 
@@ -39,12 +36,23 @@ Use the scheduler of this folder too. $variance $cleaning
 The safety checker and the watermarker of the original pipeline are not part of this
 folder. Load them from the original: its terms require that they stay in use.
 """)
+USE = string.Template("""\
+from diffusers import $pipeline, UNet2DConditionModel
+
+unet = UNet2DConditionModel.from_pretrained("THIS FOLDER", subfolder="unet")
+pipeline = $pipeline.from_pretrained("YOUR COPY OF THE ORIGINAL", unet=unet)""")
+USE_ADAPTER = string.Template("""\
+from diffusers import $pipeline
+
+pipeline = $pipeline.from_pretrained("YOUR COPY OF THE ORIGINAL")
+pipeline.load_lora_weights("THIS FOLDER")""")
 VARIANCE = {
     True: "The network's variance output was trained, and the scheduler uses it "
     "(`variance_type: learned_range`).",
     False: "Only the noise estimate was trained. The network's variance output is out "
     "of date, and the scheduler ignores it (`variance_type: fixed_small`).",
 }
+SCHEDULER = {False: "Use the scheduler of this folder too.", True: ""}
 CLEANING = {
     "simple": "Prompts were lower-cased and not cleaned further during fine-tuning: "
     "call the pipeline with `clean_caption=False`.",
@@ -54,7 +62,12 @@ CLEANING = {
 
 
 def write(
-    stage: Stage, licence: str, story: Mapping[str, Any], learned_variance: bool
+    stage: Stage,
+    licence: str,
+    story: Mapping[str, Any],
+    learned_variance: bool,
+    *,
+    adapter: bool = False,
 ) -> str:
     """Writes the card as Markdown with the front matter that the hub reads.
 
@@ -64,6 +77,7 @@ def write(
         story: ``steps``, ``subject``, ``run``, ``seed``, ``cleaning`` and
             ``made_from``, as far as they are known.
         learned_variance: Whether the network's variance output is up to date.
+        adapter: Whether the export is an adapter.
     """
     origin = story.get("made_from") or {}
     if stage.low_resolution is None:
@@ -76,7 +90,9 @@ def write(
         task=task,
         purpose=purpose,
         made=_history(story),
-        pipeline=pipeline,
+        what="Adapter (LoRA) of a U-Net" if adapter else "U-Net",
+        use=(USE_ADAPTER if adapter else USE).substitute(pipeline=pipeline),
+        scheduler=SCHEDULER[adapter],
         variance=VARIANCE[learned_variance],
         cleaning=CLEANING.get(story.get("cleaning") or "", ""),
         licence=licence,

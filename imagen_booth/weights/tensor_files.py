@@ -318,6 +318,13 @@ def _open_remote(path: epath.Path) -> dict[str, Tensor]:
     return {name: tensor(name, entry) for name, entry in header.items()}
 
 
+def read_metadata(path: epath.Path) -> dict[str, str]:
+    """Reads the free entries in the header of a safetensors file."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        return json.loads(file.read(size)).get("__metadata__") or {}
+
+
 def _dtype(path: epath.Path, name: str, code: str) -> np.dtype:
     if code not in DTYPES:
         raise InputError(

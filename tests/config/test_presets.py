@@ -24,7 +24,7 @@ from imagen_booth.errors import InputError
 SUBJECT, DOG = str(CONFIGS / "subject.py"), str(CONFIGS / "dog.py")
 
 
-@pytest.mark.parametrize("variant", ["", ":paper"])
+@pytest.mark.parametrize("variant", ["", ":paper", ":lora"])
 @pytest.mark.parametrize("name", CASCADES)
 def test_every_cascade_has_a_job(name, variant):
     job = to_job(defaults(name + variant))
@@ -32,8 +32,11 @@ def test_every_cascade_has_a_job(name, variant):
     # what config.json keeps of it is enough to make it again
     kept = json.loads(json.dumps(dataclasses.asdict(job)))
     assert build.build(Job, kept, "config") == job
-    if variant:
+    if variant == ":paper":
         assert job.class_images.count == job.base.steps == job.sr256.steps == 1000
+    for stage in ("base", "sr256", "sr1024"):
+        tuning = job.tuning(stage)
+        assert tuning.adapts == (variant == ":lora" and tuning.steps > 0)
 
 
 def test_toybox_is_the_default():
@@ -129,6 +132,10 @@ def changed(path, value):
         ("base.accumulate", 0, "accumulate=0"),
         ("sr256.level", 1.0, "level=1.0"),
         ("base.null_text", 1.0, "null_text=1.0"),
+        ("base.adapter.rank", 0, "config.base.adapter.rank=0 should be 1 or more"),
+        ("base.adapter.alpha", 0.0, "config.base.adapter.alpha=0.0 .* above 0"),
+        ("patience", -1, "config.patience=-1 should be 0 or more"),
+        ("patience", 2, "config.patience=2, but config.keep='last'"),
         ("class_images.count", 3, "config.class_images.count=3 is not a multiple"),
     ],
 )

@@ -126,7 +126,9 @@ def test_rules_decide_what_a_device_holds():
         ),
     ):
         assert make().parameters - make(rules).parameters == saved
-    state = functools.partial(aot_compile.optimizer_state, CASCADE, stage, tuning, mesh)
+    state = functools.partial(
+        aot_compile.beside_preview, CASCADE, stage, tuning, mesh, F32
+    )
     assert state() - state(rules) >= saved
 
 

@@ -168,6 +168,49 @@ def test_stopped_and_killed_it_ends_the_same(job, finished, tmp_path, monkeypatc
     assert kept(work) == kept(finished)
 
 
+@pytest.mark.parametrize(
+    ("scores", "patience", "end"),
+    [
+        ((0.3, 0.5, 0.4, 0.45), 1, 3),
+        ((0.3, 0.5, 0.4, 0.45), 2, 4),
+        ((0.3, 0.5, 0.5, 0.6), 1, 3),  # as good is not better
+        ((0.3, 0.4, 0.5, 0.6), 1, None),
+    ],
+)
+def test_previews_without_a_better_one_are_counted(tmp_path, scores, patience, end):
+    folder, shown = (epath.Path(tmp_path) / each for each in ("base", "previews"))
+    best = BestCheckpoint(folder, shown, latest=None, steps=9)
+    best.consider(0, measured(0.9, 0.2), {})
+    for step, value in enumerate(scores, 1):
+        best.consider(step, measured(value, 0.2), {"unet": {"a": np.zeros(1)}})
+    ended = [step for step in range(5) if best.has_stalled(step, patience)]
+    assert next(iter(ended), None) == end
+
+
+def test_patience_ends_a_stage_early(job, finished, tmp_path, monkeypatch):
+    """Stopped at each step before, it ends at the same one, and stays ended."""
+    scores = {int(step): each for step, each in kept(finished)["scores"].items()}
+    work, patient = epath.Path(tmp_path) / "run", dataclasses.replace(job, patience=1)
+    end = min(
+        step
+        for step in range(2, STEPS + 1)
+        if max(scores[at] for at in range(1, step)) >= scores[step]
+    )
+    left = signal_at(monkeypatch, [("base", step) for step in range(1, end)])
+    while left:
+        with pytest.raises(Stopped):
+            dreambooth.run(patient, work, frozenset())
+    dreambooth.run(patient, work, frozenset())
+    assert checkpoints.read_params(work / "base")[1] == end
+    assert sorted(kept(work)["scores"]) == [str(step) for step in range(1, end + 1)]
+    dreambooth.run(patient, work, frozenset())
+    assert checkpoints.read_params(work / "base")[1] == end
+    # More patience continues from there, to the end of a run without any.
+    dreambooth.run(dataclasses.replace(job, patience=STEPS), work, frozenset())
+    assert_same(work, finished)
+    assert kept(work) == kept(finished)
+
+
 def test_the_best_preview_taken_away_from_a_stopped_run(
     job, finished, tmp_path, monkeypatch
 ):
