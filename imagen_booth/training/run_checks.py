@@ -110,13 +110,14 @@ def check_settings(job: Job, cascade: Cascade) -> None:
     Raises:
         InputError: An optimizer, a loss weighting or a sampler that does not exist.
     """
-    if job.text.steps > 0:
-        optimizers.build(job.text.optim, job.text.steps)
-    for stage in cascade.stages:
-        config = job.tuning(stage.name)
-        if config.steps > 0:
+    for name in job.tuned_parts:
+        config = job.tuning(name)
+        try:
             optimizers.build(config.optim, config.steps)
             loss.check_weight(config.weighting)
+        except InputError as error:
+            raise InputError(f"config.{name}: {error}") from error
+    for stage in cascade.stages:
         check_sampler(stage, getattr(job.pictures, stage.name))
         if stage.low_resolution is None:
             check_sampler(stage, job.class_images.sampler)
