@@ -112,13 +112,15 @@ def check_settings(job: Job, cascade: Cascade) -> None:
         InputError: An optimizer, a loss weighting or a sampler that does not exist, or
             an adapter that does not fit its stage.
     """
-    if job.text.steps > 0:
-        optimizers.build(job.text.optim, job.text.steps)
-    for stage in cascade.stages:
-        config = job.tuning(stage.name)
-        if config.steps > 0:
+    for name in job.tuned_parts:
+        config = job.tuning(name)
+        try:
             optimizers.build(config.optim, config.steps)
             loss.check_weight(config.weighting)
+        except InputError as error:
+            raise InputError(f"config.{name}: {error}") from error
+    for stage in cascade.stages:
+        config = job.tuning(stage.name)
         if config.adapts:
             unet = load.shapes(cascade, stage.name)
             adapters.check_rank(stage.name, config.adapter, unet)
