@@ -95,6 +95,23 @@ def read_array(path: epath.PathLike) -> np.ndarray:
     return np.load(io.BytesIO(epath.Path(path).read_bytes()))
 
 
+@contextlib.contextmanager
+def open_log(path: epath.PathLike) -> Iterator[IO[bytes]]:
+    """Opens a local file, at its end, for what a process prints.
+
+    Raises:
+        StorageError: It cannot be opened; the message names the path.
+    """
+    path = epath.Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("ab")
+    except OSError as error:
+        raise StorageError(f"could not write {path}: {error}") from error
+    with file:
+        yield file
+
+
 class LineLog:
     """A text file that grows by lines; one process writes it.
 

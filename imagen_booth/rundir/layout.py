@@ -73,7 +73,7 @@ class RunDirectory:
             if processes.is_first() and folder.exists():
                 _clear(folder, "" if part in TUNED else PREVIEWS)
         elif file.exists():
-            changed = _differences(json.loads(file.read_text()), recipe)
+            changed = differences(json.loads(file.read_text()), recipe)
             if changed:
                 raise InputError(
                     f"{folder} was made with other settings: {'; '.join(changed[:6])}. "
@@ -116,13 +116,13 @@ def _merge(into: dict[str, Any], entries: dict[str, Any]) -> None:
             into[name] = value
 
 
-def _differences(old: Any, new: Any, where: str = "") -> list[str]:
+def differences(old: Any, new: Any, where: str = "") -> list[str]:
     """``a.b: 1 -> 2`` for every leaf that differs."""
     if isinstance(old, dict) and isinstance(new, dict):
         found = []
         for name in sorted(old.keys() | new.keys()):
             inner = f"{where}.{name}" if where else name
-            found += _differences(old.get(name), new.get(name), inner)
+            found += differences(old.get(name), new.get(name), inner)
         return found
     return [] if old == new else [f"{where}: {old} -> {new}"]
 
