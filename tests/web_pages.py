@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -25,14 +25,24 @@ LIMIT = 600  # seconds that a job may take
 
 
 @contextlib.contextmanager
-def served(root: pathlib.Path, *flags: str, port: int = 0) -> Iterator[str]:
-    """Address of a page; its jobs are ended with it."""
-    port = port or free_port()
-    command = ("imagen_booth.web", f"--root={root}", f"--port={port}", *flags)
+def served(
+    root: pathlib.Path,
+    *flags: str,
+    code: str = "",
+    environ: Mapping[str, str] | None = None,
+) -> Iterator[str]:
+    """Address of a page.
+
+    Args:
+        flags: Further flags of the command.
+        code: Program in place of the command.
+        environ: Variables added to the environment.
+    """
+    start = ("-c", code) if code else ("-m", "imagen_booth.web")
     process = subprocess.Popen(
-        [sys.executable, "-m", *command],
+        [sys.executable, *start, f"--root={root}", f"--port={free_port()}", *flags],
         cwd=ROOT,
-        env=os.environ | QUICK | {"JAX_NUM_CPU_DEVICES": "1"},
+        env=os.environ | QUICK | {"JAX_NUM_CPU_DEVICES": "1"} | dict(environ or {}),
         stdout=subprocess.PIPE,
         text=True,
     )

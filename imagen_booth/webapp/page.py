@@ -14,21 +14,20 @@ from imagen_booth.webapp.uploads import MAX_FILE
 
 TITLE = "imagen_booth"
 REFRESH = 2.0  # seconds
-EXPIRY = (600, 6 * 3600)  # seconds between clearings of uploads, and their age
+# Seconds between two deletions of old temporary files, and the age of those deleted.
+EXPIRY = (600, 6 * 3600)
 IDLE = "Nothing is running."
 CSS = (pathlib.Path(__file__).parent / "page.css").read_text()
 
 
-def build(booth: Booth, expiry: tuple[int, int] = EXPIRY) -> gr.Blocks:
-    """The page of a root folder.
-
-    Args:
-        expiry: Seconds between two deletions of old temporary files, and their age.
-    """
+def build(booth: Booth) -> gr.Blocks:
+    """The page of a root folder."""
     with gr.Blocks(
-        title=TITLE, analytics_enabled=False, delete_cache=expiry, fill_width=True
+        title=TITLE, analytics_enabled=False, delete_cache=EXPIRY, fill_width=True
     ) as page:
-        gr.Markdown(f"# {TITLE}\nA few photos of one subject, pictures of it anywhere.")
+        gr.Markdown(
+            f"# {TITLE}\n\nA few photos of one subject, pictures of it anywhere."
+        )
         with gr.Row(equal_height=True):
             run = gr.Dropdown(
                 [], value=None, label="Run", info="Training and Gallery show this run."

@@ -21,19 +21,20 @@ def build(booth: Booth, run: gr.Dropdown, tabs: gr.Tabs) -> tuple[Any, list[Any]
         The function that refreshes the tab from (names, seen), and its outputs.
     """
     table = gr.Dataframe(
-        headers=["run", "status", "class noun", "cascade", "begun", "took", "pictures"],
+        headers=["run", "status", "class noun", "cascade", "begun (UTC)", "took",
+            "pictures"],
         label="Runs: choose one to open it", interactive=False, wrap=True,
         elem_id="runs",
     )  # fmt: skip
     jobs = gr.Dataframe(
-        headers=["job", "run", "state", "submitted", "command"],
+        headers=["job", "run", "state", "submitted (UTC)", "command"],
         label="Jobs: one at a time, the newest first", interactive=False, wrap=True,
         column_widths=["10%", "15%", "10%", "20%", "45%"], elem_id="jobs",
     )  # fmt: skip
     with gr.Row():
         waiting = gr.Dropdown([], label="Waiting jobs", value=None)
         withdraw = gr.Button("Take it out of the queue")
-    gr.Markdown("### Compare two runs")
+    gr.Markdown("## Compare two runs")
     sides = []
     with gr.Row():
         for word in ("left", "right"):
@@ -41,14 +42,14 @@ def build(booth: Booth, run: gr.Dropdown, tabs: gr.Tabs) -> tuple[Any, list[Any]
                 which = gr.Dropdown([], label=f"Run on the {word}", value=None)
                 pictures = gr.Gallery(
                     label=f"Pictures on the {word}", columns=2, interactive=False,
-                    height=420, buttons=["fullscreen"],
+                    height=420, buttons=["fullscreen"], visible=False,
                 )  # fmt: skip
                 sides.append((which, pictures))
     settings = gr.Dataframe(
         headers=["setting: left -> right"], label="Settings that differ",
-        interactive=False, wrap=True,
+        interactive=False, wrap=True, visible=False,
     )  # fmt: skip
-    gr.Markdown("### Delete a run")
+    gr.Markdown("## Delete a run")
     with gr.Row():
         doomed = gr.Dropdown([], label="Run to delete", value=None)
         delete = gr.Button("Delete ...", variant="stop")
@@ -85,11 +86,17 @@ class _RunsTab:
         rows = [self._row(self.booth.open(name)) for name in names]
         records = self.booth.queue.records()
         jobs = [
-            [each.kind, each.run, each.state, each.created, shown(each.command)]
+            [
+                each.kind,
+                each.run,
+                each.state,
+                _minute(each.created),
+                shown(each.command),
+            ]
             for each in reversed(records[-LISTED:])
         ]
         waiting = [
-            (f"{each.kind} {each.run}, {each.created}", each.id)
+            (f"{each.kind} {each.run}, {_minute(each.created)}", each.id)
             for each in records
             if each.state == QUEUED
         ]
@@ -110,7 +117,7 @@ class _RunsTab:
             run.status,
             run.noun,
             run.cascade,
-            str(run.manifest.get("created", ""))[:16].replace("T", " "),
+            _minute(str(run.manifest.get("created", ""))),
             duration(seconds) if seconds else "",
             len(self.booth.runs.pictures(run)),
         ]
@@ -138,7 +145,8 @@ class _RunsTab:
         if runs[0] and runs[1]:
             found = differences(dict(runs[0].config), dict(runs[1].config))
             rows = [[each] for each in found] or [["none"]]
-        return *shots, rows
+        galleries = [gr.Gallery(each, visible=bool(each)) for each in shots]
+        return *galleries, gr.Dataframe(rows, visible=bool(rows))
 
     @explained
     def ask(self, name: str | None) -> Any:
@@ -169,3 +177,8 @@ class _RunsTab:
         raise InputError(
             "no waiting job is chosen; a running job is stopped in Training"
         )
+
+
+def _minute(time: str) -> str:
+    """``2026-11-28 10:04`` of a time of the manifest, which is UTC."""
+    return time[:16].replace("T", " ")

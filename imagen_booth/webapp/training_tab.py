@@ -41,7 +41,8 @@ def build(booth: Booth, run: gr.Dropdown) -> tuple[Any, list[Any]]:
     )  # fmt: skip
     plot = gr.LinePlot(
         _losses(None),
-        x="step", y="loss", color="of", label="Loss", height=260,
+        x="step", y="loss", color="of", label="Loss of subject and class",
+        color_title="", height=320,
         visible=False,
     )  # fmt: skip
     command = gr.Code(
