@@ -21,7 +21,7 @@ from train_jobs import QUICK, free_port
 from imagen_booth.webapp.jobs import Queue
 
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
-LIMIT = 600  # seconds that a job may take
+LIMIT = 1800  # seconds that a job may take
 
 
 @contextlib.contextmanager

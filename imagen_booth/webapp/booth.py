@@ -3,18 +3,16 @@
 import dataclasses
 import functools
 import html
-import logging
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
 
 from imagen_booth.errors import BoothError, InputError
-from imagen_booth.webapp.jobs import Queue, shown
+from imagen_booth.webapp.jobs import Queue
 from imagen_booth.webapp.runs import Run, Runs
 
-log = logging.getLogger(__name__)
 PRIVATE = {"api_visibility": "private"}
 QUIET = {"show_progress": "hidden", **PRIVATE}  # of events that a timer repeats
 
@@ -52,11 +50,6 @@ class Booth:
         if not name:
             raise InputError("no run is chosen; start one from photos first")
         return self.runs.open(name)
-
-    def submit(self, command: Sequence[str], run: str) -> str:
-        """Adds a job to the queue, and returns its command to show."""
-        self.queue.submit(command, run)
-        return shown(command)
 
     def extra(self, cascade: str) -> tuple[str, ...]:
         """The server's flags for a training on a cascade."""

@@ -94,7 +94,7 @@ def build(booth: Booth, run: gr.Dropdown) -> tuple[Any, list[Any]]:
     asked = [run, prompts, seeds, first, guidance, size]
     gr.on(
         [each.change for each in asked], tab.preview, asked, [reads, command],
-        show_progress="hidden", **PRIVATE,
+        show_progress="hidden", trigger_mode="always_last", **PRIVATE,
     )  # fmt: skip
     sample.click(tab.sample, asked, status, **PRIVATE)
     gallery.select(
@@ -103,7 +103,7 @@ def build(booth: Booth, run: gr.Dropdown) -> tuple[Any, list[Any]]:
     favourite.click(tab.favour, [run, chosen], favourite, **PRIVATE)
     pack.click(tab.pack, [run, only], archive, **PRIVATE)
     export.click(tab.export, [run, layout], exported, **PRIVATE)
-    return tab.refresh, [only], [status, gallery, report, reads]
+    return tab.refresh, [only], [status, gallery, report]
 
 
 def _append(prompts: str, clicked: list[str]) -> str:
@@ -120,7 +120,7 @@ class _GalleryTab:
     def refresh(self, name: str | None, only: bool, seen: dict[str, Any]) -> list[Any]:
         """What changed since the last refresh."""
         if not name:
-            return [gr.skip()] * 4
+            return [gr.skip()] * 3
         run = self.booth.open(name)
         pictures = self._pictures(run, only)
         shots = [(str(each.path), each.caption) for each in pictures[:SHOWN]]
@@ -134,7 +134,6 @@ class _GalleryTab:
             if_changed(seen, "gallery 0", (name, status), status),
             if_changed(seen, "gallery 1", (name, shots), shots),
             if_changed(seen, "gallery 2", link, button),
-            gr.skip(),
         ]
 
     def _pictures(self, run: Run, only: bool) -> list[Picture]:
@@ -180,7 +179,7 @@ class _GalleryTab:
     def sample(self, name: str | None, prompts: str, *settings: Any) -> str:
         """Puts a sampling job into the queue."""
         run = self.booth.open(name)
-        self.booth.submit(self._command(run, prompts, *settings), run.name)
+        self.booth.queue.submit(self._command(run, prompts, *settings), run.name)
         return "The pictures are in the queue."
 
     def _command(
@@ -251,7 +250,7 @@ class _GalleryTab:
         if layout not in commands.LAYOUTS:
             raise InputError(f"layout {layout!r} is not known; choose another")
         folder = self.booth.root / run.name
-        self.booth.submit(commands.export(folder, layout), run.name)
+        self.booth.queue.submit(commands.export(folder, layout), run.name)
         return str(commands.export_folder(folder, layout))
 
 

@@ -148,10 +148,13 @@ def build(booth: Booth, run: gr.Dropdown, tabs: gr.Tabs) -> None:
     )
     gr.on(
         [each.change for each in form], tab.preview, inputs, [command, consent],
-        show_progress="hidden", **PRIVATE,
+        show_progress="hidden", trigger_mode="always_last", **PRIVATE,
     )  # fmt: skip
     source.change(
-        lambda source: (gr.File(visible=source == OWN), "dog"),
+        lambda source: (
+            gr.File(visible=source == OWN),
+            "dog" if source == EXAMPLE else gr.skip(),
+        ),
         source,
         [files, noun],
         **PRIVATE,
@@ -198,19 +201,7 @@ class _PhotosTab:
         )
         # An accelerator belongs to the job that runs on it.
         other = {"JAX_PLATFORMS": "cpu"} if self.booth.queue.is_busy() else {}
-        done = subprocess.run(
-            [sys.executable, "-m", *command],
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            env=os.environ | other,
-            check=False,
-        )
-        try:
-            found = json.loads(done.stdout)
-        except ValueError:
-            lines = done.stderr.strip().splitlines() or ["the check ended early"]
-            raise InputError(lines[-1]) from None
+        found = _findings(command, other)
         rows = [[each["topic"], each["level"], each["text"]] for each in found]
         rows.sort(key=lambda row: ("problem", "warning", "ok").index(row[1]))
         times = [each["text"] for each in found if each["topic"] == "time"]
@@ -225,7 +216,7 @@ class _PhotosTab:
         """Puts the training into the queue."""
         form = Form(*values)
         name = self._prepare(form)
-        self.booth.submit(self._train(form, name), name)
+        self.booth.queue.submit(self._train(form, name), name)
         choices = self.booth.runs.names() or [name]
         gr.Info(f"{name} is in the queue.")
         return (
@@ -294,3 +285,30 @@ class _PhotosTab:
 
     def _train(self, form: Form, name: str) -> tuple[str, ...]:
         return commands.train(self._config(form, name), self.booth.root / name)
+
+
+def _findings(command: Sequence[str], environ: dict[str, str]) -> list[dict[str, Any]]:
+    """What ``doctor --json`` prints.
+
+    Raises:
+        InputError: It could not check the job.
+    """
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", *command],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            env=os.environ | environ,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise InputError(
+            f"the check took more than {PATIENCE} s; run it on the command line: "
+            f"{shown(command)}"
+        ) from error
+    try:
+        return json.loads(done.stdout)
+    except ValueError:
+        lines = done.stderr.strip().splitlines() or ["the check ended early"]
+        raise InputError(lines[-1]) from None

@@ -145,7 +145,7 @@ class _TrainingTab:
         run = self.booth.open(name)
         if run.status not in (STOPPED, FAILED):
             raise InputError(f"{run.name} is {run.status}; there is nothing to resume")
-        self.booth.submit(self._arguments(run), run.name)
+        self.booth.queue.submit(self._arguments(run), run.name)
         return gr.Button(interactive=False)
 
     def _arguments(self, run: Run) -> tuple[str, ...]:
