@@ -41,9 +41,8 @@ def build(booth: Booth, run: gr.Dropdown) -> tuple[Any, list[Any]]:
     )  # fmt: skip
     plot = gr.LinePlot(
         _losses(None),
-        x="step", y="loss", color="of", label="Loss of subject and class",
-        color_title="", height=320,
-        visible=False,
+        x="step", y="loss", color="of", title="Loss of subject and class",
+        color_title="", show_label=False, height=320, visible=False,
     )  # fmt: skip
     command = gr.Code(
         label="The command of this run", language="shell", lines=2, wrap_lines=True,
