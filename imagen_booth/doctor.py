@@ -18,6 +18,8 @@ minutes to compile; the answers are cached beside the run. This needs the TPU co
 pip install 'imagen_booth[tpu]'.
 """
 
+import dataclasses
+import json
 import sys
 import textwrap
 from collections.abc import Iterable, Sized
@@ -55,6 +57,7 @@ _PARTS = flags.DEFINE_list(
 _MARKDOWN = flags.DEFINE_bool(
     "markdown", False, "with --topology: print a Markdown table of the peaks instead"
 )
+_JSON = flags.DEFINE_bool("json", False, "print the findings as one JSON list instead")
 
 
 def main() -> None:
@@ -91,12 +94,16 @@ def main() -> None:
         _JUDGE.value,
         frozenset(_OVERWRITE.value),
     )
-    print(f"{file} -> {workdir}\n")
-    _print(checks.shortened(findings))
     problems = [each for each in findings if each.level == checks.PROBLEM]
     warnings = [each for each in findings if each.level == checks.WARNING]
-    verdict = _number(problems, "problem") if problems else "ready"
-    print(f"\n{verdict}" + (f", {_number(warnings, 'warning')}" if warnings else ""))
+    if _JSON.value:
+        print(json.dumps([dataclasses.asdict(each) for each in findings], indent=1))
+    else:
+        print(f"{file} -> {workdir}\n")
+        _print(checks.shortened(findings))
+        verdict = _number(problems, "problem") if problems else "ready"
+        counted = f", {_number(warnings, 'warning')}" if warnings else ""
+        print(f"\n{verdict}{counted}")
     if problems:
         sys.exit(min(each.exit_code for each in problems))
 

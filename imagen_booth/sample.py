@@ -29,6 +29,12 @@ _SEEDS = flags.DEFINE_integer("seeds", 1, "images per prompt", lower_bound=1)
 _FIRST_SEED = flags.DEFINE_integer(
     "first_seed", 0, "first seed of each prompt", lower_bound=0, upper_bound=2**32 - 1
 )
+_GUIDANCE = flags.DEFINE_float(
+    "guidance",
+    None,
+    "with --prompt: guidance weight of the base stage; default is the run's",
+    lower_bound=0.0,
+)
 _RESOLUTION = flags.DEFINE_integer(
     "resolution", 0, "stop at this resolution in pixels; 0 for the last stage"
 )
@@ -55,6 +61,11 @@ def main() -> None:
         raise InputError(
             "give --prompt or --prompts, not both; put all prompts into the file"
         )
+    if source and _GUIDANCE.value is not None:
+        raise InputError(
+            f"--guidance={_GUIDANCE.value} is for --prompt; in a file of prompts "
+            "guidance is a column"
+        )
     cli.start_hosts()
     # Slow imports come after the flags, so that --help and bad flags answer at once.
     from etils import epath
@@ -72,6 +83,7 @@ def main() -> None:
             name,
             seeds=_SEEDS.value,
             first_seed=_FIRST_SEED.value,
+            guidance=_GUIDANCE.value,
             resolution=_RESOLUTION.value,
         )
     else:

@@ -187,6 +187,23 @@ def read_json(path: epath.PathLike, fix: str | None) -> dict[str, Any]:
     raise StorageError(f"{path} is {state}; {fix}")
 
 
+@contextlib.contextmanager
+def open_log(path: epath.PathLike) -> Iterator[IO[bytes]]:
+    """Opens a local file, at its end, for what a process prints.
+
+    Raises:
+        StorageError: It cannot be opened; the message names the path.
+    """
+    path = epath.Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("ab")
+    except OSError as error:
+        raise StorageError(f"could not write {path}: {error}") from error
+    with file:
+        yield file
+
+
 class LineLog:
     """A text file that grows by lines; one process writes it.
 

@@ -1,6 +1,9 @@
 """The checks of doctor: each one, all of them together, and the exit codes."""
 
 import dataclasses
+import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -224,6 +227,17 @@ def test_what_does_not_fit_in_memory(examine, monkeypatch):
     assert (problem.topic, problem.exit_code) == ("memory", 3)
 
 
+def test_time_of_a_job(examine, monkeypatch):
+    (text,) = texts(examine(), OK, "time")
+    assert text.startswith("about 1 min on ")
+    monkeypatch.setattr(checks, "CPU_RATE", 1e6 / len(os.sched_getaffinity(0)))
+    (text,) = texts(examine(), OK, "time")
+    minutes, flops = re.findall(
+        r"about (\d+) min .*: ([\d.]+) GFLOP at 1 MFLOP/s", text
+    )[0]
+    assert int(minutes) == pytest.approx(1000 * float(flops) / 60, rel=0.01)
+
+
 def test_sampler_that_a_stage_cannot_use(examine):
     findings = examine(settings_of="if_m", cascade="tiny")
     assert "predicts no variance" in texts(findings, PROBLEM, "sr256")[0]
@@ -259,4 +273,8 @@ def test_command_ends_with_ready_or_the_number_of_problems(tmp_path):
     )
     assert (bad.returncode, bad.stderr) == (2, "")
     assert bad.stdout.splitlines()[-1].startswith("2 problems")
+    listed = doctor("--config=configs/dog.py:tiny", workdir, "--json")
+    findings = json.loads(listed.stdout)
+    assert {"weights", "photos", "time", "memory"} <= {x["topic"] for x in findings}
+    assert findings[0].keys() == {"topic", "level", "text", "exit_code"}
     assert list(tmp_path.iterdir()) == []

@@ -35,8 +35,10 @@ RENDERER = {f"toybox.{name}" for name in ("renderer", "fields", "surfaces")}
 # Who may import a library, by module or package.
 KEEPERS = {
     "flax": {"models"},
+    "gradio": {"web", "webapp"},
     "grain": {"data"},
     "ml_collections": {"config", "doctor", "pretrain", "sample", "train"},
+    "pandas": {"webapp"},
     "orbax": {"rundir.checkpoints"},
     "sentencepiece": {"text"},
     "tensorboardX": {"rundir.metrics"},
@@ -50,6 +52,7 @@ COMMANDS = {
     "reproduce",
     "sample",
     "train",
+    "web",
 }
 
 

@@ -22,6 +22,7 @@ from imagen_booth.distributed import device_memory
 from imagen_booth.errors import BoothError, DoesNotFit, InputError, StorageError
 from imagen_booth.preflight import class_noun, memory
 from imagen_booth.preflight.memory import StageCost
+from imagen_booth.preflight.tpu_topology import CHIPS
 from imagen_booth.preflight.units import in_bytes, in_flops, scaled
 from imagen_booth.rundir import layout, lock
 from imagen_booth.rundir.checkpoints import KEEP
@@ -45,6 +46,14 @@ from imagen_booth.training import (
 from imagen_booth.weights import load, placement
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
+# FLOP/s of one core in the toybox's job, from 3 min 23 s to 5 min 22 s on two cores.
+CPU_RATE = 35e9
+TPU_KINDS = {
+    "TPU v4": "v4",
+    "TPU v5 lite": "v5e",
+    "TPU v5p": "v5p",
+    "TPU v6 lite": "v6e",
+}
 LISTED = 20  # findings of one topic and level that are shown one by one
 
 
@@ -135,12 +144,15 @@ def check(
         mesh = _check_devices(found, job, cascade)
     costs: dict[str, StageCost] = {}
     dtype = placement.activation_dtype(job.dtype)
+    flops = 0.0
     for stage in cascade.stages:
         with found.about(stage.name):
             tuning = job.tuning(stage.name)
             cost = memory.stage_cost(cascade, stage, tuning, jax.device_count(), dtype)
             costs[stage.name] = cost
-            _check_work(found, job, stage, cost)
+            flops += _check_work(found, job, stage, cost)
+    with found.about("time"):
+        _check_time(found, flops)
     if mesh is not None:
         with found.about("memory"):
             _check_memory(found, job, cascade, costs, mesh)
@@ -314,11 +326,12 @@ def _check_devices(found: _Findings, job: Job, cascade: Cascade) -> jax.sharding
     return mesh
 
 
-def _check_work(found: _Findings, job: Job, stage: Stage, cost: StageCost) -> None:
-    """Reports the FLOPs of a stage."""
+def _check_work(found: _Findings, job: Job, stage: Stage, cost: StageCost) -> float:
+    """Reports the FLOPs of a stage, and returns their sum."""
     tuning, drawn = job.tuning(stage.name), getattr(job.pictures, stage.name)
     shown = len(job.pictures.prompts) * job.pictures.seeds
     pictures = shown * _picture(stage, drawn, cost)
+    training = classes = 0.0
     parts = [f"{shown} pictures {in_flops(pictures)}"]
     if tuning.steps:
         rows = cost.batch["image"].shape[0]
@@ -327,9 +340,28 @@ def _check_work(found: _Findings, job: Job, stage: Stage, cost: StageCost) -> No
     if tuning.steps and tuning.class_rows:
         first = stage.low_resolution is None
         config = job.class_images.sampler if first else drawn
-        images = job.class_images.count * _picture(stage, config, cost)
-        parts.append(f"{job.class_images.count} class images {in_flops(images)}")
+        classes = job.class_images.count * _picture(stage, config, cost)
+        parts.append(f"{job.class_images.count} class images {in_flops(classes)}")
     found.ok(f"{_count(cost)} parameters; {', '.join(parts)}")
+    return pictures + training + classes
+
+
+def _check_time(found: _Findings, flops: float) -> None:
+    """Reports the time that the FLOPs of a run take on this machine, where known."""
+    device, count = jax.devices()[0], jax.device_count()
+    if device.platform == "cpu":
+        count = len(os.sched_getaffinity(0))
+        rate, what = CPU_RATE, f"{count} CPU core{'s' * (count > 1)}"
+    elif chip := TPU_KINDS.get(device.device_kind):
+        rate, what = CHIPS[chip].flops / 2, f"{count} x {device.device_kind}"
+    else:
+        found.ok(f"unknown for {device.device_kind}: {in_flops(flops)} in all")
+        return
+    minutes = flops / (rate * count) / 60
+    found.ok(
+        f"about {max(1, round(minutes))} min on {what}, besides compiling: "
+        f"{in_flops(flops)} at {in_flops(rate * count)}/s"
+    )
 
 
 def _picture(stage: Stage, config: sampler.SamplerConfig, cost: StageCost) -> float:

@@ -92,7 +92,7 @@ class RunDirectory:
         recipe = json.loads(json.dumps(recipe, default=str))
         file = self._recipe_file(part)
         redo = f"restore it, or give --overwrite={part} to redo this part"
-        changed = _differences(read_json(file, redo), recipe)
+        changed = differences(read_json(file, redo), recipe)
         if changed:
             raise InputError(
                 f"{file.parent} was made with other settings: "
@@ -196,13 +196,13 @@ def _merge(into: dict[str, Any], entries: dict[str, Any]) -> None:
             into[name] = value
 
 
-def _differences(old: Any, new: Any, where: str = "") -> list[str]:
+def differences(old: Any, new: Any, where: str = "") -> list[str]:
     """``a.b: 1 -> 2`` for every leaf that differs."""
     if isinstance(old, dict) and isinstance(new, dict):
         found = []
         for name in sorted(old.keys() | new.keys()):
             inner = f"{where}.{name}" if where else name
-            found += _differences(old.get(name), new.get(name), inner)
+            found += differences(old.get(name), new.get(name), inner)
         return found
     return [] if old == new else [f"{where}: {old} -> {new}"]
 

@@ -116,6 +116,7 @@ def sample_prompts(
     *,
     seeds: int,
     first_seed: int = 0,
+    guidance: float | None = None,
     resolution: int = 0,
 ) -> epath.Path:
     """Samples a few prompts into ``RUN/samples/NAME``, beside what is there.
@@ -126,13 +127,14 @@ def sample_prompts(
     Args:
         path, name, seeds, first_seed, resolution: As for ``run_batch``.
         prompts: [V] stands for the identifier and [N] for the class noun.
+        guidance: Guidance weight of the base stage; None for the run's.
 
     Returns, Raises:
         As ``run_batch``.
     """
     run = finished_run.read_run(path, resolution)
     folder = batch_plan.job_folder(path, name)
-    rows = prompt_files.flag_rows(prompts)
+    rows = prompt_files.flag_rows(prompts, guidance)
     count = batch_plan.check_rows(run, "--prompt", rows, first_seed, seeds)
     batch = run.job.pictures.batch
     with _open_sampler(run, folder, batch, count, indexed=False) as sampler:

@@ -230,9 +230,14 @@ _READERS: dict[str, Callable[[io.TextIOBase], Iterator[Row]]] = {
 }
 
 
-def flag_rows(prompts: Sequence[str]) -> list[Row]:
-    """The rows of prompts that a command line gives."""
-    return [_line(f"prompt {number}", text) for number, text in enumerate(prompts, 1)]
+def flag_rows(prompts: Sequence[str], guidance: float | None = None) -> list[Row]:
+    """The rows of prompts that a command line gives.
+
+    Args:
+        guidance: Guidance weight of every row; None for the run's.
+    """
+    rows = (_line(f"prompt {number}", text) for number, text in enumerate(prompts, 1))
+    return [dataclasses.replace(row, guidance=guidance) for row in rows]
 
 
 def read_source(source: str) -> Callable[[], Iterator[Row]]:

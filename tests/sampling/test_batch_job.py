@@ -284,6 +284,11 @@ def test_prompts_never_replace_images_of_earlier_ones(run, painted):
     ]
     assert [name[:8] for name in sample(["a green [V] [N]"])] == ["a-green-"]
     assert [name[:8] for name in sample(["a [V] [N]"], first_seed=5)] == ["a-dog_5_"]
+    (guided,) = sample(["a [V] [N]"], guidance=5.5)
+    sampler = image_files.read_png_metadata(
+        run / "samples" / "prompts" / "64" / guided
+    )["sampler"]
+    assert json.loads(sampler)["guidance"] == 5.5
     settings = json.loads((run / "config.json").read_text())
     settings["pictures"]["base"]["steps"] += 1
     (run / "config.json").write_text(json.dumps(settings))
