@@ -24,6 +24,7 @@ SECTIONS = (
     (schema.Job, "config"),
     (schema.Subject, "config.subject"),
     (schema.ClassImages, "config.class_images"),
+    (schema.FrozenModel, "config.frozen_model"),
     (schema.FineTuning, "config.base, config.sr256, config.sr1024"),
     (schema.OptimConfig, "config.base.optim, ..."),
     (schema.Adapter, "config.base.adapter, ..."),

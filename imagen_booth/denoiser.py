@@ -148,21 +148,27 @@ def guided_denoiser(
         config: Gives the guidance weight and the threshold.
 
     Returns:
-        ``denoise(xt [B, H, W, 3], t []) -> (x0, frac or None)``.
+        ``denoise(xt [B, H, W, 3], t [] or [B], guided=True) -> (x0, frac or None)``;
+        not guided, it takes the conditional prediction alone.
     """
-    twice = config.guidance != 1.0
 
     def double(one: Array, other: Array) -> Array:
-        return jnp.concatenate([one, other]) if twice else one
+        return jnp.concatenate([one, other])
 
-    text, text_mask = double(text, null), double(text_mask, null_mask)
-    if cond is not None:
-        cond = Condition(*(double(leaf, leaf) for leaf in cond))
+    single = (text, text_mask, cond)
+    if config.guidance != 1.0:
+        both = None if cond is None else Condition(*(double(c, c) for c in cond))
+        pair = (double(text, null), double(text_mask, null_mask), both)
+    else:
+        pair = single
 
-    def denoise(xt: Array, t: Array) -> tuple[Array, Array | None]:
-        rows = xt.shape[0]
-        times = jnp.full((text.shape[0],), t, jnp.float32)
-        out = predict(stage, apply, double(xt, xt), times, text, text_mask, cond)
+    def denoise(xt: Array, t: Array, guided: bool = True) -> tuple[Array, Array | None]:
+        rows, twice = xt.shape[0], guided and config.guidance != 1.0
+        times = jnp.broadcast_to(jnp.asarray(t, jnp.float32), (rows,))
+        if twice:
+            out = predict(stage, apply, double(xt, xt), double(times, times), *pair)
+        else:
+            out = predict(stage, apply, xt, times, *single)
         x0, frac = out.x0[:rows], None if out.frac is None else out.frac[:rows]
         if frac is not None and stage.stale_variance:
             frac = jnp.zeros_like(frac)

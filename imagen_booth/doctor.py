@@ -13,9 +13,10 @@ memory, 5 the disk is too small or cannot be written.
     python -m imagen_booth.doctor --config=configs/dog.py:imagen --topology=v4:1x1x1
 
 With --topology it compiles the job's programs for TPUs that need not be there: peak
-memory, whether it fits (exit code 3 if not), and minutes of the job. A program takes
-minutes to compile; the answers are cached beside the run. This needs the TPU compiler:
-pip install 'imagen_booth[tpu]'.
+memory, whether it fits (exit code 3 if not), and minutes of the job as it is set and of
+its faster forms, with --price in dollars too. A program takes minutes to compile; the
+answers are cached beside the run. This needs the TPU compiler: pip install
+'imagen_booth[tpu]'.
 """
 
 import dataclasses
@@ -58,6 +59,9 @@ _MARKDOWN = flags.DEFINE_bool(
     "markdown", False, "with --topology: print a Markdown table of the peaks instead"
 )
 _JSON = flags.DEFINE_bool("json", False, "print the findings as one JSON list instead")
+_PRICE = flags.DEFINE_float(
+    "price", None, "with --topology: dollars for an hour of one chip", lower_bound=0.0
+)
 
 
 def main() -> None:
@@ -82,9 +86,10 @@ def main() -> None:
             _TOPOLOGY.value,
             _PARTS.value,
             in_markdown=_MARKDOWN.value,
+            price=_PRICE.value,
         )
         return
-    for flag in (_PARTS, _MARKDOWN):
+    for flag in (_PARTS, _MARKDOWN, _PRICE):
         if flag.value:
             raise InputError(f"--{flag.name} needs --topology")
     findings = checks.check(

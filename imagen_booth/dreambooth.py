@@ -53,6 +53,7 @@ from imagen_booth.storage import read_json
 from imagen_booth.training import (
     class_images,
     finetune,
+    frozen_targets,
     run_checks,
     subject_photos,
     subject_prompts,
@@ -319,7 +320,7 @@ def _finetune_stage(
         )
 
     class_pairs: list[ImagePair] = []
-    if config.class_rows:
+    if job.uses_class_images(name):
         with context.timed("class images"):
             class_pairs = _class_pairs(context, stage, part, prompts)
     folder = work.claim(
@@ -349,6 +350,7 @@ def _finetune_stage(
             prompts.embeddings[prompts.class_prompt],
             context.plan_preview(stage, prompts, subject),
             context.finetune_context(name, folder),
+            frozen_targets.prior_of(job, name, context.mesh.size, context.dtype),
         )
     _record_result(work, name, result)
     steps = result["kept"]["step"] if result["kept"] else config.steps

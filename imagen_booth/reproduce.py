@@ -3,11 +3,12 @@
     python -m imagen_booth.reproduce --quick
     python -m imagen_booth.reproduce --studies=prior,noun --workdir=runs/reproduce
 
-Studies: vanilla, sr, fidelity, prior, baselines (DreamBooth, no prior loss, Textual
-Inversion, prompts only), noun, identifier, photos, sampler (of class images). The
-command first logs the runs and their estimated cost. All studies take many hours. After
-a stop, the same command resumes; runs of a smaller --quick are used again. The results
-are DIR/reproduce.html and DIR/results.json.
+Studies: vanilla, sr, fidelity, prior, prior_source (class images or the frozen model),
+baselines (DreamBooth, no prior loss, Textual Inversion, prompts only), noun,
+identifier, photos, sampler (of class images). The command first logs the runs and their
+estimated cost. All studies take many hours. After a stop, the same command resumes;
+runs of a smaller --quick are used again. The results are DIR/reproduce.html and
+DIR/results.json.
 """
 
 import dataclasses
@@ -26,7 +27,7 @@ _SUBJECTS = flags.DEFINE_integer(
     "subjects", None, "number of subjects, 1 to 8; most studies use at most 3"
 )
 _SEEDS = flags.DEFINE_integer(
-    "seeds", None, "seeds of each subject in the study prior; default 3"
+    "seeds", None, "seeds of each subject in prior and prior_source; default 3"
 )
 _STUDIES = flags.DEFINE_list("studies", None, "names of studies; default all")
 

@@ -10,8 +10,10 @@ import io
 import json
 import logging
 import os
+import pathlib
 import re
 import shutil
+import stat
 import tempfile
 import threading
 import time
@@ -75,6 +77,28 @@ def free_space(path: epath.PathLike) -> str:
     usage = shutil.disk_usage(place)
     free, total = (f"{size / 1e6:,.1f}" for size in (usage.free, usage.total))
     return f" (the disk at {place} has {free} of {total} MB free)"
+
+
+def make_private(folder: pathlib.Path) -> bool:
+    """Makes a local folder for this user alone, and says whether it is that.
+
+    A folder that is there already stays as it is. It does not belong to this user alone
+    if another user owns it or may write in it, or if it is a link.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        return belongs_to_user(folder)
+    except OSError:
+        return False
+
+
+def belongs_to_user(path: pathlib.Path) -> bool:
+    """Whether this user owns a local file or folder, and nobody else may write it."""
+    about = path.lstat()
+    kind = stat.S_ISDIR(about.st_mode) or stat.S_ISREG(about.st_mode)
+    open_to = stat.S_IWGRP | stat.S_IWOTH
+    return kind and about.st_uid == os.getuid() and not about.st_mode & open_to
 
 
 def write_atomic(path: epath.PathLike, data: bytes) -> None:

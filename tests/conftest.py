@@ -21,6 +21,10 @@ _settings = {
 for _name, _value in _settings.items():
     jax.config.update(_name, _value)
     os.environ[_name.upper()] = str(_value)
+# Where others may write, no stored program is read: tests replace functions that one
+# would hold as they were.
+os.mkdir(os.path.join(_programs.name, "programs"))
+os.chmod(os.path.join(_programs.name, "programs"), 0o777)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

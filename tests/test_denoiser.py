@@ -342,6 +342,15 @@ def test_guidance_is_one_call(guidance, threshold, key):
     np.testing.assert_array_equal(seen, jnp.concatenate([text, null][:twice]))
     np.testing.assert_array_equal(seen_mask, jnp.concatenate([mask, null_mask][:twice]))
 
+    network.calls.clear()
+    alone, _ = denoise(xt, jnp.float32(0.6), guided=False)
+    (asked,) = network.calls
+    assert len(asked[0]) == ROWS
+    if guidance == 1.0:
+        np.testing.assert_array_equal(alone, x0)
+    else:
+        assert np.abs(np.asarray(alone - x0)).max() > 0.1
+
     # in float64: eps = w cond + (1 - w) null, then x0, then the threshold
     eps = guidance * np.asarray([0.2, 0.6]) + (1 - guidance) * -0.1
     alpha, sigma = np.cos(0.3 * np.pi), np.sin(0.3 * np.pi)

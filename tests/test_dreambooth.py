@@ -233,6 +233,44 @@ def test_stopped_and_continued_is_bit_identical(job, finished, tmp_path, monkeyp
         )
 
 
+def test_a_run_without_class_images(job, tmp_path, monkeypatch):
+    """The frozen model gives the prior term; stopped and continued, bit for bit."""
+    monkeypatch.setattr(dreambooth, "_sample_pictures", lambda *_: None)
+    frozen = dataclasses.replace(job.frozen_model, from_noise=0.5, guidance=2.0)
+    stages = {
+        name: dataclasses.replace(job.tuning(name), steps=0)
+        for name in ("sr256", "sr1024")
+    }
+    job = dataclasses.replace(
+        job, prior="frozen_model", frozen_model=frozen, keep="last", **stages
+    )
+    straight, work = (epath.Path(tmp_path) / name / "run" for name in "ab")
+    dreambooth.run(job, straight, frozenset())
+    assert not list(straight.parent.glob("cache/class_images*"))
+    rows = [
+        json.loads(line)
+        for line in (straight / "metrics.jsonl").read_text().splitlines()
+    ]
+    losses = [row["train/loss_class"] for row in rows]
+    assert losses[0] < 1e-8 * rows[0]["train/loss_subject"]
+    assert losses[0] < losses[-1] < rows[-1]["train/loss_subject"]
+    signal_at(monkeypatch, [("base", 2)])
+    with pytest.raises(Stopped, match="saved at step 2"):
+        dreambooth.run(job, work, frozenset())
+    dreambooth.run(job, work, frozenset())
+    one, other = (
+        train_state.flatten(checkpoints.read_params(each / "base")[0])
+        for each in (straight, work)
+    )
+    for name, leaf in one.items():
+        np.testing.assert_array_equal(leaf, other[name], err_msg=name)
+    changed = dataclasses.replace(frozen, from_noise=1.0)
+    with pytest.raises(InputError, match="frozen_model.from_noise: 0.5 -> 1.0"):
+        dreambooth.run(
+            dataclasses.replace(job, frozen_model=changed), work, frozenset()
+        )
+
+
 def start_run(work: epath.Path, job: Job) -> subprocess.Popen:
     return subprocess.Popen(
         [

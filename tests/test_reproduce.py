@@ -55,9 +55,9 @@ def test_the_plan_has_every_study_and_shares_runs(job):
     runs = plan.distinct_runs(
         plan.plan_studies(job, by_name("tiny"), HERE, plan.STUDIES, plan.FULL, TEXT)
     )
-    # prior 8 x 3 x 2, baselines and sr 8 x 2 more, then over 3 subjects: sampler 2,
-    # noun 3, identifier 2, photos 4.
-    assert len(runs) == 48 + 16 + 16 + 6 + 9 + 6 + 12
+    # prior 8 x 3 x 2, baselines and sr 8 x 2 more, then over 3 subjects: sampler 3,
+    # noun 3, identifier 2, photos 4; prior_source 8 x 2 x 11 more.
+    assert len(runs) == 48 + 16 + 16 + 9 + 9 + 6 + 12 + 176
     assert len({run.name for run in runs}) == len(runs)
     usual = studies["fidelity"][plan.TUNED]
     assert len(usual) == 3
@@ -88,7 +88,7 @@ def test_the_quick_form_is_part_of_the_full_one(job):
     )
     assert set(quick) <= set(full)
     assert len({run.subject for run in quick}) == 2
-    assert len(quick) == 4 + 4 + 4 + 6 + 4 + 4 + 4
+    assert len(quick) == 4 + 4 + 4 + 6 + 4 + 4 + 6 + 6
 
 
 def test_the_arms_of_the_prior_loss_differ_in_nothing_else(job):
@@ -102,6 +102,30 @@ def test_the_arms_of_the_prior_loss_differ_in_nothing_else(job):
         assert dataclasses.replace(off.job, base=base) == on.job
     seeds = {(run.subject, run.job.seed) for run in arms[plan.ON]}
     assert len(seeds) == len(arms[plan.ON]) == 24
+
+
+def test_the_sources_of_the_prior_differ_in_nothing_else(job):
+    arms = planned(job, names=["prior_source"])["prior_source"]
+    assert len(arms) == 1 + 4 * 3
+    assert {len(runs) for runs in arms.values()} == {16}
+    usual = arms[plan.prior_arm(plan.IMAGES, 1.0)]
+    assert usual[0] == planned(job, names=["prior"])["prior"][plan.ON][0]
+    for source, share in plan.FROZEN.items():
+        for weight in (0.3, 1.0, 3.0):
+            for run, before in zip(
+                arms[plan.prior_arm(source, weight)], usual, strict=True
+            ):
+                assert run.job.frozen_model.from_noise == share
+                assert run.job.base.prior_weight == weight
+                assert not run.job.uses_class_images("base")
+                assert run.job.frozen_prior("sr256") is None
+                same = dataclasses.replace(run.job.base, prior_weight=1.0)
+                assert before.job == dataclasses.replace(
+                    run.job,
+                    base=same,
+                    prior="class_images",
+                    frozen_model=before.job.frozen_model,
+                )
 
 
 def test_the_baselines_tune_what_their_names_say(job):
@@ -121,11 +145,12 @@ def test_the_baselines_tune_what_their_names_say(job):
 
 def test_the_arms_of_class_images_differ_in_their_sampler(job):
     arms = planned(job, names=["sampler"])["sampler"]
-    for usual, more, solver in zip(*arms.values(), strict=True):
-        samplers = [run.job.class_images.sampler for run in (usual, more, solver)]
-        assert [s.method for s in samplers] == ["ancestral", "ancestral", "dpmpp_2m"]
-        assert [s.steps for s in samplers] == [4, 40, 2]
-        for run in (more, solver):
+    for usual, *others in zip(*arms.values(), strict=True):
+        samplers = [run.job.class_images.sampler for run in (usual, *others)]
+        methods = ["ancestral", "ancestral", "dpmpp_2m", "dpmpp_2m"]
+        assert [s.method for s in samplers] == methods
+        assert [s.steps for s in samplers] == [4, 40, 2, "ays_if"]
+        for run in others:
             same = dataclasses.replace(run.job, class_images=usual.job.class_images)
             assert same == usual.job
 
@@ -216,7 +241,7 @@ def test_class_images_by_other_samplers_are_paid_for(job, monkeypatch):
     lines = cost.cost_table(mock.Mock(), studies, (), (1.0, 0.02), 0).splitlines()
     # Of two nouns: one set each by default, and one each by either other sampler.
     assert lines[1].split() == ["baselines", "8", "0", "2"]
-    assert lines[2].split() == ["sampler", "4", "0", "4"]
+    assert lines[2].split() == ["sampler", "6", "0", "6"]
 
 
 def test_inversion_costs_its_passes(job, tmp_path):
@@ -470,9 +495,11 @@ def little(monkeypatch):
 def test_the_four_way_comparison_on_the_tiny_cascade(job, little, tmp_path):
     """Every arm is run, measured by the same four scores, and on the page."""
     folder = epath.Path(tmp_path)
-    names = ["baselines", "sampler"]
+    names = ["baselines", "sampler", "prior_source"]
     path = runner.run_studies(job, folder, names, plan.QUICK, TEXT)
     results = json.loads((folder / "results.json").read_text())["studies"]
+    for scores in results["prior_source"]["tables"][0].values():
+        assert scores.pop("seconds")["mean"] > 0
     for name, arms in planned(job, plan.QUICK, names).items():
         [table] = results[name]["tables"]
         assert set(table) == set(arms)
@@ -498,7 +525,7 @@ def test_the_four_way_comparison_on_the_tiny_cascade(job, little, tmp_path):
     assert re.fullmatch("a [a-z]+ in the snow", prompts[plan.INVERTED])
     assert prompts[plan.DESCRIBED].startswith("a ")
     text = path.read_text()
-    for arm in (*table_of(results), plan.MORE_STEPS, plan.SOLVER):
+    for arm in (*table_of(results), plan.MORE_STEPS, plan.SOLVER, plan.LISTED):
         assert f"<td>{arm}</td>" in text
     assert "0.668" in text
     assert "The descriptions: " in text
@@ -526,7 +553,7 @@ def test_all_studies_on_the_tiny_cascade(job, little, tmp_path, monkeypatch):
     path = runner.run_studies(job, folder, plan.STUDIES, plan.QUICK, TEXT)
     # The first run is not done again, the one that was stopped is.
     assert started[1] == started[2]
-    assert len(started) == len(set(started)) + 1 == 16
+    assert len(started) == len(set(started)) + 1 == 20
     results = json.loads((folder / "results.json").read_text())
     assert set(results["studies"]) == set(plan.STUDIES)
     # Of one subject only this much can be claimed: every claim has its verdict.
@@ -541,7 +568,7 @@ def test_all_studies_on_the_tiny_cascade(job, little, tmp_path, monkeypatch):
     drawn = folder / "pictures" / "subject" / "dog_301" / "drawn.json"
     before = drawn.stat().mtime
     runner.run_studies(job, folder, ["prior"], plan.QUICK, TEXT)
-    assert len(started) == 16
+    assert len(started) == 20
     assert drawn.stat().mtime == before
     again = json.loads((folder / "results.json").read_text())
     assert set(again["studies"]) == set(plan.STUDIES)

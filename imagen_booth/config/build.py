@@ -13,7 +13,9 @@ import ml_collections
 from ml_collections import config_dict
 
 from imagen_booth.cascade import by_name
+from imagen_booth.config import step_files
 from imagen_booth.config.schema import IS_PATH, Job
+from imagen_booth.diffusion.sampler import SamplerConfig
 from imagen_booth.errors import InputError
 from imagen_booth.storage import user_path
 
@@ -30,6 +32,8 @@ def build(kind: Any, value: Any, where: str) -> Any:
         InputError: a field that is not known, or a value of another type or out of the
             range that the type declares, see ``limits``.
     """
+    if kind is SamplerConfig:
+        value = step_files.with_list(value, where)
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):
             raise InputError(f"{where}={value!r} should hold settings of its own")

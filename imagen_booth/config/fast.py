@@ -27,6 +27,8 @@ def _seldom_shown(job: Job) -> Job:
 
 def _few_steps(job: Job) -> Job:
     def quicker(config: SamplerConfig, most: int) -> SamplerConfig:
+        if isinstance(config.steps, tuple):
+            return dataclasses.replace(config, method="dpmpp_2m", variance=0.0)
         steps = min(config.steps, most) if isinstance(config.steps, int) else most
         # The solver wants other times of a table, see ``SamplerConfig``.
         spacing = "trailing" if config.spacing == "leading" else config.spacing

@@ -91,6 +91,32 @@ class ClassImages:
 
 
 @dataclasses.dataclass(frozen=True)
+class FrozenModel:
+    """Prior preservation without class images, by the frozen model's predictions.
+
+    The target of a class row is what the frozen model predicts for the same noisy image
+    and the class prompt. The noisy images are the photos with noise, or images that the
+    frozen model brings from pure noise to the row's noise level.
+
+    Attributes:
+        from_noise: Share of class rows whose noisy image comes from pure noise; the
+            others are photos with noise.
+        steps: Steps of the frozen model from pure noise to a row's noise level.
+        guidance: Weight of classifier-free guidance in these steps; 1 is off.
+    """
+
+    from_noise: Annotated[float, Interval(ge=0, le=1)] = 0.0
+    steps: Positive = 4
+    guidance: Annotated[float, Ge(0)] = 1.0
+
+    @property
+    def calls(self) -> int:
+        """Forward passes of the frozen model for each class row in a step."""
+        guided = 1 if self.guidance == 1.0 else 2
+        return 1 + (self.steps * guided if self.from_noise > 0 else 0)
+
+
+@dataclasses.dataclass(frozen=True)
 class OptimConfig:
     """The optimizer of one stage.
 
@@ -169,10 +195,10 @@ class FineTuning:
     Attributes:
         steps: Number of optimizer steps; 0 leaves the part as it is.
         subject_rows: Rows of the subject in a batch.
-        class_rows: Rows of class images in a batch; 0 turns the prior term off.
+        class_rows: Rows of the class in a batch; 0 turns the prior term off.
         optim: Optimizer and learning rate.
         prior_weight: Weight lambda of the prior term in Eq. 2.
-        null_text: Share of the class images that train with the null text. Fine-tuning
+        null_text: Share of the class rows that train with the null text. Fine-tuning
             changes the unconditional prediction too, and guidance multiplies that
             change.
         accumulate: Micro-batches in a step.
@@ -267,6 +293,7 @@ class TextualInversion(FineTuning):
 
 NO_TEXTUAL_INVERSION = TextualInversion(0, 4, 0, OptimConfig())
 LAST, BEST = "last", "best"  # values of ``keep``
+CLASS_IMAGES, FROZEN_MODEL = "class_images", "frozen_model"  # values of ``prior``
 
 
 @dataclasses.dataclass(frozen=True)
@@ -383,6 +410,9 @@ class Job:
             the preview with the highest ``training.best_checkpoint.score``.
         patience: With ``keep='best'``, number of previews in a row without a better
             score that ends a stage; 0 never ends it early.
+        prior: Targets of the prior term: ``class_images``, or ``frozen_model`` for the
+            frozen model's predictions, which need no class images.
+        frozen_model: The class rows where ``prior`` is ``frozen_model``.
     """
 
     cascade: str
@@ -402,18 +432,26 @@ class Job:
     text: TextualInversion = NO_TEXTUAL_INVERSION
     keep: str = LAST
     patience: Count = 0
+    prior: str = CLASS_IMAGES
+    frozen_model: FrozenModel = FrozenModel()
 
     def __post_init__(self):
-        if self.keep not in (LAST, BEST):
-            raise InputError(
-                f"config.keep={self.keep!r} is not known; use {LAST!r} or {BEST!r}"
-            )
+        for name, choices in (
+            ("keep", (LAST, BEST)),
+            ("prior", (CLASS_IMAGES, FROZEN_MODEL)),
+        ):
+            if getattr(self, name) not in choices:
+                raise InputError(
+                    f"config.{name}={getattr(self, name)!r} is not known; use "
+                    f"{choices[0]!r} or {choices[1]!r}"
+                )
         if not self.class_images.count:
             for name in self.tuned_parts:
-                if rows := self.tuning(name).class_rows:
+                if self.uses_class_images(name):
                     raise InputError(
                         f"config.class_images.count=0, but config.{name}.class_rows="
-                        f"{rows} uses class images; give a count, or class_rows=0"
+                        f"{self.tuning(name).class_rows} uses class images; give a "
+                        "count, or class_rows=0"
                     )
         if self.patience and self.keep != BEST:
             raise InputError(
@@ -431,6 +469,18 @@ class Job:
     def tuning(self, stage: str) -> FineTuning:
         """The fine-tuning settings of ``stage``, or of ``text``."""
         return getattr(self, stage)
+
+    def uses_class_images(self, stage: str) -> bool:
+        """Whether a stage is fine-tuned with class images."""
+        return self._has_prior_term(stage) and self.prior == CLASS_IMAGES
+
+    def frozen_prior(self, stage: str) -> FrozenModel | None:
+        """How the frozen model gives the prior term of a stage; None if it does not."""
+        frozen = self._has_prior_term(stage) and self.prior == FROZEN_MODEL
+        return self.frozen_model if frozen else None
+
+    def _has_prior_term(self, stage: str) -> bool:
+        return self.tuning(stage).steps > 0 and self.tuning(stage).class_rows > 0
 
     @property
     def tuned_parts(self) -> tuple[str, ...]:

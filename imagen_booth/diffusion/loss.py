@@ -52,6 +52,7 @@ def per_example(
     eps: Float[Array, " B *dims"],
     logsnr: Float[Array, " B"],
     weight: str = "eps",
+    target: Float[Array, " B *dims"] | None = None,
 ) -> Float[Array, " B"]:
     """w(logsnr) times the mean squared error of eps, for each row.
 
@@ -61,14 +62,17 @@ def per_example(
       x0, eps: The picture and the noise in z_t.
       logsnr: Log-SNR of each row.
       weight: A name of `WEIGHTS`.
+      target: The target of the prediction; None for what x0 and eps imply.
 
     Raises:
       InputError: The weight is not in `WEIGHTS`.
     """
     check_weight(weight)
-    alpha = jnp.sqrt(jax.nn.sigmoid(logsnr))
-    sigma = jnp.sqrt(jax.nn.sigmoid(-logsnr))
-    error = prediction - process.target(kind, x0, eps, alpha, sigma)
+    if target is None:
+        alpha = jnp.sqrt(jax.nn.sigmoid(logsnr))
+        sigma = jnp.sqrt(jax.nn.sigmoid(-logsnr))
+        target = process.target(kind, x0, eps, alpha, sigma)
+    error = prediction - target
     scale = WEIGHTS[weight](logsnr) * _TO_EPS_ERROR[kind](logsnr)
     return scale * _row_mean(jnp.square(error))
 
@@ -98,6 +102,33 @@ def weighted_sum(
     return jnp.sum(losses * weight)
 
 
+def step_divergence(
+    schedule: TableSchedule,
+    t: Float[Array, " B"],
+    eps: Float[Array, " B *dims"],
+    frac: Float[Array, " B *dims"],
+    eps_prediction: Float[Array, " B *dims"],
+    frac_prediction: Float[Array, " B *dims"],
+) -> Float[Array, " B"]:
+    """Divergence of one model's step from another's; it trains a learned variance.
+
+    This is `variational_bound` with a frozen model in place of the true posterior: the
+    KL divergence of two Gaussians q(z_{t-1} | z_t), in the same unit, with the mean
+    detached. It is exactly 0 where both models agree.
+
+    Args:
+      t: table index of each row, as f32.
+      eps, frac: noise and place between the log variances, by the frozen model.
+      eps_prediction, frac_prediction: the same by the model that is trained.
+    """
+    log_min, log_max, shift = _step_tables(schedule, t, eps)
+    log_variance = frac_prediction * log_max + (1.0 - frac_prediction) * log_min
+    gap = shift * (jax.lax.stop_gradient(eps_prediction) - eps)
+    log_frozen = frac * log_max + (1.0 - frac) * log_min
+    nats = _divergence(log_frozen, log_variance, gap)
+    return _row_mean(nats) / np.log(2.0) * (schedule.size / 1000)
+
+
 def variational_bound(
     schedule: TableSchedule,
     t: Float[Array, " B"],
@@ -124,35 +155,49 @@ def variational_bound(
 
     Source: arXiv 2102.09672, section 3; DeepFloyd IF trains with it.
     """
+    log_min, log_max, shift = _step_tables(schedule, t, x0)
+    log_variance = frac * log_max + (1.0 - frac) * log_min
+    # Posterior mean minus model mean. Written with eps: through x0 it would be a small
+    # difference of numbers as large as 1/alpha.
+    gap = shift * (jax.lax.stop_gradient(eps_prediction) - eps)
+    divergence = _divergence(log_min, log_variance, gap)
+    # At t = 0 the posterior mean is x0, so the model's is x0 - gap.
+    likelihood = _grey_level_log_likelihood(x0, gap, jnp.exp(-0.5 * log_variance))
+    first = t.reshape(t.shape + (1,) * (x0.ndim - 1)) < 1
+    nats = jnp.where(first, -likelihood, divergence)
+    return _row_mean(nats) / np.log(2.0) * (schedule.size / 1000)
+
+
+def _step_tables(
+    schedule: TableSchedule, t: Array, like: Array
+) -> tuple[Array, Array, Array]:
+    """Least and greatest log variance of a step, and its mean's shift per unit of eps.
+
+    Each has one value per row, in the shape and dtype of ``like``.
+    """
     index = t.astype(jnp.int32)
 
     def at(table: np.ndarray) -> Array:
-        rows = jnp.asarray(table, x0.dtype)[index]
-        return rows.reshape(rows.shape + (1,) * (x0.ndim - 1))
+        rows = jnp.asarray(table, like.dtype)[index]
+        return rows.reshape(rows.shape + (1,) * (like.ndim - 1))
 
     betas, abar = schedule.betas64, schedule.abar64
     posterior = betas * (1.0 - np.append(1.0, abar[:-1])) / (1.0 - abar)
     # The posterior at 0 has no width; its neighbour's keeps the logarithm finite.
     posterior[0] = posterior[1]
-    log_min, log_max = at(np.log(posterior)), at(np.log(betas))
-    log_variance = frac * log_max + (1.0 - frac) * log_min
+    shift = betas / np.sqrt((1.0 - abar) * (1.0 - betas))
+    return at(np.log(posterior)), at(np.log(betas)), at(shift)
 
-    # Posterior mean minus model mean. Written with eps: through x0 it would be a small
-    # difference of numbers as large as 1/alpha.
-    shift = at(betas / np.sqrt((1.0 - abar) * (1.0 - betas)))
-    gap = shift * (jax.lax.stop_gradient(eps_prediction) - eps)
 
-    divergence = 0.5 * (
-        log_variance
-        - log_min
+def _divergence(log_true: Array, log_model: Array, gap: Array) -> Array:
+    """KL divergence of two Gaussians in nats, by log variances and gap of means."""
+    return 0.5 * (
+        log_model
+        - log_true
         - 1.0
-        + jnp.exp(log_min - log_variance)
-        + jnp.square(gap) * jnp.exp(-log_variance)
+        + jnp.exp(log_true - log_model)
+        + jnp.square(gap) * jnp.exp(-log_model)
     )
-    # At t = 0 the posterior mean is x0, so the model's is x0 - gap.
-    likelihood = _grey_level_log_likelihood(x0, gap, jnp.exp(-0.5 * log_variance))
-    nats = jnp.where(at(np.arange(schedule.size) == 0) > 0, -likelihood, divergence)
-    return _row_mean(nats) / np.log(2.0) * (schedule.size / 1000)
 
 
 def _grey_level_log_likelihood(x0: Array, gap: Array, precision: Array) -> Array:

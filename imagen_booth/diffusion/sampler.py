@@ -26,6 +26,8 @@ Source: Imagen, arXiv 2205.11487, section 2 and appendix A; DPM-Solver++, arXiv
 """
 
 import dataclasses
+import functools
+import itertools
 from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple
 
@@ -35,10 +37,10 @@ import numpy as np
 from annotated_types import Ge, Interval
 from jaxtyping import Array, Float, Key
 
-from imagen_booth.diffusion.schedule import Schedule
+from imagen_booth.diffusion.schedule import UNITS, Schedule
 from imagen_booth.errors import InputError
 
-Denoise = Callable[[Array, Array], tuple[Array, Array | None]]
+Denoise = Callable[..., tuple[Array, Array | None]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,13 +49,20 @@ class SamplerConfig:
 
     Attributes:
       method: 'ancestral', 'ddim' or 'dpmpp_2m'.
-      steps: Number of network calls, or the name of a list in `schedule.SECTIONS`.
-      spacing: Spacing of the times, see the schedule's `times`. On the table, use
+      steps: Number of network calls; the name of a list in `schedule.SECTIONS` or
+        `schedule.STEP_LISTS`; the path of a file with a list; or a list, noisiest step
+        first, of what `spacing` says.
+      spacing: Spacing of the times: 'linspace', 'leading' or 'trailing', see the
+        schedule's `times`; of a list 'time', 'logsnr' or 'sigma' (noise over picture).
+        On the table, use
         'trailing' with dpmpp_2m: grids that include index 0 reach it by a step so long
         in log-SNR that the extrapolation loses more than it gains.
       variance: Variance of the ancestral noise. 'learned' takes the network's; a number
         is the stochasticity g: 0 is DDPM's fixed_small, 1 its fixed_large.
       guidance: Weight of classifier-free guidance; 1 is off.
+      guidance_interval: Least and greatest noise level (sigma, noise over picture) of
+        the steps with guidance; other steps take the conditional prediction alone, at
+        half the cost. None guides all steps. Source: arXiv 2404.07724.
       threshold: Threshold of x0 at every step: 'none', 'static' or 'dynamic'.
       ratio, cap: Arguments of the dynamic threshold.
 
@@ -62,30 +71,41 @@ class SamplerConfig:
     """
 
     method: str = "ancestral"
-    steps: Annotated[int, Ge(1)] | str = 256
+    steps: Annotated[int, Ge(1)] | str | tuple[float, ...] = 256
     spacing: str = "linspace"
     variance: str | Annotated[float, Interval(ge=0, le=1)] = 0.0
     guidance: Annotated[float, Ge(0)] = 1.0
     threshold: str = "dynamic"
     ratio: Annotated[float, Interval(gt=0, le=1)] = 0.995
     cap: Annotated[float, Ge(1)] | None = None
+    guidance_interval: tuple[float, float] | None = None
 
     def __post_init__(self):
+        listed = isinstance(self.steps, tuple)
+        spacings = UNITS if listed else ("linspace", "leading", "trailing")
         for field, choices in (
             ("method", ("ancestral", "ddim", "dpmpp_2m")),
-            ("spacing", ("linspace", "leading", "trailing")),
+            ("spacing", spacings),
             ("threshold", ("none", "static", "dynamic")),
         ):
             value = getattr(self, field)
             if value not in choices:
                 raise InputError(
-                    f"sampler.{field} is '{value}'. Use one of {', '.join(choices)}."
+                    f"sampler.{field} is '{value}'. Use one of {', '.join(choices)}"
+                    f"{' for a list of steps' if choices == UNITS else ''}."
                 )
         if isinstance(self.variance, str) and self.variance != "learned":
             raise InputError(
                 f"sampler.variance is {self.variance!r}. Use 'learned' or a number "
                 "from 0 to 1."
             )
+        if self.guidance_interval is not None:
+            low, high = self.guidance_interval
+            if not 0 <= low < high:
+                raise InputError(
+                    f"sampler.guidance_interval is {self.guidance_interval}. Use two "
+                    "noise levels from 0 up, the lower one first, such as (0.2, 5.0)."
+                )
 
 
 class Plan(NamedTuple):
@@ -159,6 +179,34 @@ def plan(schedule: Schedule, config: SamplerConfig) -> Plan:
     )
 
 
+def guided_steps(plan: Plan, config: SamplerConfig) -> np.ndarray:
+    """Which steps of a plan have guidance, bool [T].
+
+    Raises:
+      InputError: The guidance interval contains no step.
+    """
+    if config.guidance == 1.0:
+        return np.zeros(len(plan.t), bool)
+    if config.guidance_interval is None:
+        return np.ones(len(plan.t), bool)
+    low, high = config.guidance_interval
+    level = plan.sigma_t / plan.alpha_t
+    inside = (low <= level) & (level <= high)
+    if not inside.any():
+        raise InputError(
+            f"sampler.guidance_interval is {config.guidance_interval}, but the steps' "
+            f"noise levels, {level[-1]:.3g} to {level[0]:.3g}, have none inside. Widen "
+            "it, or use guidance=1.0."
+        )
+    return inside
+
+
+def network_calls(schedule: Schedule, config: SamplerConfig) -> int:
+    """Calls of the network per picture; a step with guidance takes two."""
+    steps = plan(schedule, config)
+    return len(steps.t) + int(guided_steps(steps, config).sum())
+
+
 def advance(
     row: Plan,
     config: SamplerConfig,
@@ -208,7 +256,7 @@ def sample(
     Args:
       denoise: (z_t [B, *image_shape], t []) -> (x0, frac): the picture, guided and
         thresholded, and the position of the learned variance in its range, in [0, 1],
-        or None.
+        or None. With a guidance interval it takes `guided=False` as well.
       keys: Typed PRNG keys.
       image_shape: H, W, C.
       plan: The plan of `config`.
@@ -226,17 +274,26 @@ def sample(
 
         return jax.vmap(row)(keys)
 
-    def step(carry, scanned):
+    def step(options, carry, scanned):
         xt, x0_previous = carry
         i, row = scanned
-        x0, frac = denoise(xt, row.t)
+        x0, frac = denoise(xt, row.t, **options)
         eps = noise(i) if config.method == "ancestral" else None
         return (advance(row, config, xt, x0, x0_previous, frac, eps), x0), None
 
     start = noise(0)
     count = jnp.arange(1, len(plan.t) + 1)
-    (x0, _), _ = jax.lax.scan(step, (start, jnp.zeros_like(start)), (count, steps))
-    return x0
+    carry, scanned = (start, jnp.zeros_like(start)), (count, steps)
+    if config.guidance == 1.0 or config.guidance_interval is None:
+        (x0, _), _ = jax.lax.scan(functools.partial(step, {}), carry, scanned)
+        return x0
+    guided = guided_steps(plan, config)
+    ends = [0, *(np.flatnonzero(np.diff(guided)) + 1), len(guided)]
+    for first, last in itertools.pairwise(ends):
+        options = {"guided": bool(guided[first])}
+        some = jax.tree.map(lambda leaf: leaf[first:last], scanned)  # noqa: B023
+        carry, _ = jax.lax.scan(functools.partial(step, options), carry, some)
+    return carry[0]
 
 
 def _scales(logsnr: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -50,6 +50,19 @@ SECTIONS = {
     "super100": (4, 4, 6, 6, 8, 8, 10, 10, 14, 30),
 }
 
+# Lists of steps by name: what their numbers are, and the numbers, noisiest first.
+# The last of the ten steps ends at a picture without noise in place of sigma 0.006.
+STEP_LISTS = {
+    # Align Your Steps for DeepFloyd IF's first stage: arXiv 2404.14507, table 3
+    "ays_if": (
+        "sigma",
+        (160.41, 8.081, 3.315, 1.885, 1.207, 0.785, 0.553, 0.293, 0.186, 0.030),
+    ),
+}
+# What the numbers of a list can be; those of each increase or decrease with noise.
+UNITS = ("time", "logsnr", "sigma")
+Steps = int | str | tuple[float, ...]
+
 
 class Schedule(abc.ABC):
     """The interface of a schedule for training and sampling."""
@@ -71,16 +84,72 @@ class Schedule(abc.ABC):
         """The argument of the network's time sinusoid, about 0 to 1000."""
 
     @abc.abstractmethod
-    def times(self, steps: int | str, spacing: str) -> Float[np.ndarray, " T"]:
+    def spaced_times(self, steps: int | str, spacing: str) -> Float[np.ndarray, " T"]:
+        """The times of an even grid or of a list in `SECTIONS`, see `times`."""
+
+    @abc.abstractmethod
+    def time_at(self, logsnr: Float[np.ndarray, " T"]) -> Float[np.ndarray, " T"]:
+        """The times with these log-SNRs, or the nearest there are, float64."""
+
+    @abc.abstractmethod
+    def on_schedule(self, t: Float[np.ndarray, " T"]) -> Float[np.ndarray, " T"]:
+        """Which times the schedule has, bool."""
+
+    def times(self, steps: Steps, spacing: str) -> Float[np.ndarray, " T"]:
         """The T times of a sampler's network calls, decreasing, float64.
 
         Args:
-          steps: T, or the name of a list in `SECTIONS`.
-          spacing: 'linspace', 'leading' or 'trailing'.
+          steps: T, the name of a list in `SECTIONS` or `STEP_LISTS`, or T numbers,
+            noisiest first.
+          spacing: 'linspace', 'leading' or 'trailing'; of a list of numbers what they
+            are: 'time', 'logsnr', or 'sigma' for the ratio of noise to picture.
 
         Raises:
-          InputError: The schedule has no such grid.
+          InputError: The schedule has no such grid, or a list is out of order or
+            outside the schedule.
         """
+        if isinstance(steps, str) and steps in STEP_LISTS:
+            spacing, steps = STEP_LISTS[steps]
+        if not isinstance(steps, tuple):
+            return self.spaced_times(steps, spacing)
+        values = np.asarray(steps, np.float64)
+        _check_order(values, spacing)
+        if spacing == "time":
+            t, outside = values, ~self.on_schedule(values)
+        else:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                logsnr = values if spacing == "logsnr" else -2.0 * np.log(values)
+            ends = self.logsnr64(self._ends()) + (-1e-9, 1e-9)  # rounding of exp, log
+            outside = ~((ends[0] <= logsnr) & (logsnr <= ends[1]))
+            t = self.time_at(np.where(outside, ends[0], logsnr))
+        if outside.any():
+            raise InputError(
+                f"sampler.steps has the {spacing} {values[outside.argmax()]:g}, which "
+                f"is outside the schedule; it has {self._range(spacing)}."
+            )
+        same = np.flatnonzero(np.diff(t) == 0)
+        if same.size:
+            one, other = values[same[0]], values[same[0] + 1]
+            raise InputError(
+                f"sampler.steps has {one:g} and {other:g}, which are the same time "
+                f"{t[same[0]]:g} of the schedule. Leave one out."
+            )
+        return t
+
+    def _ends(self) -> Float[np.ndarray, " 2"]:
+        """The noisiest time and the cleanest."""
+        return np.asarray([self.spaced_times(1, "linspace")[0], 0.0])
+
+    def _range(self, unit: str) -> str:
+        """The least and the greatest value of a unit, for errors."""
+        values = self._ends()
+        if unit != "time":
+            values = self.logsnr64(values)
+        if unit == "sigma":
+            values = np.exp(-0.5 * values)
+        low, high = sorted(values)
+        whole = " (whole numbers)" if unit == "time" and high > 1 else ""
+        return f"{low:.4g} to {high:.4g}{whole}"
 
     def alpha(self, t: Float[Array, " *shape"]) -> Float[Array, " *shape"]:
         """Scale of the picture in z_t."""
@@ -111,7 +180,19 @@ class Continuous(Schedule):
     def network_time(self, t: Float[Array, " *shape"]) -> Float[Array, " *shape"]:
         return STEPS * t
 
-    def times(self, steps: int | str, spacing: str) -> Float[np.ndarray, " T"]:
+    def time_at(self, logsnr: Float[np.ndarray, " T"]) -> Float[np.ndarray, " T"]:
+        """By bisection, to the last digits of float64; the law falls with time."""
+        low, high = np.zeros_like(logsnr), np.ones_like(logsnr)
+        for _ in range(60):
+            middle = 0.5 * (low + high)
+            cleaner = self.logsnr64(middle) > logsnr
+            low, high = np.where(cleaner, middle, low), np.where(cleaner, high, middle)
+        return high
+
+    def on_schedule(self, t: Float[np.ndarray, " T"]) -> Float[np.ndarray, " T"]:
+        return (t > 0) & (t <= 1)
+
+    def spaced_times(self, steps: int | str, spacing: str) -> Float[np.ndarray, " T"]:
         """The noisy ends of `steps` even intervals from 1 to 0: 1, ..., 1/steps.
 
         'linspace' and 'trailing' are the same here. A grid of the intervals' clean ends
@@ -121,7 +202,8 @@ class Continuous(Schedule):
         if isinstance(steps, str):
             raise InputError(
                 f"sampler.steps is '{steps}', a list of table indices, but this "
-                "schedule is continuous. Give a number of steps."
+                "schedule is continuous. Give a number of steps, or one of "
+                f"{', '.join(STEP_LISTS)}."
             )
         if spacing == "leading":
             raise InputError(
@@ -206,7 +288,15 @@ class TableSchedule(Schedule):
     def network_time(self, t: Float[Array, " *shape"]) -> Float[Array, " *shape"]:
         return t
 
-    def times(self, steps: int | str, spacing: str) -> Float[np.ndarray, " T"]:
+    def time_at(self, logsnr: Float[np.ndarray, " T"]) -> Float[np.ndarray, " T"]:
+        """The index whose log-SNR is nearest."""
+        gap = np.abs(_logit(self.abar64)[None] - logsnr[:, None])
+        return gap.argmin(axis=1).astype(np.float64)
+
+    def on_schedule(self, t: Float[np.ndarray, " T"]) -> Float[np.ndarray, " T"]:
+        return (t >= 0) & (t < self.size) & (t == np.round(t))
+
+    def spaced_times(self, steps: int | str, spacing: str) -> Float[np.ndarray, " T"]:
         """Indices that the sampler visits, highest first.
 
         'linspace' spreads them evenly and includes both ends of the table, 'trailing'
@@ -231,7 +321,7 @@ class TableSchedule(Schedule):
         if name not in SECTIONS:
             raise InputError(
                 f"sampler.steps is '{name}', which is not a known list of steps. "
-                f"Use a number or one of {', '.join(SECTIONS)}."
+                f"Use a number or one of {', '.join((*SECTIONS, *STEP_LISTS))}."
             )
         counts = SECTIONS[name]
         times, start = [], 0
@@ -262,6 +352,21 @@ def _table(size: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _logit(p: np.ndarray) -> np.ndarray:
     return np.log(p) - np.log1p(-p)
+
+
+def _check_order(values: np.ndarray, unit: str) -> None:
+    """Raises InputError unless a list of steps goes from noise to picture."""
+    if not values.size:
+        raise InputError("sampler.steps is an empty list. Give one number or more.")
+    direction = 1.0 if unit == "logsnr" else -1.0
+    wrong = np.flatnonzero(~(direction * np.diff(values) > 0))
+    if wrong.size:
+        one, other = values[wrong[0]], values[wrong[0] + 1]
+        word = "increase" if unit == "logsnr" else "decrease"
+        raise InputError(
+            f"sampler.steps is out of order: {one:g} is followed by {other:g}. A list "
+            f"of {unit} starts at noise, so its numbers {word}."
+        )
 
 
 def _at_least_one(steps: int) -> int:

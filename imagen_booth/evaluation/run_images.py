@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from etils import epath
 
-from imagen_booth.config.schema import TOYBOX
+from imagen_booth.config.schema import FROZEN_MODEL, TOYBOX
 from imagen_booth.data.image_files import read_png_metadata
 from imagen_booth.errors import InputError
 from imagen_booth.evaluation import image_sets
@@ -181,6 +181,7 @@ def _class_image_seeds(path: epath.Path) -> range:
     """Seeds of the class images that a run was trained on."""
     config = read_json(path / "config.json", TRAIN_AGAIN)
     stages = (config[name] for name in ("base", "sr256", "sr1024"))
-    if not any(stage["steps"] and stage["class_rows"] for stage in stages):
+    used = any(stage["steps"] and stage["class_rows"] for stage in stages)
+    if not used or config.get("prior") == FROZEN_MODEL:
         return range(0)
     return range(config["seed"], config["seed"] + config["class_images"]["count"])

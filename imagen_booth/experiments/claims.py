@@ -119,6 +119,27 @@ CLAIMS = (
         plan.ON,
     ),
     *(
+        claim
+        for source in plan.FROZEN
+        for claim in (
+            Claim(
+                "prior_source",
+                f"The {source} as source of the term, keeps the class from drifting "
+                "(PRES lower than without the term).",
+                "pres",
+                plan.NO_PRIOR,
+                plan.prior_arm(source, 1.0),
+            ),
+            Claim(
+                "prior_source",
+                f"The {source}, keeps it better than class images do (PRES lower).",
+                "pres",
+                plan.prior_arm(plan.IMAGES, 1.0),
+                plan.prior_arm(source, 1.0),
+            ),
+        )
+    ),
+    *(
         Claim(
             "sampler",
             f"Class images by {words} keep the class from drifting (PRES lower).",
@@ -130,6 +151,11 @@ CLAIMS = (
             (
                 "the ancestral sampler better than by a solver of few steps",
                 plan.SOLVER,
+                plan.ANCESTRAL,
+            ),
+            (
+                "the ancestral sampler better than by a solver of ten named steps",
+                plan.LISTED,
                 plan.ANCESTRAL,
             ),
             (

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from imagen_booth.cascade import Stage
 from imagen_booth.config.schema import Job
 from imagen_booth.diffusion import sampler
-from imagen_booth.diffusion.sampler import SamplerConfig
 from imagen_booth.experiments.image_store import ImageStore
 from imagen_booth.experiments.plan import Run, Study, distinct_runs
 from imagen_booth.preflight import jaxpr_cost, memory
@@ -37,7 +36,8 @@ def run_flops(store: ImageStore, run: Run, measured: int) -> float:
         count = len(pictures.prompts) * pictures.seeds
         if stage.name == BASE and run.job.names(BASE, tuning.steps):
             count += measured
-        calls = _calls(stage, getattr(pictures, stage.name))
+        config = getattr(pictures, stage.name)
+        calls = sampler.network_calls(stage.schedule, config)
         total += count * calls * cost.row_flops
     return total + inversion_flops(store, run.job)
 
@@ -61,7 +61,7 @@ def inversion_flops(store: ImageStore, job: Job) -> float:
 def class_image_flops(store: ImageStore, job: Job) -> float:
     """Operations of a set of class images at the base resolution."""
     stage = store.cascade.stage(BASE)
-    calls = _calls(stage, job.class_images.sampler)
+    calls = sampler.network_calls(stage.schedule, job.class_images.sampler)
     return job.class_images.count * calls * _cost(store, stage, job).row_flops
 
 
@@ -140,14 +140,9 @@ def cost_table(
 
 def _cost(store: ImageStore, stage: Stage, job: Job) -> memory.StageCost:
     tuning = job.tuning(stage.name)
-    return _traced(store.cascade, stage, tuning, store.mesh.size)
+    prior = job.frozen_prior(stage.name)
+    return _traced(store.cascade, stage, tuning, store.mesh.size, prior=prior)
 
 
 # Few arms differ in cost, so each distinct stage is traced once.
 _traced = functools.lru_cache(memory.stage_cost)
-
-
-def _calls(stage: Stage, config: SamplerConfig) -> int:
-    """Calls of the network per picture; guidance takes two per step."""
-    times = len(sampler.plan(stage.schedule, config).t)
-    return times * (1 if config.guidance == 1.0 else 2)

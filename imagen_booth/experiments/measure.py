@@ -63,6 +63,7 @@ class Measurements:
             "fidelity": self._fidelity,
             "baselines": self._four_scores,
             "prior": self._prior,
+            "prior_source": self._prior_sources,
             "sampler": self._four_scores,
             "sr": self._super_resolution,
         }
@@ -215,6 +216,32 @@ class Measurements:
             words = dict.fromkeys(run.job.subject.description for run in described)
             notes.append(f"The descriptions: {', '.join(words)}.")
         return entry(study.name, [arms], cells, notes)
+
+    def _prior_sources(self, study: Study) -> dict[str, Any]:
+        """All four scores of every arm, its seconds, and one picture of each prompt."""
+        found = self._four_scores(study)
+        [table] = found["tables"]
+        # Runs of one noun and seed share class images: the longest time is that of the
+        # run that sampled them.
+        shared: dict[tuple[str, int], float] = {}
+        for run in plan.distinct_runs([study]):
+            key = run.subject.noun, run.job.seed
+            seconds = self.store.manifest(run.name)["timings"]
+            shared[key] = max(shared.get(key, 0.0), seconds.get("class images", 0.0))
+
+        def seconds(run: Run) -> np.ndarray:
+            key = run.subject.noun, run.job.seed
+            images = shared[key] if run.job.uses_class_images("base") else 0.0
+            timings = self.store.manifest(run.name)["timings"]
+            return np.array([images + timings["tuning base"]])
+
+        for arm, runs in study.arms.items():
+            values = _joined(_by_subject(runs, seconds))
+            table[arm]["seconds"] = dataclasses.asdict(scores.summarise(values))
+        found["notes"].append(
+            "Seconds include compiling. Class images that runs share count in each."
+        )
+        return found
 
     def _two_scores(self, study: Study) -> dict[str, Any]:
         """Both fidelities of every arm."""

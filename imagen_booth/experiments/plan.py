@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from etils import epath
 
 from imagen_booth.cascade import Cascade
-from imagen_booth.config.schema import Job, TextualInversion
+from imagen_booth.config.schema import FROZEN_MODEL, Job, TextualInversion
 from imagen_booth.diffusion import sampler as samplers
 from imagen_booth.errors import InputError
 from imagen_booth.sampling.text_embeddings import load_tokenizer
@@ -35,6 +35,7 @@ STUDIES = (
     "sr",  # before "fidelity", whose large pictures use its fine-tuned stages
     "fidelity",
     "prior",
+    "prior_source",
     "baselines",
     "noun",
     "identifier",
@@ -54,9 +55,20 @@ DREAMBOOTH, NAIVE = "DreamBooth", "no prior loss"
 INVERTED, DESCRIBED = "Textual Inversion", "prompts only"
 ANCESTRAL = "ancestral sampler"
 MORE_STEPS, SOLVER = "ancestral, ten times the steps", "solver of few steps"
+LISTED = "solver of ten named steps"
+# Sources of the prior term: class images, or the frozen model at these shares of noisy
+# images from pure noise.
+NO_PRIOR, IMAGES = "none", "class images"
+FROZEN = {
+    "frozen model, photos": 0.0,
+    "frozen model, photos and noise": 0.5,
+    "frozen model, noise": 1.0,
+}
 
+PRIOR_SEEDS = 2  # at most, in the study "prior_source"
 LONGER = 3  # times the steps of the default job, in WRONG_LONG
 MORE = 10  # times the class images' ancestral steps, in MORE_STEPS
+STEPS = "ays_if"  # list of steps in LISTED
 RANDOM_CHARACTERS = "xxy5syt00"
 SR_LOW = "sr_low"  # part of the names of runs in the arm LOW
 
@@ -114,13 +126,16 @@ class StudySize:
     Attributes:
         subjects: Number of subjects, the first ones of ``SUBJECTS``. Studies with many
             arms use at most ``FEW`` of them.
-        seeds: Seeds of each subject in the study "prior".
+        seeds: Seeds of each subject in the study "prior"; at most ``PRIOR_SEEDS``
+            in "prior_source".
         photo_counts: Numbers of photos in the study "photos".
+        prior_weights: Weights of the prior term in the study "prior_source".
     """
 
     subjects: int = len(SUBJECTS)
     seeds: int = 3
     photo_counts: tuple[int, ...] = tuple(range(1, TOYBOX_PHOTOS + 1))
+    prior_weights: tuple[float, ...] = (1.0, 0.3, 3.0)
 
     def __post_init__(self):
         if not 1 <= self.subjects <= len(SUBJECTS):
@@ -132,7 +147,9 @@ class StudySize:
 
 
 FULL = StudySize()
-QUICK = StudySize(subjects=2, seeds=1, photo_counts=(1, 4, TOYBOX_PHOTOS))
+QUICK = StudySize(
+    subjects=2, seeds=1, photo_counts=(1, 4, TOYBOX_PHOTOS), prior_weights=(1.0,)
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,6 +204,7 @@ def plan_studies(
     studies = {
         "vanilla": {},
         **_method_studies(runs, subjects, range(size.seeds)),
+        "prior_source": _prior_sources(runs, subjects, size),
         **_input_studies(runs, subjects[:FEW], size.photo_counts),
     }
     return [Study(name, studies[name]) for name in STUDIES if name in names]
@@ -237,6 +255,25 @@ class _RunBuilder:
             marks.append("no_prior")
             job = _with_base(job, class_rows=0)
         return self._run(subject, marks, _base_only(job), photos)
+
+    def prior_source(
+        self, subject: ToyboxSubject, seed: int, source: str, weight: float
+    ) -> Run:
+        """The prior term from one source, at one weight.
+
+        Args:
+            source: ``IMAGES`` or a name in ``FROZEN``.
+            weight: Weight of the term.
+        """
+        job = _with_base(self._job(subject, seed=seed), prior_weight=weight)
+        marks = [f"seed_{seed}"] if seed else []
+        if source in FROZEN:
+            marks.append(f"frozen_{FROZEN[source]:g}")
+            settings = dataclasses.replace(job.frozen_model, from_noise=FROZEN[source])
+            job = dataclasses.replace(job, prior=FROZEN_MODEL, frozen_model=settings)
+        if weight != self.job.base.prior_weight:
+            marks.append(f"weight_{weight:g}")
+        return self._run(subject, marks, _base_only(job))
 
     def no_noun(self, subject: ToyboxSubject) -> Run:
         """Prompts with two rare words, the second in the place of the class noun.
@@ -289,28 +326,28 @@ class _RunBuilder:
         job = _with_subject(job, description=toys.describe(subject))
         return self._run(subject, ["described"], job)
 
-    def class_sampler(self, subject: ToyboxSubject, *, more: bool) -> Run:
+    def class_sampler(self, subject: ToyboxSubject, mark: str) -> Run:
         """Class images by another sampler than the job's.
 
         Args:
-            more: Whether to take ``MORE`` times the ancestral steps; else a solver
-                takes half of them.
+            mark: ``class_more`` for ``MORE`` times the ancestral steps,
+                ``class_solver`` for a solver with half of them, ``class_listed`` for
+                one with the steps of ``STEPS``.
         """
         job = self._job(subject)
         default = job.class_images.sampler
         schedule = self.cascade.stage("base").schedule
         # Counted in the plan, because the setting may be the name of a list of steps.
         steps = len(samplers.plan(schedule, default).t)
-        sampler = (
-            dataclasses.replace(default, steps=MORE * steps)
-            if more
-            else dataclasses.replace(
-                default, method="dpmpp_2m", steps=max(2, steps // 2)
-            )
-        )
+        solver = dataclasses.replace(default, method="dpmpp_2m")
+        sampler = {
+            "class_more": dataclasses.replace(default, steps=MORE * steps),
+            "class_solver": dataclasses.replace(solver, steps=max(2, steps // 2)),
+            "class_listed": dataclasses.replace(solver, steps=STEPS),
+        }[mark]
         class_images = dataclasses.replace(job.class_images, sampler=sampler)
         job = _base_only(dataclasses.replace(job, class_images=class_images))
-        return self._run(subject, ["class_more" if more else "class_solver"], job)
+        return self._run(subject, [mark], job)
 
     def super_resolution(self, subject: ToyboxSubject, *, low: bool) -> Run:
         """The super-resolution stages alone are fine-tuned.
@@ -384,14 +421,35 @@ def _method_studies(
         "prior": {ON: prior(True), OFF: prior(False)},
         "sampler": {
             ANCESTRAL: _over(few, runs.default),
-            MORE_STEPS: _over(few, runs.class_sampler, more=True),
-            SOLVER: _over(few, runs.class_sampler, more=False),
+            MORE_STEPS: _over(few, runs.class_sampler, mark="class_more"),
+            SOLVER: _over(few, runs.class_sampler, mark="class_solver"),
+            LISTED: _over(few, runs.class_sampler, mark="class_listed"),
         },
         "sr": {
             NORMAL: _over(subjects, runs.super_resolution, low=False),
             LOW: _over(subjects, runs.super_resolution, low=True),
         },
     }
+
+
+def prior_arm(source: str, weight: float) -> str:
+    """Name of an arm in the study "prior_source"."""
+    return f"{source}, weight {weight:g}"
+
+
+def _prior_sources(
+    runs: _RunBuilder, subjects: Sequence[ToyboxSubject], size: StudySize
+) -> dict[str, tuple[Run, ...]]:
+    """Arms of the study "prior_source": every source of the term at every weight."""
+    seeds = range(min(size.seeds, PRIOR_SEEDS))
+    pairs = [(subject, seed) for subject in subjects for seed in seeds]
+    arms = {NO_PRIOR: tuple(runs.default(*pair, prior=False) for pair in pairs)}
+    for source in (IMAGES, *FROZEN):
+        for weight in size.prior_weights:
+            arms[prior_arm(source, weight)] = tuple(
+                runs.prior_source(*pair, source, weight) for pair in pairs
+            )
+    return arms
 
 
 def _input_studies(
@@ -421,7 +479,7 @@ def _input_studies(
 
 
 def _over(
-    subjects: Sequence[ToyboxSubject], make: Callable[..., Run], **settings: int
+    subjects: Sequence[ToyboxSubject], make: Callable[..., Run], **settings: int | str
 ) -> tuple[Run, ...]:
     """One run per subject."""
     return tuple(make(subject, **settings) for subject in subjects)
@@ -443,7 +501,7 @@ def _with_subject(job: Job, **settings: str) -> Job:
     )
 
 
-def _with_base(job: Job, **settings: int) -> Job:
+def _with_base(job: Job, **settings: float) -> Job:
     return dataclasses.replace(job, base=dataclasses.replace(job.base, **settings))
 
 

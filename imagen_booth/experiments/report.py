@@ -30,6 +30,7 @@ METRICS = {
     "true_prompt": ("prompt fidelity, true renders", "", 3),
     "pres": ("PRES, lower is better", "PRES", 3),
     "div": ("DIV, higher is better", "DIV", 3),
+    "seconds": ("seconds of class images and steps", "", 0),
     "error_256": ("high-frequency error at 256 px", "", 2),
     "amount_256": ("detail at 256 px", "", 2),
     "error_1024": ("high-frequency error at 1024 px", "", 2),

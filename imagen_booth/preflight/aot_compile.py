@@ -33,6 +33,7 @@ from imagen_booth.preflight.jaxpr_cost import Cost
 from imagen_booth.sampling import cascade_sampler, text_embeddings
 from imagen_booth.storage import read_json, write_atomic
 from imagen_booth.training import adapters, finetune, loop, optimizers
+from imagen_booth.training.frozen_targets import FrozenPrior
 from imagen_booth.training.loop import InitialState
 from imagen_booth.weights.load import frozen_shapes, network, shapes
 
@@ -124,27 +125,36 @@ def train_step(
     mesh: jax.sharding.Mesh,
     dtype: Any,
     rules: Sequence[sharding.Rule] = (),
+    prior: FrozenPrior | None = None,
 ) -> Program:
-    """One step of fine-tuning a stage."""
+    """One step of fine-tuning a stage.
+
+    Args:
+        prior: How the frozen model gives the class rows their targets, if it does.
+    """
     stage = stage.tuned(tuning.hybrid)
     _, apply = network(cascade, stage.name, dtype)
     optimizer, start = _start(cascade, stage, tuning, mesh, dtype, rules)
     step_fn = finetune.make_finetune_step(
-        finetune.make_loss(stage, apply, tuning), optimizer, tuning, 0
+        finetune.make_loss(stage, apply, tuning, prior), optimizer, tuning, 0
     )
     pair = ImagePair(_blank_image(stage.resolution), None)
     if stage.low_resolution is not None:
         pair = dataclasses.replace(pair, low=_blank_image(stage.low_resolution))
-    rows = [pair.example(_blank_embedding(cascade))]
-    data = finetune.batches(
-        stage, tuning, rows, rows, seed=0, host=0, hosts=1, devices=mesh.size
-    )
-    batch = _placed(data[0], sharding.rows(mesh))
+    null = _blank_embedding(cascade)
+    rows, sizes = [pair.example(null)], {"host": 0, "hosts": 1, "devices": mesh.size}
+    data = finetune.batches(stage, tuning, rows, rows, prior, null, seed=0, **sizes)
+    shared, rows = loop.split_shared(data[0])
+    batch = _placed(rows, sharding.rows(mesh)) | _placed(shared, sharding.copies(mesh))
+    fixed = ()
+    if prior is not None and not tuning.adapts:
+        copy = frozen_shapes(cascade, stage.name, dtype)
+        fixed = (sharding.laid(copy, mesh, rules, "unet"),)
     return Program(
         loop.jit_step(step_fn, start.abstract),
-        (start.abstract, batch),
-        {},
-        parameters=_params_of(start),
+        (start.abstract, batch, *fixed),
+        _placed({"ok": np.bool_(True)}, sharding.copies(mesh)),
+        parameters=_params_of(start) + device_memory.held(fixed),
         optimizer=_other_state(start),
     )
 

@@ -148,7 +148,14 @@ def check(
     for stage in cascade.stages:
         with found.about(stage.name):
             tuning = job.tuning(stage.name)
-            cost = memory.stage_cost(cascade, stage, tuning, jax.device_count(), dtype)
+            cost = memory.stage_cost(
+                cascade,
+                stage,
+                tuning,
+                jax.device_count(),
+                dtype,
+                job.frozen_prior(stage.name),
+            )
             costs[stage.name] = cost
             flops += _check_work(found, job, stage, cost)
     with found.about("time"):
@@ -250,7 +257,7 @@ def _check_photos(found: _Findings, job: Job, cascade: Cascade) -> None:
 
 
 def _check_identifier_and_prompts(found: _Findings, job: Job, cascade: Cascade) -> None:
-    subject_photos.check_class_noun(job.subject)
+    subject_photos.check_class_noun(job.subject, job.prior)
     noun = job.subject.class_noun
     pieces = load_tokenizer(cascade, job.weights.vocabulary)
     name, ids, warnings = subject_prompts.choose_identifier(job, cascade, pieces)
@@ -337,7 +344,7 @@ def _check_work(found: _Findings, job: Job, stage: Stage, cost: StageCost) -> fl
         rows = cost.batch["image"].shape[0]
         training = tuning.steps * cost.step_flops
         parts.insert(0, f"{tuning.steps} steps of {rows} rows {in_flops(training)}")
-    if tuning.steps and tuning.class_rows:
+    if job.uses_class_images(stage.name):
         first = stage.low_resolution is None
         config = job.class_images.sampler if first else drawn
         classes = job.class_images.count * _picture(stage, config, cost)
@@ -367,8 +374,7 @@ def _check_time(found: _Findings, flops: float) -> None:
 def _picture(stage: Stage, config: sampler.SamplerConfig, cost: StageCost) -> float:
     """FLOPs of one picture."""
     run_checks.check_sampler(stage, config)
-    calls = len(sampler.plan(stage.schedule, config).t)
-    return calls * (2 if config.guidance != 1.0 else 1) * cost.row_flops
+    return sampler.network_calls(stage.schedule, config) * cost.row_flops
 
 
 def _check_memory(
@@ -400,6 +406,8 @@ def _check_memory(
             parts["parameters"] = trained + frozen
             parts["optimizer state"] = held - trained - frozen
             parts["gradients"] = trained
+            if job.frozen_prior(name) is not None and not job.tuning(name).adapts:
+                parts["frozen copy"] = params
             parts["batch"] = device_memory.size(cost.batch) // mesh.size
         needs[name] = sum(parts.values())
         listed = ", ".join(f"{part} {in_bytes(n)}" for part, n in parts.items() if n)
@@ -441,7 +449,7 @@ def _check_disk(
     for stage in cascade.stages:
         pixels = 3 * stage.resolution**2
         pictures += shown * pixels
-        if job.tuning(stage.name).steps and job.tuning(stage.name).class_rows:
+        if job.uses_class_images(stage.name):
             classes += job.class_images.count * pixels
     wanted: dict[int, int] = defaultdict(int)
     cache = layout.cache_folder(job.cache, workdir)

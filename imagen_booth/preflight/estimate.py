@@ -13,7 +13,8 @@ import jax
 from etils import epath
 
 from imagen_booth.cascade import Cascade
-from imagen_booth.config.schema import Job
+from imagen_booth.config import fast
+from imagen_booth.config.schema import FROZEN_MODEL, Job
 from imagen_booth.diffusion.sampler import SamplerConfig
 from imagen_booth.distributed import device_memory
 from imagen_booth.errors import InputError
@@ -23,7 +24,7 @@ from imagen_booth.preflight.jaxpr_cost import Cost
 from imagen_booth.preflight.tpu_topology import Chip
 from imagen_booth.sampling import text_embeddings
 from imagen_booth.sampling.cascade_sampler import rows_at
-from imagen_booth.training import mesh_choice, previews
+from imagen_booth.training import frozen_targets, mesh_choice, previews
 from imagen_booth.weights.load import frozen_shapes
 
 
@@ -139,10 +140,7 @@ def tasks(job: Job, cascade: Cascade) -> list[Task]:
     priors = [
         stage
         for index, stage in enumerate(cascade.stages)
-        if any(
-            job.tuning(other.name).steps and job.tuning(other.name).class_rows
-            for other in cascade.stages[index:]
-        )
+        if any(job.uses_class_images(other.name) for other in cascade.stages[index:])
     ]
     images = prompts * job.pictures.seeds
     pictures = []
@@ -198,8 +196,9 @@ def program(
     name, _, kind = task.part.partition(".")
     stage = cascade.stage(name)
     if kind == "train":
+        prior = frozen_targets.prior_of(job, name, mesh.size, dtype)
         return aot_compile.train_step(
-            cascade, stage, job.tuning(name), mesh, dtype, rules
+            cascade, stage, job.tuning(name), mesh, dtype, rules, prior
         )
     assert task.sampler is not None
     tuning = job.tuning(name)
@@ -252,7 +251,7 @@ def _resident(
     """Bytes on each device that a run holds while the program of a part runs.
 
     These are the earlier stages, which wait for the pictures, and during a preview the
-    training state of the stage itself.
+    training state of the stage itself, and its frozen copy.
     """
     name, _, kind = part.partition(".")
     if name == "text":
@@ -265,17 +264,42 @@ def _resident(
         held += aot_compile.beside_preview(
             cascade, cascade.stage(name), job.tuning(name), mesh, dtype, rules
         )
+        if job.frozen_prior(name) is not None and not job.tuning(name).adapts:
+            copy = frozen_shapes(cascade, name, dtype)
+            held += device_memory.size_per_device(copy, mesh, rules, "unet")
     return held
 
 
-def minutes(job: Job, cascade: Cascade, machine: Machine) -> list[TaskTime]:
-    """The time of each task of a job. Programs are traced; nothing is compiled."""
+def forms(job: Job, cascade: Cascade) -> dict[str, Job]:
+    """The job as it is set, and its faster forms, by name."""
+    found = {"as set": job, "fast": fast.fast(job)}
+    if any(job.uses_class_images(stage.name) for stage in cascade.stages):
+        without = dataclasses.replace(job, prior=FROZEN_MODEL)
+        found["without class images"] = without
+        found["fast, without class images"] = fast.fast(without)
+    return found
+
+
+def minutes(
+    job: Job,
+    cascade: Cascade,
+    machine: Machine,
+    counted: dict[Any, Cost] | None = None,
+) -> list[TaskTime]:
+    """The time of each task of a job. Programs are traced; nothing is compiled.
+
+    Args:
+        counted: Work of the programs that were traced before; new ones are added.
+    """
     cascade = cascade.rematerialised(job.rematerialised())
     mesh = machine.mesh(cascade, job)
-    counted: dict[Any, Cost] = {}  # tasks may share a program
+    counted = {} if counted is None else counted  # tasks may share a program
     found = []
     for task in tasks(job, cascade):
-        key = (task.part, task.sampler, task.rows)
+        prior = None
+        if task.part.endswith(".train"):
+            prior = job.frozen_prior(task.part.partition(".")[0])
+        key = (task.part, task.sampler, task.rows, prior, *mesh.shape.values())
         if key not in counted:
             built = program(task, job, cascade, mesh, machine.dtype)
             counted[key] = built.work(mesh)

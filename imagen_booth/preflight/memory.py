@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from imagen_booth import train_state
 from imagen_booth.cascade import Cascade, Stage
-from imagen_booth.config.schema import FineTuning
+from imagen_booth.config.schema import FineTuning, FrozenModel
 from imagen_booth.preflight.jaxpr_cost import count_flops
 from imagen_booth.training import train_step
 from imagen_booth.training.mesh_choice import training_shapes
@@ -44,6 +44,7 @@ def stage_cost(
     tuning: FineTuning,
     devices: int,
     dtype: Any = jnp.float32,
+    prior: FrozenModel | None = None,
 ) -> StageCost:
     """Shapes and FLOPs of a stage.
 
@@ -54,6 +55,7 @@ def stage_cost(
         tuning: Settings of fine-tuning; with 0 steps the stage stays as it is.
         devices: Number of devices that share the rows of a batch.
         dtype: Dtype of the activations, and so of frozen parameters.
+        prior: How the frozen model gives the class rows their targets, if it does.
 
     Raises:
         InputError: The optimizer, learning rate or loss weighting is not known, or the
@@ -77,12 +79,15 @@ def stage_cost(
         return StageCost(frozen, None, {}, row_flops, 0.0)
     multiple = devices * tuning.accumulate
     rows = -(-(tuning.subject_rows + tuning.class_rows) // multiple) * multiple
+    passes = rows * (1 + BACKWARD + stage.model.remat)
+    if prior is not None:
+        passes += tuning.class_rows * prior.calls
     return StageCost(
         frozen_shapes(cascade, stage.name, dtype),
         training,
         batch_shapes(cascade, stage, rows),
         row_flops,
-        forward * rows * (1 + BACKWARD + stage.model.remat),
+        forward * passes,
     )
 
 

@@ -2,7 +2,8 @@
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from etils import epath
 
@@ -11,6 +12,7 @@ from imagen_booth.config.schema import Job
 from imagen_booth.errors import DoesNotFit
 from imagen_booth.preflight import estimate, tpu_topology
 from imagen_booth.preflight.estimate import Machine, ProgramEstimate, TaskTime
+from imagen_booth.preflight.jaxpr_cost import Cost
 from imagen_booth.preflight.units import in_bytes, in_flops
 from imagen_booth.rundir import layout
 from imagen_booth.weights import load, placement
@@ -29,7 +31,12 @@ PROGRAMS = (
 
 
 def report(
-    job: Job, workdir: epath.Path, name: str, wanted: Sequence[str], in_markdown: bool
+    job: Job,
+    workdir: epath.Path,
+    name: str,
+    wanted: Sequence[str],
+    in_markdown: bool,
+    price: float | None = None,
 ) -> None:
     """Compiles a job's programs one by one and prints the results.
 
@@ -38,6 +45,7 @@ def report(
         name: Name of the TPUs, as ``tpu_topology.parse`` takes it.
         wanted: Programs to compile; empty for all, ``none`` for none.
         in_markdown: Whether to print a Markdown table of the peaks and nothing else.
+        price: Dollars for an hour of one chip.
 
     Raises:
         InputError: A topology, mesh or part is wrong, or the compiler is missing.
@@ -58,7 +66,7 @@ def report(
         dtype=placement.activation_dtype(job.dtype, accelerated=True),
     )
     cache = layout.cache_folder(job.cache, workdir)
-    report_on(machine, job, cascade, parts, cache, in_markdown)
+    report_on(machine, job, cascade, parts, cache, in_markdown, price)
 
 
 def _described(job: Job) -> Cascade:
@@ -77,6 +85,7 @@ def report_on(
     parts: Sequence[str],
     cache: epath.Path,
     in_markdown: bool = False,
+    price: float | None = None,
 ) -> None:
     """Does the work of ``report`` for a given machine and cascade.
 
@@ -103,9 +112,14 @@ def report_on(
     if found:
         print("\n".join(memory_table(found)))
     _progress("counting the work of the whole job ...")
-    times = estimate.minutes(job, cascade, machine)
+    counted: dict[Any, Cost] = {}
+    times = {
+        name: estimate.minutes(form, cascade, machine, counted)
+        for name, form in estimate.forms(job, cascade).items()
+    }
     _progress("")
-    print("\n" + "\n".join(time_table(times)))
+    print("\n" + "\n".join(time_table(times["as set"])))
+    print("\n" + "\n".join(form_table(times, mesh.size, price)))
     if too_large := [each for each in found if not each.fits]:
         needs = "; ".join(f"{e.part} needs {in_bytes(e.peak)}" for e in too_large)
         raise DoesNotFit(
@@ -173,6 +187,27 @@ def time_table(times: Sequence[TaskTime]) -> list[str]:
         f"{total:.1f} minutes at the roofline, {at_half:.1f} at half of the peak "
         "FLOP/s; compiling, loading and saving come on top",
     ]
+
+
+def form_table(
+    times: Mapping[str, Sequence[TaskTime]], chips: int, price: float | None = None
+) -> list[str]:
+    """A table of the forms of a job: minutes, and dollars where there is a price.
+
+    Args:
+        times: Tasks of each form, by its name.
+        chips: Number of chips.
+        price: Dollars for an hour of one chip.
+    """
+    heads = ("form of the job", "minutes", "at half of peak")
+    rows = [heads if price is None else (*heads, "dollars", "at half of peak")]
+    for name, tasks in times.items():
+        sums = [sum(t.minutes for t in tasks), sum(t.at_half for t in tasks)]
+        cells = [f"{minutes:.2f}" for minutes in sums]
+        if price is not None:
+            cells += [f"{minutes / 60 * chips * price:.2f}" for minutes in sums]
+        rows.append((name, *cells))
+    return _aligned(rows)
 
 
 def markdown(job: Sequence[str], found: Sequence[ProgramEstimate]) -> list[str]:

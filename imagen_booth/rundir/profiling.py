@@ -42,6 +42,10 @@ class Trace:
             self._local = tempfile.TemporaryDirectory()
             jax.profiler.start_trace(self._local.name, create_perfetto_trace=True)
 
+    def ends_after(self, step: int) -> bool:
+        """Whether the trace ends when the device is done with ``step``."""
+        return self._local is not None and step == self._last
+
     def after(self, step: int) -> None:
         """Call when the device is done with ``step``."""
         if step == self._last:

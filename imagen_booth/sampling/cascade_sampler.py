@@ -9,7 +9,7 @@ import functools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -25,6 +25,7 @@ from imagen_booth.diffusion import sampler
 from imagen_booth.distributed import sharding
 from imagen_booth.errors import InputError
 from imagen_booth.models.hint import hint
+from imagen_booth.rundir.programs import StoredProgram, describe
 from imagen_booth.train_state import Params
 from imagen_booth.weights.load import Part, find
 
@@ -41,7 +42,7 @@ def sampler_program(
     apply: Callable[..., Any],
     config: sampler.SamplerConfig,
 ) -> Callable[..., Any]:
-    """The jitted sampler of a stage; cached, so that it compiles once per shape.
+    """The sampler of a stage, jitted and stored; cached, to compile once per shape.
 
     Returns:
         ``(params, seeds, text, mask, null, null_mask, low, level) -> images``, with
@@ -72,10 +73,38 @@ def sampler_program(
         )
         return hint(sampler.sample(denoise, keys, shape, plan, config))
 
-    return program
+    return StoredProgram(program, describe(stage, apply, config))
 
 
-def sample_stage(
+class PendingImages(NamedTuple):
+    """Images that the devices are sampling.
+
+    Attributes:
+        images: [rows, R, R, 3] f32 in [-1, 1], on the devices.
+        count: Number of rows that are images; the others are padding.
+    """
+
+    images: jax.Array
+    count: int
+
+    def fetch(self) -> np.ndarray:
+        """Waits for the images: [B, R, R, 3] uint8 on every process."""
+        return to_bytes(sharding.fetch(self.images)[: self.count])
+
+
+def sample_stage(*inputs: Any, **settings: Any) -> np.ndarray:
+    """Samples one image per embedding with one stage, see ``start_sampling``.
+
+    Returns:
+        [B, R, R, 3] uint8 on every process.
+
+    Raises:
+        InputError: A seed out of range.
+    """
+    return start_sampling(*inputs, **settings).fetch()
+
+
+def start_sampling(
     stage: Stage,
     part: Part,
     params: Params,
@@ -88,8 +117,8 @@ def sample_stage(
     low: np.ndarray | None = None,
     level: float = 0.0,
     rows: int | None = None,
-) -> np.ndarray:
-    """Samples one image per embedding with one stage.
+) -> PendingImages:
+    """Sends the sampling of one image per embedding to the devices.
 
     Args:
         part: The stage's network, for its ``apply``.
@@ -100,9 +129,6 @@ def sample_stage(
         low: [B, h, w, 3] uint8 images of the previous stage; None for the base stage.
         level: Augmentation level of ``low``.
         rows: Number of rows to compile for and pad to; B by default.
-
-    Returns:
-        [B, R, R, 3] uint8 on every process.
 
     Raises:
         InputError: A seed out of range.
@@ -119,7 +145,7 @@ def sample_stage(
         ).items()
     }
     images = sampler_program(stage, part.apply, config)(params, **placed)
-    return to_bytes(sharding.fetch(images)[: len(embeddings)])
+    return PendingImages(images, len(embeddings))
 
 
 def sampler_inputs(
@@ -235,26 +261,31 @@ def sample_cascade(
     lows: np.ndarray | None = None
     for each in stages:
         rows = rows_at(each.stage, batch)
-        images = []
+        images: list[np.ndarray] = []
+        sent: PendingImages | None = None
         for start in range(0, len(requests), rows):
             check_stop()
             some = requests[start : start + rows]
             texts = [one.prompt if each.named else one.plain for one in some]
-            images.append(
-                sample_stage(
-                    each.stage,
-                    each.part,
-                    each.params,
-                    samplers[each.stage.name],
-                    [embeddings[text] for text in texts],
-                    embeddings[""],
-                    [one.seed for one in some],
-                    mesh=mesh,
-                    low=None if lows is None else lows[start : start + rows],
-                    level=each.level,
-                    rows=rows,
-                )
+            batch = start_sampling(
+                each.stage,
+                each.part,
+                each.params,
+                samplers[each.stage.name],
+                [embeddings[text] for text in texts],
+                embeddings[""],
+                [one.seed for one in some],
+                mesh=mesh,
+                low=None if lows is None else lows[start : start + rows],
+                level=each.level,
+                rows=rows,
             )
+            # One batch is fetched while the devices work on the next.
+            if sent is not None:
+                images.append(sent.fetch())
+            sent = batch
+        if sent is not None:
+            images.append(sent.fetch())
         lows = np.concatenate(images)
         yield each, lows
 

@@ -24,7 +24,8 @@ from imagen_booth.data import image_files
 from imagen_booth.data.examples import Embedding, ImagePair
 from imagen_booth.diffusion.sampler import SamplerConfig
 from imagen_booth.distributed import processes
-from imagen_booth.sampling.cascade_sampler import sample_stage
+from imagen_booth.errors import Stopped
+from imagen_booth.sampling.cascade_sampler import PendingImages, start_sampling
 from imagen_booth.training.subject_prompts import SubjectPrompts
 from imagen_booth.weights.load import Part, load
 
@@ -64,7 +65,9 @@ class Recipe:
         model = dataclasses.replace(self.stage.model, remat=False)
         plain = dataclasses.replace(self.stage, model=model)
         recipe = dataclasses.replace(self, stage=plain)
-        return hashlib.sha256(repr(recipe).encode()).hexdigest()[:24]
+        # A later setting leaves the names of earlier folders alone where it is off.
+        text = repr(recipe).replace(", guidance_interval=None", "")
+        return hashlib.sha256(text.encode()).hexdigest()[:24]
 
     def indices(self, group: int) -> range:
         """Indices of the images of a group."""
@@ -116,34 +119,52 @@ def sample_class_images(
         text = json.dumps(dataclasses.asdict(recipe), indent=1, default=repr)
         storage.write_atomic(folder / "recipe.json", text.encode())
     together = max(1, mesh.size // recipe.group)
-    for first in tqdm.tqdm(
-        range(0, len(missing), together),
-        desc="class images",
-        unit="batch",
-        disable=not missing,
-    ):
-        check_stop()
-        indices = [
-            index
-            for group in missing[first : first + together]
-            for index in recipe.indices(group)
-        ]
-        sampled = sample_stage(
-            recipe.stage,
-            part,
-            part.params,
-            recipe.sampler,
-            [embedding] * len(indices),
-            null,
-            [recipe.seed + index for index in indices],
-            mesh=mesh,
-            low=None if lows is None else np.stack([lows[index] for index in indices]),
-            level=recipe.level,
-            rows=together * recipe.group,
-        )
+
+    def save(indices: Sequence[int], pending: PendingImages) -> None:
+        sampled = pending.fetch()
         if processes.is_first():
             _save(folder, recipe, part.licence, indices, sampled)
         images.update(zip(indices, sampled, strict=True))
+
+    sent: tuple[Sequence[int], PendingImages] | None = None
+    try:
+        for first in tqdm.tqdm(
+            range(0, len(missing), together),
+            desc="class images",
+            unit="batch",
+            disable=not missing,
+        ):
+            check_stop()
+            indices = [
+                index
+                for group in missing[first : first + together]
+                for index in recipe.indices(group)
+            ]
+            started = start_sampling(
+                recipe.stage,
+                part,
+                part.params,
+                recipe.sampler,
+                [embedding] * len(indices),
+                null,
+                [recipe.seed + index for index in indices],
+                mesh=mesh,
+                low=None
+                if lows is None
+                else np.stack([lows[index] for index in indices]),
+                level=recipe.level,
+                rows=together * recipe.group,
+            )
+            # The batch before is written while the devices work on this one.
+            if sent is not None:
+                save(*sent)
+            sent = indices, started
+    except Stopped:
+        if sent is not None:
+            save(*sent)
+        raise
+    if sent is not None:
+        save(*sent)
     return [
         images[index] if index in images else image_files.load_png(_path(folder, index))
         for index in range(count)

@@ -17,13 +17,22 @@ from imagen_booth.distributed import processes, sharding
 from imagen_booth.distributed.stop import StopRequest
 from imagen_booth.rundir.checkpoints import Checkpoints, read_params
 from imagen_booth.rundir.metrics import MetricWriter
-from imagen_booth.training import adapters, loop, optimizers, previews, train_step
+from imagen_booth.rundir.programs import describe
+from imagen_booth.training import (
+    adapters,
+    frozen_targets,
+    loop,
+    optimizers,
+    previews,
+    train_step,
+)
 from imagen_booth.training.best_checkpoint import BestCheckpoint, remove_previews
+from imagen_booth.training.frozen_targets import FrozenPrior
 from imagen_booth.training.loop import InitialState
 from imagen_booth.training.previews import Preview, PreviewScores
 from imagen_booth.weights.load import Part, place
 
-Loss = Callable[[train_state.Params, train_step.Batch, Any], tuple[Any, dict[str, Any]]]
+Loss = Callable[..., tuple[Any, dict[str, Any]]]  # (params, batch, key, *fixed)
 Sheet = tuple[Any, PreviewScores]  # a preview's grid, uint8 [H, W, 3], and its scores
 
 
@@ -95,6 +104,7 @@ def finetune_stage(
     class_text: Embedding,
     preview: Preview,
     context: FinetuneContext,
+    prior: FrozenPrior | None = None,
 ) -> tuple[train_state.Params, dict[str, Any]]:
     """Fine-tunes a stage, or resumes from its newest checkpoint.
 
@@ -102,24 +112,33 @@ def finetune_stage(
         part: The stage's network with its pretrained weights, which are consumed; with
             an adapter, loaded without ``train``.
         subject: The photos; each is used equally often.
-        class_pairs: The class images; unused where ``config.class_rows`` is 0.
+        class_pairs: The class images; unused where ``config.class_rows`` is 0, and
+            where ``prior`` is given.
+        prior: How the frozen model gives the class rows their targets; their images
+            are then the photos.
 
     Returns:
         The fine-tuned parameters of the network, and entries for the manifest, see
         ``Finetuned``.
     """
     optimizer = optimizers.build(config.optim, config.steps)
-    params, frozen = {"unet": part.params}, None
+    params, frozen, fixed = {"unet": part.params}, None, ()
     if config.adapts:
         adapter = adapters.create(
             stage.name, part.params, config.adapter, context.seed, context.mesh
         )
         params, frozen = params | {"adapter": adapter}, params
+    if prior is not None:
+        class_pairs = frozen_targets.repeat_photos(subject, config.null_text)
+        if not config.adapts:
+            fixed = (frozen_targets.copy_params(part.params, prior.dtype),)
     data = batches(
         stage,
         config,
         [pair.example(subject_text) for pair in subject],
         class_examples(class_pairs, class_text, preview.null, config.null_text),
+        prior,
+        preview.null,
         seed=context.seed,
         host=processes.index(),
         hosts=processes.count(),
@@ -148,13 +167,15 @@ def finetune_stage(
             adapters.trainable(config),
             context.rules,
         ),
-        make_loss(stage, part.apply, config),
+        make_loss(stage, part.apply, config, prior),
         optimizer,
         pipeline.iterate(data),
         PreviewSampling(preview, sample),
         functools.partial(adapters.usable, tuning=config),
         context,
         None if frozen is None else lambda: frozen,
+        fixed=fixed,
+        made_from=describe(stage, part.apply, config, prior, context.seed),
     )
     return network_params(finetuned.frozen | finetuned.params), finetuned.result
 
@@ -178,17 +199,31 @@ def make_loss_config(config: FineTuning) -> train_step.LossConfig:
     )
 
 
-def make_loss(stage: Stage, apply: Callable[..., Any], config: FineTuning) -> Loss:
-    """The loss of fine-tuning: ``(params, batch, key) -> (loss, sums)``.
+def make_loss(
+    stage: Stage,
+    apply: Callable[..., Any],
+    config: FineTuning,
+    prior: FrozenPrior | None = None,
+) -> Loss:
+    """The loss of fine-tuning: ``(params, batch, key, *fixed) -> (loss, sums)``.
 
     Args:
         apply: The stage's network, parameters first.
+        prior: How the frozen model gives the class rows their targets; without an
+            adapter it needs the frozen weights as the only one of ``fixed``.
     """
     loss_config = make_loss_config(config)
 
-    def loss_fn(params, batch, key):
+    def loss_fn(params, batch, key, *fixed):
+        class_rows = None
+        if prior is not None:
+            # An adapter leaves the stage's own weights as they are.
+            frozen = params["unet"] if config.adapts else fixed[0]
+            class_rows = functools.partial(prior.class_rows, stage, apply, frozen)
         whole = {"unet": adapters.network_params(params, config)}
-        return train_step.batch_loss(stage, apply, None, loss_config, whole, batch, key)
+        return train_step.batch_loss(
+            stage, apply, None, loss_config, whole, batch, key, class_rows
+        )
 
     return loss_fn
 
@@ -211,6 +246,8 @@ def batches(
     config: FineTuning,
     subject: Sequence[pipeline.Example],
     classes: Sequence[pipeline.Example],
+    prior: FrozenPrior | None = None,
+    null: Embedding | None = None,
     *,
     seed: int,
     host: int,
@@ -222,6 +259,8 @@ def batches(
     Args:
         subject: Rows of the subject, used in turn.
         classes: Rows of the class; unused where ``config.class_rows`` is 0.
+        prior: How the frozen model gives the class rows their targets.
+        null: The null text, which ``prior`` may need.
         devices: Devices of all hosts; micro-batch rows are a multiple of them.
     """
     groups = [pipeline.Group(subject, config.subject_rows, 1.0, train_step.SUBJECT)]
@@ -238,6 +277,7 @@ def batches(
         hosts=hosts,
         multiple=devices * config.accumulate,
         prepare=pipeline.random_crop(stage.crop, stage.scale) if stage.crop else None,
+        shared=None if prior is None else prior.shared(null),
     )
 
 
@@ -252,6 +292,8 @@ def run_finetuning(
     usable: Callable[[train_state.Params], Any],
     context: FinetuneContext,
     frozen: Callable[[], train_state.Params] | None = None,
+    fixed: tuple[Any, ...] = (),
+    made_from: str = "",
 ) -> Finetuned:
     """Runs the loop for fine-tuning and chooses the parameters to keep.
 
@@ -260,6 +302,8 @@ def run_finetuning(
         sampling: The preview and how to sample it.
         usable: Selects from all parameters those that are stored for use.
         frozen: See ``Checkpoints``.
+        fixed: Further arguments of the loss, which no step changes.
+        made_from: What the step is made of, see ``StoredProgram``.
 
     Raises:
         InputError: ``keep="best"`` is set, and previews to choose by are gone.
@@ -274,7 +318,14 @@ def run_finetuning(
             best = BestCheckpoint(
                 context.folder, context.previews, latest, config.steps
             )
-        hooks = _loop_hooks(config, loss_fn, sampling, usable, best, context)
+        hooks = _loop_hooks(
+            config,
+            lambda params, batch, key: loss_fn(params, batch, key, *fixed),
+            sampling,
+            usable,
+            best,
+            context,
+        )
         final = loop.train(
             name,
             start,
@@ -292,6 +343,8 @@ def run_finetuning(
             metrics=context.metrics,
             stop=context.stop,
             profile=context.profile,
+            fixed=fixed,
+            made_from=made_from,
         )
     if best is None:
         params, summary, step = hooks.inference(final), None, int(final.step)

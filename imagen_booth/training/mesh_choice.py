@@ -29,8 +29,8 @@ def mesh_to_tune(
 ) -> Mesh:
     """The mesh of a run, with room for the largest part that is on it at one time.
 
-    This is the text encoder by itself, or a stage with its optimizer state, average
-    and gradients beside the frozen parameters of the stages before it.
+    This is the text encoder by itself, or a stage with its optimizer state, average,
+    gradients and frozen copy beside the frozen parameters of the stages before it.
 
     Args:
         among: Devices, which may be absent; None for those of this machine.
@@ -52,7 +52,10 @@ def mesh_to_tune(
             tuning, params = job.tuning(stage.name), shapes[stage.name]
             tuning = dataclasses.replace(tuning, steps=max(tuning.steps, 1))
             state = training_shapes(stage.name, params, tuning, dtype)
-            most = max(most, before + _size(state))
+            held = before + _size(state)
+            if job.frozen_prior(stage.name) is not None and not tuning.adapts:
+                held += frozen(params)
+            most = max(most, held)
             before += frozen(params)
         return most
 

@@ -74,7 +74,7 @@ def check_run(job: Job, work: RunDirectory) -> AcceptedRun:
     dtype = activation_dtype(job.dtype)
     processes.decide(lambda: check_steps(job, work))
     check_settings(job, cascade)
-    subject_photos.check_class_noun(job.subject)
+    subject_photos.check_class_noun(job.subject, job.prior)
     prompts = check_prompts(job, cascade)
     for name in ("text", *(stage.name for stage in cascade.stages)):
         found = load.find(cascade, name, getattr(job.weights, name))
@@ -135,14 +135,15 @@ def check_sampler(stage: Stage, config: sampler.SamplerConfig) -> None:
     """Checks that a stage can be sampled as the settings say.
 
     Raises:
-        InputError: Its network predicts no variance, or its schedule lacks the steps.
+        InputError: Its network predicts no variance, its schedule lacks the steps, or
+            none of them is in the interval of guidance.
     """
     if config.variance == "learned" and not stage.learned_variance:
         raise InputError(
             f"a sampler of {stage.name} has variance='learned', but its network "
             "predicts no variance; give variance=0.0"
         )
-    sampler.plan(stage.schedule, config)
+    sampler.network_calls(stage.schedule, config)
 
 
 def check_prompts(job: Job, cascade: Cascade) -> PromptTexts:
@@ -284,13 +285,15 @@ def stage_recipe(
         reading: What prompts mean to the network, see ``SubjectPrompts.reading``.
         weights: Fingerprint of the network.
     """
-    config = job.tuning(stage.name)
+    config, frozen = job.tuning(stage.name), job.frozen_prior(stage.name)
+    used = job.uses_class_images(stage.name)
     return {
         "cascade": job.cascade,
         "weights": weights,
         "text": reading,
         **_common_recipe(job, prompts, photos, dtype),
-        "class_images": recipe(job.class_images) if config.class_rows else None,
+        "class_images": recipe(job.class_images) if used else None,
+        **({"frozen_model": recipe(frozen)} if frozen else {}),
         stage.name: recipe(config, *_changeable(job, config)),
         **_adapter_recipe(stage, config),
     }

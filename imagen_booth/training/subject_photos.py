@@ -10,7 +10,7 @@ from etils import epath
 
 from imagen_booth import storage
 from imagen_booth.cascade import Cascade
-from imagen_booth.config.schema import Job, Subject
+from imagen_booth.config.schema import CLASS_IMAGES, FROZEN_MODEL, Job, Subject
 from imagen_booth.data import image_files, photos
 from imagen_booth.data.photos import CheckedPhotos
 from imagen_booth.distributed import processes
@@ -52,8 +52,11 @@ def save_crops(subject: Subject, checked: CheckedPhotos, workdir: epath.Path) ->
         image_files.save_png(workdir / "photos" / "contact_sheet.png", sheet)
 
 
-def check_class_noun(subject: Subject) -> None:
+def check_class_noun(subject: Subject, prior: str = CLASS_IMAGES) -> None:
     """Checks the class noun.
+
+    Args:
+        prior: Targets of the prior term, which the class prompt is for.
 
     Raises:
         InputError: It is empty or a prompt, or names a person and ``consent`` is not
@@ -61,8 +64,11 @@ def check_class_noun(subject: Subject) -> None:
     """
     noun = subject.class_noun
     if not noun.strip():
+        needed = ""
+        if prior == FROZEN_MODEL:
+            needed = f", but config.prior={prior!r} predicts images of a class prompt"
         raise InputError(
-            "config.subject.class_noun is empty; say what the subject is, "
+            f"config.subject.class_noun is empty{needed}; say what the subject is, "
             "e.g. --config.subject.class_noun=dog"
         )
     alone = prompts.noun_of(noun)

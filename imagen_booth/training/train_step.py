@@ -25,10 +25,11 @@ from jaxtyping import Array
 
 from imagen_booth import train_state as states
 from imagen_booth.cascade import Stage
-from imagen_booth.denoiser import condition, predict
+from imagen_booth.denoiser import Prediction, condition, predict
 from imagen_booth.diffusion import augment, loss, process
 from imagen_booth.diffusion.schedule import TableSchedule
 from imagen_booth.models.hint import hint
+from imagen_booth.training.frozen_targets import ClassRows, NoisyRows
 
 Batch = dict[str, Array]
 
@@ -72,6 +73,7 @@ def batch_loss(
     params: states.Params,
     batch: Batch,
     key: Array,
+    class_rows: Callable[..., ClassRows] | None = None,
 ) -> tuple[Array, dict[str, Array]]:
     """Weighted denoising loss of a batch.
 
@@ -85,6 +87,8 @@ def batch_loss(
             ``null`` [L, D] with ``null_mask`` [L]; super-resolution adds ``low``
             [B, h, w, 3].
         key: Randomness of this batch: noise, times, null text, levels.
+        class_rows: ``FrozenPrior.class_rows`` of a stage with its frozen weights, where
+            the frozen model gives the targets of the class rows.
 
     Returns:
         Loss [], and sums over the rows: {"loss", "sum_subject", "rows_subject",
@@ -108,28 +112,51 @@ def batch_loss(
 
     t = stage.schedule.draw(time_key, (rows,))
     eps = hint(jax.random.normal(noise_key, x0.shape))
-    xt = process.add_noise(x0, eps, stage.schedule.alpha(t), stage.schedule.sigma(t))
+    alpha, sigma = stage.schedule.alpha(t), stage.schedule.sigma(t)
+    xt = process.add_noise(x0, eps, alpha, sigma)
+    frozen = target = None
+    if class_rows is not None:
+        null = (batch["null"], batch["null_mask"]) if "null" in batch else None
+        noisy = NoisyRows(xt, t, text, text_mask, cond)
+        frozen = class_rows(batch["group"] == CLASS, noisy, null, key)
+        xt = frozen.put(frozen.xt, xt)
+        target = process.target(stage.prediction, x0, eps, alpha, sigma)
+        target = frozen.put(frozen.prediction.raw, target)
 
     def apply(*inputs):
         return unet(params["unet"], *inputs)
 
     out = predict(stage, apply, xt, t, text, text_mask, cond)
+    logsnr = stage.schedule.logsnr(t)
     rows_loss = loss.per_example(
-        out.raw,
-        stage.prediction,
-        x0,
-        eps,
-        stage.schedule.logsnr(t),
-        config.weighting,
+        out.raw, stage.prediction, x0, eps, logsnr, config.weighting, target
     )
     if config.hybrid and out.frac is not None:
-        assert isinstance(stage.schedule, TableSchedule)
-        rows_loss += loss.variational_bound(
-            stage.schedule, t, x0, eps, out.eps, out.frac
-        )
+        rows_loss += _bound(stage, t, x0, eps, out, batch["group"], frozen)
 
     total = loss.weighted_sum(rows_loss, batch["weight"])
     return total, {"loss": total} | _group_sums(rows_loss, batch["group"])
+
+
+def _bound(
+    stage: Stage,
+    t: Array,
+    x0: Array,
+    eps: Array,
+    out: Prediction,
+    group: Array,
+    frozen: ClassRows | None,
+) -> Array:
+    """The term of each row, [B], that trains a learned variance."""
+    assert isinstance(stage.schedule, TableSchedule)
+    assert out.frac is not None
+    bound = loss.variational_bound(stage.schedule, t, x0, eps, out.eps, out.frac)
+    if frozen is None or frozen.prediction.frac is None:
+        return bound
+    other = frozen.put(frozen.prediction.eps, eps)
+    frac = frozen.put(frozen.prediction.frac, jnp.zeros_like(out.frac))
+    divergence = loss.step_divergence(stage.schedule, t, other, frac, out.eps, out.frac)
+    return jnp.where(group == CLASS, divergence, bound)
 
 
 def _batch_text(
@@ -164,21 +191,24 @@ def _group_sums(rows_loss: Array, group: Array) -> dict[str, Array]:
 
 
 def make_step(
-    loss_fn: Callable[[states.Params, Batch, Array], tuple[Array, dict[str, Array]]],
+    loss_fn: Callable[..., tuple[Array, dict[str, Array]]],
     optimizer: optax.GradientTransformation,
     *,
     seed: int,
     ema: float = 0.0,
     accumulate: int = 1,
-) -> Callable[[states.TrainState, Batch], tuple[states.TrainState, dict[str, Array]]]:
-    """A pure ``(state, batch) -> (state, metrics)``.
+) -> Callable[..., tuple[states.TrainState, dict[str, Array]]]:
+    """A pure ``(state, batch, *fixed, ok=True) -> (state, metrics)``.
 
     Randomness comes from ``seed`` and the step counter alone, so a continued run
     repeats nothing.  A step whose loss or gradient is not finite changes only
-    ``metrics["finite"]``: the caller stops with the last good state in hand.
+    ``metrics["finite"]``, and so does one that is called with ``ok=False``: a caller
+    that passes each step's ``finite`` to the next and looks at it later stops with the
+    last good state in hand.
 
     Args:
-        loss_fn: ``(params, batch, key) -> (loss, sums)`` as ``batch_loss``.
+        loss_fn: ``(params, batch, key, *fixed) -> (loss, sums)`` as ``batch_loss``;
+            ``fixed`` is what no step changes or donates, such as frozen weights.
         accumulate: micro-batches per step.  Exact: weights were normalised over the
             whole batch.
 
@@ -186,11 +216,11 @@ def make_step(
     a group without rows reports NaN.
     """
 
-    def step(state, batch):
+    def step(state, batch, *fixed, ok=True):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
 
         def loss_of(trainable, rows, key):
-            return loss_fn(states.merge(trainable, state.frozen), rows, key)
+            return loss_fn(states.merge(trainable, state.frozen), rows, key, *fixed)
 
         gradient = jax.value_and_grad(loss_of, has_aux=True)
         if accumulate == 1:
@@ -201,7 +231,7 @@ def make_step(
             )
         metrics = _means(sums)
         norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm) & ok
         with jax.numpy_dtype_promotion("standard"):  # optax counts steps in int32
             updates, opt_state = optimizer.update(
                 grads, state.opt_state, state.trainable

@@ -113,12 +113,25 @@ def network(cascade: Cascade, name: str, dtype: Any) -> tuple[Any, Callable[...,
     def init(key: jax.Array) -> Params:
         return dict(module.init(key, *_example(cascade, name))["params"])
 
-    def apply(params: Params, *inputs: Any) -> Any:
-        if name != "text" and not text.masked:
-            inputs = (*inputs[:3], None, *inputs[4:])
-        return module.apply({"params": params}, *inputs)
+    return init, Forward(module, masked=name == "text" or text.masked)
 
-    return init, apply
+
+@dataclasses.dataclass(frozen=True)
+class Forward:
+    """The forward function of a network; its text says what it computes.
+
+    Attributes:
+        module: The network.
+        masked: Whether it reads the mask of its text.
+    """
+
+    module: Any
+    masked: bool
+
+    def __call__(self, params: Params, *inputs: Any) -> Any:
+        if not self.masked:
+            inputs = (*inputs[:3], None, *inputs[4:])
+        return self.module.apply({"params": params}, *inputs)
 
 
 def _example(cascade: Cascade, name: str) -> tuple[Any, ...]:

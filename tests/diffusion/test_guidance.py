@@ -74,3 +74,24 @@ def test_threshold_by_name(pair):
     np.testing.assert_array_equal(guidance.threshold(x0, "dynamic", 0.95, 1.0), clipped)
     with pytest.raises(InputError, match="'clip'"):
         guidance.threshold(x0, "clip", 0.95)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.3, 0.5, 0.95, 0.995, 1.0])
+def test_quantile_is_that_of_a_sort_to_the_bit(ratio):
+    rng = np.random.default_rng(0)
+    values = np.abs(rng.normal(size=(6, 1001))).astype(np.float32)
+    values[1] = np.round(values[1], 1)  # ties
+    values[2] = 0.0
+    values[3, 7] = np.inf
+    values[4] *= 1e-42  # subnormal
+    values[5, 3] = np.nan
+    found = jax.jit(guidance.quantile, static_argnums=1)(values, ratio)
+    wanted = jax.jit(lambda v: jnp.quantile(v, ratio, axis=1))(values)
+    np.testing.assert_array_equal(found, wanted)
+
+
+def test_a_cap_of_one_is_a_static_threshold(pair):
+    x0 = 2.0 * pair[0]
+    np.testing.assert_array_equal(
+        guidance.dynamic_threshold(x0, 0.9, 1.0), guidance.static_threshold(x0)
+    )

@@ -217,6 +217,62 @@ def test_the_start_is_the_same_for_any_number_of_steps(key):
     assert abs(starts[0] - starts[1]).max() > 0
 
 
+@pytest.mark.parametrize(
+    ("interval", "expected"),
+    [((0.2, 3.0), [0, 0, 1, 1, 0]), ((0.0, 1.0), [0, 0, 0, 1, 1]), (None, [1] * 5)],
+)
+def test_guidance_on_an_interval(interval, expected, key):
+    """The same as a loop that guides the steps inside, and no more network calls."""
+    sigmas = (100.0, 5.0, 2.0, 0.5, 0.1)
+    config = SamplerConfig(
+        "ancestral", sigmas, "sigma", guidance=3.0, guidance_interval=interval
+    )
+    schedule = CosineSchedule()
+    plan = sampler.plan(schedule, config)
+    assert sampler.guided_steps(plan, config).tolist() == expected
+    assert sampler.network_calls(schedule, config) == 5 + sum(expected)
+
+    def denoise(xt, t, guided=True):
+        return jnp.tanh(xt * t) * (0.9 if guided else 0.4), None
+
+    keys = jax.random.split(key, 2)
+    found = sampler.sample(denoise, keys, (2, 2, 3), plan, config)
+    noises = [
+        jax.vmap(lambda k, i=i: jax.random.normal(jax.random.fold_in(k, i), (2, 2, 3)))(
+            keys
+        )
+        for i in range(6)
+    ]
+    xt = noises[0]
+    rows = jax.tree.map(jnp.asarray, plan)
+    for i, guided in enumerate(expected):
+        row = sampler.Plan(*(column[i] for column in rows))
+        x0, _ = denoise(xt, row.t, bool(guided))
+        xt = sampler.advance(row, config, xt, x0, x0, None, noises[i + 1])
+    np.testing.assert_allclose(found, x0, rtol=1e-5, atol=1e-6)
+
+
+def test_a_bad_interval_is_named():
+    for interval in ((5.0, 0.2), (1.0, 1.0), (-1.0, 2.0)):
+        with pytest.raises(InputError, match="guidance_interval is .*lower one first"):
+            SamplerConfig(guidance=2.0, guidance_interval=interval)
+    config = SamplerConfig("ddim", 4, guidance=2.0, guidance_interval=(3e4, 4e4))
+    with pytest.raises(InputError, match="have none inside"):
+        sampler.network_calls(CosineSchedule(), config)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"steps": (1.0, 0.5)}, "spacing is 'linspace'.*time, logsnr, sigma for a"),
+        ({"steps": 5, "spacing": "sigma"}, "spacing is 'sigma'.*linspace"),
+    ],
+)
+def test_a_list_of_steps_says_what_it_is(settings, words):
+    with pytest.raises(InputError, match=words):
+        SamplerConfig(**settings)
+
+
 @pytest.mark.parametrize("g", [0.0, 0.4, 1.0])
 def test_a_constant_learned_variance_is_the_fixed_one(g, key):
     def run(variance, frac):

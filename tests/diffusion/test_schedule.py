@@ -9,6 +9,7 @@ import pytest
 
 from imagen_booth.diffusion.schedule import (
     SECTIONS,
+    STEP_LISTS,
     CosineSchedule,
     LinearSchedule,
     TableSchedule,
@@ -165,3 +166,59 @@ def test_grids_that_do_not_fit_the_schedule():
 def test_schedules_trace_under_jit():
     for schedule in SCHEDULES:
         jax.eval_shape(schedule.alpha, jax.ShapeDtypeStruct((2, 3), jnp.float32))
+
+
+AYS = STEP_LISTS["ays_if"][1]
+
+
+@pytest.mark.parametrize("schedule", [CosineSchedule(), LinearSchedule()])
+@pytest.mark.parametrize("unit", ["time", "logsnr", "sigma"])
+def test_a_list_is_the_same_in_every_unit(schedule, unit):
+    """Continuous laws are inverted to the last digits."""
+    t = np.asarray([0.97, 0.83, 0.4, 0.07])
+    logsnr = schedule.logsnr64(t)
+    values = {"time": t, "logsnr": logsnr, "sigma": np.exp(-0.5 * logsnr)}[unit]
+    np.testing.assert_allclose(schedule.times(tuple(values), unit), t, rtol=1e-9)
+    ends = schedule.logsnr64(np.asarray([1.0, 1e-9]))  # the ends count as inside
+    assert len(schedule.times(tuple(np.exp(-0.5 * ends)), "sigma")) == 2
+
+
+def test_align_your_steps_on_a_continuous_schedule():
+    schedule = CosineSchedule()
+    t = schedule.times("ays_if", "linspace")
+    sigma = np.exp(-0.5 * schedule.logsnr64(t))
+    np.testing.assert_allclose(sigma, AYS, rtol=1e-9)
+    # The law's closed form: sigma over alpha is tan(pi t / 2).
+    np.testing.assert_allclose(t, np.arctan(AYS) * 2 / np.pi, rtol=1e-9)
+
+
+def test_align_your_steps_on_the_table():
+    """Its sigmas are those of the table, rounded: the nearest index is theirs."""
+    table = TableSchedule()
+    t = table.times("ays_if", "leading")
+    assert t.tolist() == [995, 920, 811, 686, 555, 418, 315, 174, 109, 12]
+    sigma = np.exp(-0.5 * table.logsnr64(t))
+    np.testing.assert_allclose(sigma, AYS, rtol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "steps", "unit", "words"),
+    [
+        (CosineSchedule(), (0.5, 0.8), "time", "0.5 is followed by 0.8.*decrease"),
+        (CosineSchedule(), (2.0, 2.0), "sigma", "2 is followed by 2"),
+        (TableSchedule(), (1.0, -1.0), "logsnr", "1 is followed by -1.*increase"),
+        (CosineSchedule(), (), "time", "empty list"),
+        (CosineSchedule(), (1.2, 0.5), "time", "time 1.2.*outside.*0 to 1"),
+        (CosineSchedule(), (0.5, 0.0), "time", "time 0, which is outside"),
+        (CosineSchedule(), (3e4, 1.0), "sigma", r"sigma 30000.*outside"),
+        (CosineSchedule(), (1.0, 0.0), "sigma", "sigma 0, which is outside"),
+        (CosineSchedule(), (1.0, -2.0), "sigma", "sigma -2, which is outside"),
+        (TableSchedule(), (1000.0, 0.0), "time", "time 1000.*0 to 999 .whole"),
+        (TableSchedule(), (500.5, 3.0), "time", "time 500.5.*whole numbers"),
+        (TableSchedule(), (-10.0, float("nan")), "logsnr", "out of order"),
+        (TableSchedule(), (1.0, 0.99999), "sigma", "same time"),
+    ],
+)
+def test_bad_lists_are_named(schedule, steps, unit, words):
+    with pytest.raises(InputError, match=words):
+        schedule.times(steps, unit)

@@ -95,6 +95,40 @@ def test_minutes_add_up():
     assert last.startswith(f"{total:.1f} minutes")
 
 
+def test_forms_without_class_images_pay_the_frozen_model():
+    job = to_job(dreambooth("tiny"))
+    forms, counted = estimate.forms(job, TINY), {}
+    assert list(forms) == [
+        *("as set", "fast", "without class images", "fast, without class images")
+    ]
+    times = {
+        name: estimate.minutes(form, TINY, machine(), counted)
+        for name, form in forms.items()
+    }
+    tasks = {
+        name: {(t.task.part, t.task.what): t.flops for t in found}
+        for name, found in times.items()
+    }
+    images, steps = ("base.sample", "class images"), ("base.train", "steps")
+    with_images, without = tasks["as set"], tasks["without class images"]
+    assert images in with_images
+    assert images not in without
+    assert 1.05 < without[steps] / with_images[steps] < 1.5
+    same = with_images.keys() - {images, steps}
+    assert {key: without[key] for key in same} == {k: with_images[k] for k in same}
+    # 2 + 2 rows and a gradient of twice the forward pass; 2 rows more of it alone.
+    row = with_images[steps] / (4 * 3)
+    assert without[steps] - with_images[steps] == pytest.approx(2 * row, rel=0.3)
+    head, *rows = tpu_report.form_table(times, chips=2, price=3.0)
+    assert "dollars" in head
+    assert [row.startswith(name) for row, name in zip(rows, forms, strict=True)]
+    total = sum(each.minutes for each in times["as set"])
+    assert f"{total / 60 * 2 * 3.0:.2f}" in rows[0]
+    assert "dollars" not in tpu_report.form_table(times, chips=2)[0]
+    frozen = dataclasses.replace(job, prior="frozen_model")
+    assert list(estimate.forms(frozen, TINY)) == ["as set", "fast"]
+
+
 def test_two_chips_take_half_as_long_for_rows_that_divide():
     job = to_job(dreambooth("tiny"))
     job = dataclasses.replace(job, mesh=Mesh(-1, 1))

@@ -48,13 +48,13 @@ PART = Part(network, {}, "base", "random", "1234", "none", False)
 @pytest.fixture
 def drawn(monkeypatch):
     """What was asked of the sampler: the seeds of each group, and its low images."""
-    calls, real = [], class_images.sample_stage
+    calls, real = [], class_images.start_sampling
 
     def draw_stage(*args, **options):
         calls.append((args[-1], options["low"]))
         return real(*args, **options)
 
-    monkeypatch.setattr(class_images, "sample_stage", draw_stage)
+    monkeypatch.setattr(class_images, "start_sampling", draw_stage)
     return calls
 
 
@@ -154,6 +154,26 @@ def test_a_stopped_run_keeps_what_was_drawn(tmp_path, drawn):
     stopped = draw(tmp_path, 6)
     assert [seeds for seeds, _ in drawn] == [[40, 41], [42, 43], [44, 45]]
     np.testing.assert_array_equal(draw(tmp_path / "other", 6), stopped)
+
+
+def test_a_batch_is_written_while_the_next_is_sampled(tmp_path, monkeypatch):
+    order, start, save = [], class_images.start_sampling, class_images._save
+
+    def starting(*args, **options):
+        order.append(("sent", args[-1][0]))
+        return start(*args, **options)
+
+    def saving(*args):
+        order.append(("written", args[3][0] + RECIPE.seed))
+        save(*args)
+
+    monkeypatch.setattr(class_images, "start_sampling", starting)
+    monkeypatch.setattr(class_images, "_save", saving)
+    draw(tmp_path, 6)
+    assert order == [
+        *(("sent", 40), ("sent", 42), ("written", 40)),
+        *(("sent", 44), ("written", 42), ("written", 44)),
+    ]
 
 
 def test_pictures_say_what_made_them(tmp_path):

@@ -1,0 +1,204 @@
+"""Compiled programs on disk: a later start of a job neither traces nor compiles them.
+
+jax's own persistent cache saves the compiler's work, but a program must be traced and
+lowered to be found in it. Here the name of a file follows from what the program is made
+of: the source files of this package, versions, devices, settings of jax, the arguments'
+shapes and shardings, and a description by the caller.
+
+Loading a program unpickles it, and so could run any code. Programs are therefore read
+from a local folder alone, beside jax's cache, that belongs to this user and that nobody
+else can write. Files from a bucket or of another user are never read.
+"""
+
+import functools
+import hashlib
+import logging
+import os
+import pathlib
+import pickle
+import platform
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from typing import Any
+
+import jax
+from jax.experimental import serialize_executable
+
+import imagen_booth
+from imagen_booth import storage
+from imagen_booth.distributed import processes
+from imagen_booth.errors import StorageError
+
+log = logging.getLogger(__name__)
+
+FOLDER = "programs"  # in the folder of jax's persistent cache
+HIT = "/jax/compilation_cache/cache_hits"  # jax's event where its own cache has it
+# Settings of jax that name folders or logs and change no program.
+ELSEWHERE = ("dir", "log", "dump", "cache", "traceback", "explain")
+
+
+class StoredProgram:
+    """A jitted function whose programs are stored, one for each kind of arguments.
+
+    Args:
+        jitted: The function.
+        made_from: Everything that it is made of besides its arguments and the sources
+            of this package, see ``describe``. Functions with equal descriptions are
+            taken to be equal; programs without one are not stored.
+    """
+
+    def __init__(self, jitted: Any, made_from: str):
+        self._jitted, self._made_from = jitted, made_from
+        self._programs: dict[str, Callable[..., Any]] = {}
+        self.lower, self.__wrapped__ = jitted.lower, jitted.__wrapped__
+
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        if self._folder() is None:
+            return self._jitted(*inputs, **named)
+        return self.compile(*inputs, **named)(*inputs, **named)
+
+    def compile(self, *inputs: Any, **named: Any) -> Callable[..., Any]:
+        """The program for these arguments: from memory, from disk, or compiled."""
+        name = _name(self._made_from, inputs, named)
+        if name not in self._programs:
+            stored = self._read(name, _devices((inputs, named)))
+            self._programs[name] = stored or self._make(name, inputs, named)
+        return self._programs[name]
+
+    def _folder(self) -> pathlib.Path | None:
+        return folder() if self._made_from else None
+
+    def _make(
+        self, name: str, inputs: tuple[Any, ...], named: Mapping[str, Any]
+    ) -> Callable[..., Any]:
+        place = self._folder()
+        lowered = self._jitted.lower(*inputs, **named)
+        if place is None:
+            return lowered.compile()
+        program, fresh = _compile_afresh(lowered)
+        if fresh:
+            try:
+                parts = serialize_executable.serialize(program)
+                storage.write_atomic(place / name, pickle.dumps(parts))
+            except (StorageError, ValueError, TypeError, RuntimeError) as error:
+                # Some backends cannot serialise some programs; the run goes on.
+                log.debug("the program %s is not stored: %s", name, error)
+        return program
+
+    def _read(self, name: str, devices: list[Any]) -> Callable[..., Any] | None:
+        place = self._folder()
+        path = None if place is None else place / name
+        if path is None or not path.exists() or not storage.belongs_to_user(path):
+            return None
+        try:
+            parts = pickle.loads(path.read_bytes())
+            return serialize_executable.deserialize_and_load(
+                *parts, execution_devices=devices
+            )
+        except Exception as error:  # damaged, or of a runtime that reads it no longer
+            log.warning("%s cannot be read and is compiled again: %s", path, error)
+            return None
+
+
+def describe(*parts: Any) -> str:
+    """What a function is made of, as text; empty where that cannot be known.
+
+    Args:
+        parts: Frozen dataclasses and plain values that the function closes over. A
+            function among them has no text but its address, which says nothing.
+    """
+    text = repr(parts)
+    return "" if " at 0x" in text else text
+
+
+def folder() -> pathlib.Path | None:
+    """The folder of stored programs; None where there is none that may be read.
+
+    Programs of several hosts are not stored: each would hold only its own part.
+    """
+    place = jax.config.values["jax_compilation_cache_dir"]
+    if not place or storage.is_object_store(place) or processes.count() > 1:
+        return None
+    path = pathlib.Path(place) / FOLDER
+    return path if storage.make_private(path) else None
+
+
+def _compile_afresh(lowered: Any) -> tuple[Any, bool]:
+    """Compiles a program, and says whether the compiler made it.
+
+    A CPU program from jax's own cache cannot be serialised again: it loses its code. So
+    programs that are stored here are not put there.
+    """
+    hits = 0
+
+    def count(event: str, **_: Any) -> None:
+        nonlocal hits
+        hits += event == HIT
+
+    least = "jax_persistent_cache_min_compile_time_secs"
+    before = jax.config.values[least]
+    jax.monitoring.register_event_listener(count)
+    jax.config.update(least, float(10**9))
+    try:
+        program = lowered.compile()
+    finally:
+        jax.config.update(least, before)
+        jax.monitoring.unregister_event_listener(count)
+    return program, hits == 0
+
+
+def _devices(arguments: Any) -> list[Any]:
+    """The devices that a program with these arguments runs on, in its order."""
+    for leaf in jax.tree.leaves(arguments):
+        if isinstance(getattr(leaf, "sharding", None), jax.sharding.NamedSharding):
+            return list(leaf.sharding.mesh.devices.flat)
+    return [jax.devices()[0]]
+
+
+def _name(made_from: str, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> str:
+    """The name of a program's file."""
+    leaves, tree = jax.tree.flatten((inputs, dict(named)))
+    kinds = [
+        (leaf.shape, str(leaf.dtype), repr(getattr(leaf, "sharding", None)))
+        for leaf in leaves
+    ]
+    mesh = jax.sharding.get_abstract_mesh()
+    settings = {
+        name: value
+        for name, value in sorted(jax.config.values.items())
+        if not any(word in name for word in ELSEWHERE)
+    }
+    whole = repr((_sources(), _machine(), settings, mesh, made_from, tree, kinds))
+    return hashlib.sha256(whole.encode()).hexdigest()[:40]
+
+
+@functools.cache
+def _sources() -> str:
+    """Digest of the source files of this package."""
+    digest = hashlib.sha256()
+    for root in imagen_booth.__path__:
+        for path in sorted(pathlib.Path(root).rglob("*.py")):
+            digest.update(str(path.relative_to(root)).encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+@functools.cache
+def _machine() -> tuple[Any, ...]:
+    """Versions, devices, and what else decides which code a compiler makes."""
+    devices = jax.devices()
+    cpu = pathlib.Path("/proc/cpuinfo")
+    flags = [
+        line
+        for line in (cpu.read_text().splitlines() if cpu.exists() else ())
+        if line.startswith(("flags", "Features", "model name"))
+    ]
+    return (
+        platform.python_version(),
+        platform.machine(),
+        sorted(set(flags)),
+        [metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax")],
+        devices[0].client.platform_version,
+        [(device.id, device.device_kind) for device in devices],
+        {name: os.environ.get(name) for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")},
+    )

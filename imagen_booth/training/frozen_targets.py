@@ -1,0 +1,207 @@
+"""Prior preservation without class images: the frozen model gives the targets.
+
+In the class rows of a step, the trained network reads the class prompt and should
+predict what the frozen network predicts for the same noisy image. Before the first
+step both agree, so the term is 0 and has no gradient; later it holds the network's
+predictions for the class where they were. Which noisy images these are is a setting,
+see ``config.schema.FrozenModel``.
+"""
+
+import dataclasses
+import fractions
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from imagen_booth import train_state as states
+from imagen_booth.cascade import Stage
+from imagen_booth.config.schema import FrozenModel, Job
+from imagen_booth.data.examples import Embedding, ImagePair
+from imagen_booth.data.pipeline import Example
+from imagen_booth.denoiser import Condition, Prediction, guided_denoiser, predict
+from imagen_booth.diffusion import process
+from imagen_booth.diffusion.sampler import SamplerConfig
+from imagen_booth.diffusion.schedule import TableSchedule
+from imagen_booth.models.hint import hint
+from imagen_booth.weights.load import to_frozen
+
+STREAM = 1  # folded into a step's key for the noise of the class rows
+
+
+class NoisyRows(NamedTuple):
+    """Rows of a batch as a network sees them.
+
+    Attributes:
+        xt: Noisy images, [B, H, W, 3].
+        t: Times, [B].
+        text: Text embeddings, [B, L, D].
+        mask: Their mask, [B, L].
+        cond: The low-res images; None for the base stage.
+    """
+
+    xt: Array
+    t: Array
+    text: Array
+    mask: Array
+    cond: Condition | None
+
+
+class ClassRows(NamedTuple):
+    """The class rows of a batch, as the frozen model sees them.
+
+    Attributes:
+        index: Their places in the batch, [n] int; where there are fewer than n, the
+            number of rows of the batch, which is no place.
+        xt: Their noisy images, [n, H, W, 3].
+        prediction: The frozen model's prediction for these.
+    """
+
+    index: Array
+    xt: Array
+    prediction: Prediction
+
+    def put(self, values: Array, where: Array) -> Array:
+        """``where`` [B, ...] with ``values`` [n, ...] in the class rows."""
+        return where.at[self.index].set(values, mode="drop")
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenPrior:
+    """How the frozen model gives the class rows of a stage their targets.
+
+    Attributes:
+        settings: Noisy images of the class rows.
+        dtype: Dtype of the activations, to which the copied weights are cast.
+        rows: Most class rows in a micro-batch.
+    """
+
+    settings: FrozenModel
+    dtype: Any
+    rows: int
+
+    def shared(self, null: Embedding | None) -> Example:
+        """Entries of every batch besides its rows: the null text, for guidance."""
+        if self.settings.from_noise == 0 or self.settings.guidance == 1.0:
+            return {}
+        assert null is not None
+        return {"null": null.text, "null_mask": null.mask}
+
+    def class_rows(
+        self,
+        stage: Stage,
+        unet: Callable[..., Array],
+        params: states.Params,
+        is_class: Array,
+        rows: NoisyRows,
+        null: tuple[Array, Array] | None,
+        key: Array,
+    ) -> ClassRows:
+        """The class rows of a batch and the frozen model's predictions for them.
+
+        Args:
+            unet: The network, ``(params, x, time, text, mask, level) -> out``.
+            params: The frozen weights; with an adapter, those that it is added to.
+            is_class: Which rows of the batch are those of the class, bool [B].
+            rows: The batch; images are photos with noise.
+            null: Null text [L, D] and its mask [L]; needed for guidance.
+            key: Randomness of the batch.
+        """
+        index = jnp.nonzero(is_class, size=self.rows, fill_value=len(is_class))[0]
+        rows = jax.tree.map(
+            lambda leaf: hint(jnp.take(leaf, index, axis=0, mode="clip")), rows
+        )
+        apply = functools.partial(unet, jax.lax.stop_gradient(params))
+        if self.settings.from_noise > 0:
+            carried_key, share_key = jax.random.split(jax.random.fold_in(key, STREAM))
+            carried = self._carried(stage, apply, rows, null, carried_key)
+            share = jax.random.uniform(share_key, rows.t.shape)
+            chosen = (share < self.settings.from_noise)[:, None, None, None]
+            rows = rows._replace(xt=jnp.where(chosen, carried, rows.xt))
+        prediction = predict(stage, apply, *rows)
+        return jax.lax.stop_gradient(ClassRows(index, rows.xt, prediction))
+
+    def _carried(
+        self,
+        stage: Stage,
+        apply: Callable[..., Array],
+        rows: NoisyRows,
+        null: tuple[Array, Array] | None,
+        key: Array,
+    ) -> Array:
+        """Pure noise, brought to the times of the rows by the frozen model with DDIM.
+
+        Each row has ``steps`` steps, evenly spread between the schedule's noisiest time
+        and its own.
+        """
+        steps, schedule = self.settings.steps, stage.schedule
+        config = SamplerConfig(
+            "ddim", steps, guidance=self.settings.guidance, threshold="static"
+        )
+        text, mask = rows.text, rows.mask
+        away, away_mask = null or (text, mask)  # without guidance these are unused
+        away, away_mask = (
+            jnp.broadcast_to(away, text.shape),
+            jnp.broadcast_to(away_mask, mask.shape),
+        )
+        denoise = guided_denoiser(
+            stage, apply, text, mask, away, away_mask, rows.cond, config
+        )
+        noisiest = float(schedule.times(1, "linspace")[0])
+
+        def time_at(step: Array) -> Array:
+            share = step / steps
+            time = (1.0 - share) * noisiest + share * rows.t
+            return jnp.round(time) if isinstance(schedule, TableSchedule) else time
+
+        def scales(time: Array) -> tuple[Array, Array]:
+            return schedule.alpha(time), schedule.sigma(time)
+
+        def step(xt: Array, number: Array) -> tuple[Array, None]:
+            now, then = time_at(number), time_at(number + 1.0)
+            x0, _ = denoise(xt, now)
+            eps = process.convert(x0, "x0", xt, *scales(now))[1]
+            return process.add_noise(x0, eps, *scales(then)), None
+
+        noise = hint(jax.random.normal(key, rows.xt.shape))
+        return jax.lax.scan(step, noise, jnp.arange(steps, dtype=jnp.float32))[0]
+
+
+def copy_params(params: states.Params, dtype: Any) -> states.Params:
+    """Copies a network's weights in the dtypes in which it uses them.
+
+    The copies are arrays of their own, so the originals can be donated. Networks cast
+    their weights on every use, so the copy predicts the same.
+
+    Args:
+        dtype: Dtype of the activations, see ``weights.load.to_frozen``.
+    """
+    # A cast to the same dtype is no copy: jit would return the original.
+    copy = jax.jit(
+        lambda tree: jax.tree.map(jnp.copy, to_frozen(tree, dtype)),
+        out_shardings=jax.tree.map(lambda leaf: leaf.sharding, params),
+    )
+    return copy(params)
+
+
+def repeat_photos(photos: Sequence[ImagePair], share: float) -> list[ImagePair]:
+    """The photos, each as often as a ``share`` of its rows with null text needs."""
+    times = fractions.Fraction(share).limit_denominator(1000).denominator
+    return [photo for photo in photos for _ in range(times)]
+
+
+def prior_of(job: Job, stage: str, devices: int, dtype: Any) -> FrozenPrior | None:
+    """How the frozen model gives a job's class rows their targets; None if it does not.
+
+    Args:
+        devices: Devices of all hosts, over which the class rows are spread.
+        dtype: Dtype of the activations.
+    """
+    settings, tuning = job.frozen_prior(stage), job.tuning(stage)
+    if settings is None:
+        return None
+    rows = -(-tuning.class_rows // tuning.accumulate)
+    return FrozenPrior(settings, dtype, -(-rows // devices) * devices)
