@@ -103,10 +103,16 @@ def _parse(doc: str | None, verbs: Mapping[str, int] | None) -> list[str]:
 def _start_logging() -> None:
     """Shows the package's own log lines, and of other libraries warnings alone."""
     absl_logging.set_verbosity(absl_logging.WARNING)
+    absl_logging.get_absl_logger().addFilter(_is_not_raised_too)
     ours = logging.getLogger("imagen_booth")
     ours.setLevel(logging.INFO)
     ours.propagate = False
     ours.addHandler(_ProgressSafeHandler())
+
+
+def _is_not_raised_too(record: logging.LogRecord) -> bool:
+    """False for tracebacks that orbax logs from its threads: it raises them too."""
+    return not (record.exc_info and "orbax" in pathlib.PurePath(record.pathname).parts)
 
 
 def _open_closed_streams() -> None:

@@ -1,6 +1,7 @@
 """Wrong use, a wrong environment and closed streams end without a traceback."""
 
 import errno
+import logging
 import os
 import subprocess
 import sys
@@ -147,6 +148,20 @@ def test_pipe_without_a_reader_ends_silently(stream, flag, code):
     os.close(write)
     assert done.returncode == code
     assert "Error" not in f"{done.stdout} {done.stderr}"
+
+
+@pytest.mark.parametrize(
+    ("path", "error", "shown"),
+    [
+        ("/x/orbax/checkpoint/threads.py", ValueError("full"), False),
+        ("/x/orbax/checkpoint/threads.py", None, True),
+        ("/x/grain/threads.py", ValueError("full"), True),
+    ],
+)
+def test_orbax_logs_no_traceback_of_an_error_that_it_raises(path, error, shown):
+    about = error and (type(error), error, None)
+    record = logging.LogRecord("absl", logging.ERROR, path, 1, "failed", (), about)
+    assert cli._is_not_raised_too(record) == shown
 
 
 def test_broken_connection_of_a_file_is_a_storage_error(monkeypatch, capsys):
