@@ -6,7 +6,7 @@ the batch that would have come next.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import grain
@@ -111,8 +111,8 @@ def batches(
     return grain.MapDataset.range(2**31 - 1).map(batch_at)
 
 
-def iterate(dataset: grain.MapDataset) -> Iterator[Example]:
-    """Iterates over batches, with ``READ_AHEAD`` of them made ahead of the step.
+def iterate(dataset: grain.MapDataset) -> Any:
+    """Grain's iterator over batches, with ``READ_AHEAD`` of them made ahead of the step.
 
     grain's own default is 500 batches, which takes gigabytes at high resolutions.
     """
