@@ -112,7 +112,7 @@ def batches(
 
 
 def iterate(dataset: grain.MapDataset) -> Any:
-    """Grain's iterator over batches, with ``READ_AHEAD`` of them made ahead of the step.
+    """Grain's iterator over batches, ``READ_AHEAD`` of them made before their step.
 
     grain's own default is 500 batches, which takes gigabytes at high resolutions.
     """
