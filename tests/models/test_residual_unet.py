@@ -14,7 +14,8 @@ from flax import linen as nn
 from imagen_booth import models
 from imagen_booth.cascade import PHOTO_STAGE
 from imagen_booth.diffusion import augment
-from imagen_booth.models import ResidualUNetConfig
+from imagen_booth.diffusion.schedule import CosineSchedule
+from imagen_booth.models import ResidualUNetConfig, residual_unet
 
 SMALL = ResidualUNetConfig(
     widths=(8, 12),
@@ -27,7 +28,7 @@ SMALL = ResidualUNetConfig(
     text_width=6,
     pool_heads=2,
 )
-PHOTO = models.SIZES["photo_sr1024"]
+PHOTO = residual_unet.SIZES["photo_sr1024"]
 
 
 def draw_inputs(key, t, level, size=16, batch=2):
@@ -75,7 +76,7 @@ def test_untrained_it_is_the_best_linear_estimate(key, network, t, level):
     out = np.asarray(network.apply(params, *inputs))
     xt, low = np.split(np.asarray(inputs[0], np.float64), 2, axis=-1)
     base = low / math.sqrt(1 - level)
-    logsnr = PHOTO_STAGE.schedule.logsnr64(np.float64(np.float32(t)))
+    logsnr = PHOTO_STAGE.schedule.logsnr64(np.array(t, np.float32))
     alpha, sigma = (
         1 / math.sqrt(1 + math.exp(-logsnr)),
         1 / math.sqrt(1 + math.exp(logsnr)),
@@ -87,9 +88,9 @@ def test_untrained_it_is_the_best_linear_estimate(key, network, t, level):
 
 
 def test_the_stage_has_the_schedule_of_its_network():
-    assert PHOTO_STAGE.schedule.shift == PHOTO.shift
-    t = np.float32(0.5)  # noise is as strong as the residual there
-    ratio = np.exp(-0.5 * PHOTO_STAGE.schedule.logsnr64(t))
+    assert PHOTO_STAGE.schedule == CosineSchedule(shift=PHOTO.shift)
+    middle = np.array(0.5)  # noise is as strong as the residual there
+    ratio = np.exp(-0.5 * PHOTO_STAGE.schedule.logsnr64(middle))
     assert ratio == pytest.approx(PHOTO.residual_std, rel=0.01)
 
 
