@@ -274,12 +274,12 @@ def _paper(job: Job) -> Job:
     )
 
 
-# Rates of adapters by cascade, of the base stage and of super-resolution. Those of IF
-# move a kernel about as far as the 1200 steps at 5e-6 (times 4 rows) of diffusers'
-# guide, whose A starts 20 times larger than peft's. Those of toybox are ten times those
-# of whole stages at most, the usual ratio.
-_LORA_RATES = {"toybox": (3e-3, 1e-3), "tiny": (1e-2, 1e-2), "imagen": (3e-4, 1e-4)}
-_LORA_RATES |= dict.fromkeys(("if_m", "if_l", "if_xl"), (3e-4, 1e-4))
+# Rates of adapters by cascade, of each stage. Those of IF move a kernel about as far as
+# the 1200 steps at 5e-6 (times 4 rows) of diffusers' guide, whose A starts 20 times
+# larger than peft's. Those of toybox are five to ten times those of whole stages, the
+# usual ratio. Neither is measured.
+_LORA_RATES = {"toybox": (3e-3, 1e-3, 3e-4), "tiny": (1e-2, 1e-2, 1e-2)}
+_LORA_RATES |= dict.fromkeys(("imagen", "if_m", "if_l", "if_xl"), (3e-4, 1e-4, 1e-4))
 
 
 def _lora(job: Job) -> Job:
@@ -288,7 +288,7 @@ def _lora(job: Job) -> Job:
     if job.cascade == "tiny":
         # With random weights the last layer is zero and has to train too.
         adapter = Adapter(LORA, 4, 4.0, "all")
-    base, sr = _LORA_RATES[job.cascade]
+    base, low, high = _LORA_RATES[job.cascade]
     small = job.cascade in ("toybox", "tiny")
 
     def adapted(tuning: FineTuning, lr: float) -> FineTuning:
@@ -299,7 +299,7 @@ def _lora(job: Job) -> Job:
         remat = tuning.remat or not small
         return dataclasses.replace(tuning, adapter=adapter, optim=optim, remat=remat)
 
-    sr256, sr1024 = adapted(job.sr256, sr), adapted(job.sr1024, sr)
+    sr256, sr1024 = adapted(job.sr256, low), adapted(job.sr1024, high)
     if job.cascade.startswith("if_"):
         # Beside the base stage of if_xl, one v5e chip has room for two rows of 256 px.
         sr256 = dataclasses.replace(sr256, accumulate=2)

@@ -127,10 +127,9 @@ def test_an_interrupted_run_ends_the_same(job, finished, tmp_path, monkeypatch):
     assert one.keys() == other.keys()
     for name, leaf in one.items():
         np.testing.assert_array_equal(leaf, other[name], err_msg=name)
-    shown = [
-        each / "samples/previews/base/step_000003.png" for each in (finished, work)
-    ]
-    np.testing.assert_array_equal(*map(image_files.load_png, shown))
+    last = "samples/previews/base/step_000003.png"
+    one, other = (image_files.load_png(each / last) for each in (finished, work))
+    np.testing.assert_array_equal(one, other)
 
 
 def test_an_export_is_read_back_and_merged(job, finished, before, tmp_path):

@@ -21,13 +21,19 @@ TINY = by_name("tiny")
 RANK = 3
 
 
-def random_adapter(stage: str, kernels: str, rank: int = RANK) -> dict:
-    """Neither A nor B is zero, numpy."""
-    shapes, rng = load.shapes(TINY, stage), np.random.default_rng(0)
-    abstract = jax.eval_shape(
-        lambda key: lora.init(key, shapes, kernels, rank), jax.random.key(0)
-    )
+def random(abstract: dict) -> dict:
+    """Numbers in the shapes of a tree, none of them zero."""
+    rng = np.random.default_rng(0)
     return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype("f4"), abstract)
+
+
+def random_adapter(stage: str, kernels: str, rank: int = RANK) -> dict:
+    shapes = load.shapes(TINY, stage)
+    return random(
+        jax.eval_shape(
+            lambda key: lora.init(key, shapes, kernels, rank), jax.random.key(0)
+        )
+    )
 
 
 def write(folder, stage="base", kernels="attention", rank=RANK, scale=1.0):
@@ -74,7 +80,7 @@ def test_a_stated_alpha_is_read(tmp_path):
 
 def test_merged_weights_are_the_sum(tmp_path):
     """Of float64 numbers, in a folder of weights of ours."""
-    weights = load.random_params(TINY, "base")
+    weights = random(load.shapes(TINY, "base"))
     held = {path: tensor_files.held(leaf) for path, leaf in flatten(weights).items()}
     folder, adapter = epath.Path(tmp_path / "own"), write(tmp_path, kernels="all")
     native.write(folder, "base", held, None, {"licence": "none"})
@@ -96,7 +102,7 @@ def folders(tmp_path):
     write(tmp_path / "low")
     whole = epath.Path(tmp_path / "whole")
     for stage in ("base", "sr256"):
-        flat = flatten(load.random_params(TINY, stage))
+        flat = flatten(random(load.shapes(TINY, stage)))
         held = {path: tensor_files.held(leaf) for path, leaf in flat.items()}
         native.write(whole, stage, held, None, {"licence": "none"})
     native.record(whole, cascade="tiny")
