@@ -305,8 +305,8 @@ def test_gallery_compare_and_delete(new_page, base_root):
     with page.expect_download() as download:
         page.get_by_role("button", name="Download it").click()
     with Image.open(io.BytesIO(download.value.path().read_bytes())) as image:
-        assert image.text["prompt"]
-        assert image.text["run"] == "rex"
+        assert image.info["prompt"]
+        assert image.info["run"] == "rex"
     page.get_by_role("button", name="Make a zip").click()
     with page.expect_download() as download:
         page.get_by_role("button", name="Download the zip").click()
@@ -316,8 +316,9 @@ def test_gallery_compare_and_delete(new_page, base_root):
     report.value.get_by_role("heading").first.wait_for()
     page.get_by_role("button", name="Export", exact=True).click()
     queue = Queue(base_root)
-    until(lambda: queue.latest("rex").kind == "convert", PATIENCE)
-    until(lambda: queue.latest("rex").state == DONE)
+    until(lambda: queue.latest("rex", "convert"), PATIENCE)
+    until(lambda: queue.records()[-1].state == DONE)
+    assert queue.records()[-1].kind == "convert"
     assert list((base_root / "rex" / "export" / "full").iterdir())
     open_tab(page, "Runs")
     choose(page, "Run on the left", "rex")

@@ -20,7 +20,7 @@ SIZES = [("largest", 0), ("64 px, quick", 64), ("256 px", 256)]
 EMPTY = "No pictures yet. They appear here when training is done."
 
 
-def build(booth: Booth, run: gr.Dropdown) -> tuple[Any, list[Any]]:
+def build(booth: Booth, run: gr.Dropdown) -> tuple[Any, list[Any], list[Any]]:
     """Adds the tab's components and events.
 
     Returns:
