@@ -3,6 +3,7 @@
 python -m pytest -m web tests/test_web.py
 """
 
+import functools
 import io
 import json
 import os
@@ -51,18 +52,34 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def address(root):
-    with served(root) as opened:
+    """A page without a device: those belong to the jobs, so the page takes none."""
+    with served(root, environ={"JAX_PLATFORMS": "none"}) as opened:
         yield opened
 
 
 @pytest.fixture
-def page(browser, address):
-    opened = browser.new_page(viewport={"width": 1280, "height": 900})
-    opened.set_default_timeout(1000 * PATIENCE)
-    opened.goto(address)
-    opened.get_by_role("tab", name="Photos").wait_for()
-    yield opened
-    opened.close()
+def tab(browser):
+    """Opens tabs of the browser."""
+    opened = []
+
+    def open_page(address, **settings):
+        page = browser.new_page(
+            **{"viewport": {"width": 1280, "height": 900}} | settings
+        )
+        page.set_default_timeout(1000 * PATIENCE)
+        page.goto(address)
+        page.get_by_role("tab", name="Photos").wait_for()
+        opened.append(page)
+        return page
+
+    yield open_page
+    for page in opened:
+        page.close()
+
+
+@pytest.fixture
+def page(tab, address):
+    return tab(address)
 
 
 def upload(page, photos, noun, cascade="tiny", name=""):
@@ -140,9 +157,23 @@ def test_files_outside_the_root_are_not_served(address, root):
     (root / "dog").rmdir()
 
 
+@pytest.fixture(scope="module")
+def whole_root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "runs"
+    yield folder
+    end_jobs(folder)
+
+
+@pytest.fixture(scope="module")
+def whole_address(whole_root):
+    with served(whole_root) as opened:
+        yield opened
+
+
 @pytest.mark.web
-def test_from_photos_to_sampled_pictures(page, photos, root):
-    """Upload, train to the end, previews as they come, gallery, two prompts."""
+def test_from_photos_to_the_end_of_training(tab, photos, whole_root, whole_address):
+    """Upload and train; previews as they come; the job outlives the browser's tab."""
+    page, root = tab(whole_address), whole_root
     upload(page, photos, "dog", name="rex")
     page.get_by_role("button", name="Start training").click()
     progress = page.locator("#progress")
@@ -155,7 +186,8 @@ def test_from_photos_to_sampled_pictures(page, photos, root):
 
 
 @pytest.mark.web
-def test_sampling_with_the_finished_run(page, root):
+def test_sampling_with_the_finished_run(tab, whole_root, whole_address):
+    page = tab(whole_address)
     until(lambda: value(page, "#now") == "Nothing is running.", PATIENCE)
     open_tab(page, "Training")
     until(lambda: "done" in page.locator("#progress").inner_text(), PATIENCE)
@@ -169,8 +201,7 @@ def test_sampling_with_the_finished_run(page, root):
         page.locator("#gallery button img").first.click()
         page.get_by_role("button", name="Download it").click()
     assert download.value.path().read_bytes()[:4] == b"\x89PNG"
-    listed = json.dumps([each.command for each in Queue(root).records()])
-    assert "--prompt=a red [V] [N]" in listed
+    assert "--prompt=a red [V] [N]" in Queue(whole_root).records()[-1].command
 
 
 # The base stage alone is trained, which is quicker.
@@ -192,23 +223,9 @@ def base_address(base_root):
 
 
 @pytest.fixture
-def new_page(browser, base_address):
-    """Opens tabs of a browser on the page whose runs train the base stage alone."""
-    opened = []
-
-    def open_page(**settings):
-        page = browser.new_page(
-            **{"viewport": {"width": 1280, "height": 900}} | settings
-        )
-        page.set_default_timeout(1000 * PATIENCE)
-        page.goto(base_address)
-        page.get_by_role("tab", name="Photos").wait_for()
-        opened.append(page)
-        return page
-
-    yield open_page
-    for page in opened:
-        page.close()
+def new_page(tab, base_address):
+    """Opens tabs on the page whose runs train the base stage alone."""
+    return functools.partial(tab, base_address)
 
 
 def start(page, photos, noun, name):
