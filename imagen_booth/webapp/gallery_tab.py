@@ -205,12 +205,12 @@ class _GalleryTab:
         """Shows a picture's metadata, and its buttons."""
         run = self.booth.open(name)
         listed = {
-            picture.path.name: picture for picture in self._pictures(run, only)[:SHOWN]
+            picture.path.resolve(): picture
+            for picture in self._pictures(run, only)[:SHOWN]
         }
-        file = pathlib.Path(str(event.value["image"]["path"])).name
-        if file not in listed:
+        picture = listed.get(pathlib.Path(str(event.value["image"]["path"])).resolve())
+        if picture is None:
             raise InputError("this picture is gone; reload the page")
-        picture = listed[file]
         relative = str(picture.path.relative_to(run.path))
         return (
             relative,
