@@ -86,7 +86,7 @@ def build(booth: Booth, run: gr.Dropdown, tabs: gr.Tabs) -> None:
                 label="Check of the photos",
                 interactive=False,
                 wrap=True,
-                column_widths=["25%", "15%", "60%"],
+                column_widths=["25%", "20%", "55%"],
                 elem_id="verdicts",
             )
     with gr.Row():
@@ -126,7 +126,7 @@ def build(booth: Booth, run: gr.Dropdown, tabs: gr.Tabs) -> None:
         label="Check of the job",
         interactive=False,
         wrap=True,
-        column_widths=["15%", "15%", "70%"],
+        column_widths=["20%", "20%", "60%"],
         visible=False,
         elem_id="findings",
     )
