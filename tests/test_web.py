@@ -430,7 +430,20 @@ def test_events_take_no_paths(address, root, tmp_path):
     asked = next(each for each in functions if "Class noun" in each)
     for path in (str(secret), "/etc/passwd", "../../../etc/passwd"):
         file = {"path": path, "meta": {"_type": "gradio.FileData"}}
-        values = ["My photos", [file], "centre", 0, 0, "dog", False, "tiny", "", 0, 0]
+        values = [
+            "My photos",
+            [file],
+            "centre",
+            0,
+            0,
+            "dog",
+            False,
+            "tiny",
+            "",
+            "",
+            0,
+            0,
+        ]
         answer = call(address, functions[asked], values)
         assert not answer["success"], path
     for name in ("../secret", str(tmp_path), ".booth"):

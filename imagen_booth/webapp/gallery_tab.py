@@ -85,8 +85,8 @@ def build(booth: Booth, run: gr.Dropdown) -> tuple[Any, list[Any], list[Any]]:
         archive = gr.DownloadButton("Download the zip", visible=False, min_width=200)
         report = gr.Button("Open the report", interactive=False, min_width=200)
     with gr.Row():
-        layout = gr.Radio(
-            list(commands.LAYOUTS), value="full", label="Export the weights"
+        kind = gr.Radio(
+            list(commands.LAYOUTS), value=commands.FULL, label="Export the weights"
         )
         export = gr.Button("Export", min_width=140)
         exported = gr.Textbox(label="Exported to", interactive=False, scale=2)
@@ -102,7 +102,7 @@ def build(booth: Booth, run: gr.Dropdown) -> tuple[Any, list[Any], list[Any]]:
     )
     favourite.click(tab.favour, [run, chosen], favourite, **PRIVATE)
     pack.click(tab.pack, [run, only], archive, **PRIVATE)
-    export.click(tab.export, [run, layout], exported, **PRIVATE)
+    export.click(tab.export, [run, kind], exported, **PRIVATE)
     return tab.refresh, [only], [status, gallery, report]
 
 
@@ -244,14 +244,12 @@ class _GalleryTab:
         return gr.DownloadButton(value=str(target), visible=True)
 
     @explained
-    def export(self, name: str | None, layout: str) -> str:
+    def export(self, name: str | None, kind: str) -> str:
         """Puts an export of the weights into the queue."""
         run = self.booth.open(name)
-        if layout not in commands.LAYOUTS:
-            raise InputError(f"layout {layout!r} is not known; choose another")
         folder = self.booth.root / run.name
-        self.booth.queue.submit(commands.export(folder, layout), run.name)
-        return str(commands.export_folder(folder, layout))
+        self.booth.queue.submit(commands.export(folder, kind, run.config), run.name)
+        return str(commands.export_folder(folder, kind))
 
 
 def _star(is_favourite: bool) -> str:
