@@ -83,6 +83,7 @@ def page(tab, address):
 
 
 def upload(page, photos, noun, cascade="tiny", name=""):
+    open_tab(page, "Photos")
     page.locator("#upload input[type=file]").set_input_files(photos)
     page.get_by_label("Class noun").fill(noun)
     page.get_by_label("Cascade").click()
