@@ -207,7 +207,7 @@ def test_sampling_with_the_finished_run(tab, whole_root, whole_address):
 
 # The base stage alone is trained, which is quicker.
 BASE_ALONE = ("--setting=config.sr256.steps=0", "--setting=config.sr1024.steps=0")
-STEPS = 60
+STEPS = 30
 
 
 @pytest.fixture(scope="module")
