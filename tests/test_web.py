@@ -85,7 +85,7 @@ def page(tab, address):
 def upload(page, photos, noun, cascade="tiny", name=""):
     open_tab(page, "Photos")
     page.locator("#upload input[type=file]").set_input_files(photos)
-    page.get_by_label("Class noun").fill(noun)
+    page.get_by_placeholder("dog, backpack").fill(noun)
     page.get_by_label("Cascade").click()
     page.get_by_role("option", name=cascade, exact=True).click()
     page.get_by_label("Name of the run").fill(name)
@@ -372,7 +372,7 @@ def test_labels_keyboard_phone_and_dark(new_page, photos):
     colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert max(int(each) for each in colour[4:-1].split(",")[:3]) < 60, colour
     open_tab(page, "Photos")
-    page.get_by_label("Class noun").focus()
+    page.get_by_placeholder("dog, backpack").focus()
     reached = set()
     for _ in range(12):
         page.keyboard.press("Tab")
