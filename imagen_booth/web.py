@@ -19,7 +19,7 @@ from absl import flags
 from imagen_booth import cli
 from imagen_booth.errors import InputError
 
-_ROOT = flags.DEFINE_string("root", "runs", "folder of the runs, on a local disk")
+_ROOT = cli.define_path("root", "runs", "folder of the runs, on a local disk")
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "address to listen on")
 _PORT = flags.DEFINE_integer(
     "port", 7860, "port to listen on", lower_bound=1, upper_bound=65535
@@ -37,7 +37,7 @@ _SETTING = flags.DEFINE_multi_string(
     "setting of every training, config.NAME=VALUE; after CASCADE: of that cascade "
     "alone, such as if_m:config.weights.base=DIR",
 )
-_CLIP = flags.DEFINE_string(
+_CLIP = cli.define_path(
     "clip", "", "folder of openai/clip-vit-base-patch32, to suggest class nouns"
 )
 LOCAL = ("127.0.0.1", "localhost", "::1")

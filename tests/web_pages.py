@@ -46,8 +46,8 @@ def served(
         stdout=subprocess.PIPE,
         text=True,
     )
+    assert process.stdout is not None
     try:
-        assert process.stdout is not None
         line = process.stdout.readline()
         assert line.startswith("open http"), line
         yield line.split()[1].rstrip("/")

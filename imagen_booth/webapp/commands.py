@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from imagen_booth.config import presets
+from imagen_booth.config.schema import LORA
 from imagen_booth.errors import InputError
 
 MAX_PROMPTS, MAX_SEEDS = 100, 64  # of one job of the page
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
 _RESERVED = ("cache",)  # a folder beside the runs that they share
-LAYOUTS = {"full": "own", "diffusers": "diffusers"}  # of an export
+FULL, ADAPTER, DIFFUSERS = "full", "adapter", "diffusers"  # kinds of an export
+LAYOUTS = {FULL: "own", ADAPTER: "own", DIFFUSERS: "diffusers"}
 
 
 def run_name(text: str) -> str:
@@ -36,7 +38,7 @@ def subject_config(
     """The ``--config`` flags of train and doctor for a subject.
 
     Args:
-        cascade: Name of the cascade.
+        cascade: What follows the colon of ``--config``, such as ``toybox:lora``.
         settings: Values by name, ``{"subject.class_noun": "dog"}``. Those that the
             cascade has anyway are left out.
         extra: Flags from the server's own command line.
@@ -120,20 +122,38 @@ def sample(
     )
 
 
-def export(run: pathlib.Path, layout: str) -> tuple[str, ...]:
-    """The command that exports the fine-tuned networks of a run."""
+def export(run: pathlib.Path, kind: str, config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The command that exports the fine-tuned networks of a run.
+
+    Args:
+        kind: ``full`` for whole networks, ``adapter`` for adapters alone, or
+            ``diffusers`` for whole networks in diffusers' layout.
+        config: The settings of the run.
+
+    Raises:
+        InputError: There is no such kind, or the run has no adapter.
+    """
+    if kind not in LAYOUTS:
+        raise InputError(f"export {kind!r} is not known; use {', '.join(LAYOUTS)}")
+    stages = [each for each in config.values() if isinstance(each, Mapping)]
+    adapted = any(each.get("adapter", {}).get("kind") == LORA for each in stages)
+    if kind == ADAPTER and not adapted:
+        raise InputError(
+            f"{run.name} was fine-tuned without an adapter; export it as {FULL}, or "
+            "train a run with an adapter"
+        )
     return (
         "imagen_booth.convert",
-        "export",
+        "merge" if adapted and kind != ADAPTER else "export",
         f"--run={run}",
-        f"--to={export_folder(run, layout)}",
-        f"--layout={LAYOUTS[layout]}",
+        f"--to={export_folder(run, kind)}",
+        f"--layout={LAYOUTS[kind]}",
     )
 
 
-def export_folder(run: pathlib.Path, layout: str) -> pathlib.Path:
+def export_folder(run: pathlib.Path, kind: str) -> pathlib.Path:
     """Where an export is written."""
-    return run / "export" / layout
+    return run / "export" / kind
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

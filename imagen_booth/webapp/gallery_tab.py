@@ -20,7 +20,7 @@ SIZES = [("largest", 0), ("64 px, quick", 64), ("256 px", 256)]
 EMPTY = "No pictures yet. They appear here when training is done."
 
 
-def build(booth: Booth, run: gr.Dropdown) -> tuple[Any, list[Any]]:
+def build(booth: Booth, run: gr.Dropdown) -> tuple[Any, list[Any], list[Any]]:
     """Adds the tab's components and events.
 
     Returns:
@@ -85,8 +85,8 @@ def build(booth: Booth, run: gr.Dropdown) -> tuple[Any, list[Any]]:
         archive = gr.DownloadButton("Download the zip", visible=False, min_width=200)
         report = gr.Button("Open the report", interactive=False, min_width=200)
     with gr.Row():
-        layout = gr.Radio(
-            list(commands.LAYOUTS), value="full", label="Export the weights"
+        kind = gr.Radio(
+            list(commands.LAYOUTS), value=commands.FULL, label="Export the weights"
         )
         export = gr.Button("Export", min_width=140)
         exported = gr.Textbox(label="Exported to", interactive=False, scale=2)
@@ -102,7 +102,7 @@ def build(booth: Booth, run: gr.Dropdown) -> tuple[Any, list[Any]]:
     )
     favourite.click(tab.favour, [run, chosen], favourite, **PRIVATE)
     pack.click(tab.pack, [run, only], archive, **PRIVATE)
-    export.click(tab.export, [run, layout], exported, **PRIVATE)
+    export.click(tab.export, [run, kind], exported, **PRIVATE)
     return tab.refresh, [only], [status, gallery, report]
 
 
@@ -205,12 +205,12 @@ class _GalleryTab:
         """Shows a picture's metadata, and its buttons."""
         run = self.booth.open(name)
         listed = {
-            picture.path.name: picture for picture in self._pictures(run, only)[:SHOWN]
+            picture.path.resolve(): picture
+            for picture in self._pictures(run, only)[:SHOWN]
         }
-        file = pathlib.Path(str(event.value["image"]["path"])).name
-        if file not in listed:
+        picture = listed.get(pathlib.Path(str(event.value["image"]["path"])).resolve())
+        if picture is None:
             raise InputError("this picture is gone; reload the page")
-        picture = listed[file]
         relative = str(picture.path.relative_to(run.path))
         return (
             relative,
@@ -244,14 +244,12 @@ class _GalleryTab:
         return gr.DownloadButton(value=str(target), visible=True)
 
     @explained
-    def export(self, name: str | None, layout: str) -> str:
+    def export(self, name: str | None, kind: str) -> str:
         """Puts an export of the weights into the queue."""
         run = self.booth.open(name)
-        if layout not in commands.LAYOUTS:
-            raise InputError(f"layout {layout!r} is not known; choose another")
         folder = self.booth.root / run.name
-        self.booth.queue.submit(commands.export(folder, layout), run.name)
-        return str(commands.export_folder(folder, layout))
+        self.booth.queue.submit(commands.export(folder, kind, run.config), run.name)
+        return str(commands.export_folder(folder, kind))
 
 
 def _star(is_favourite: bool) -> str:

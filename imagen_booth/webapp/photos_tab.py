@@ -44,6 +44,7 @@ class Form(NamedTuple):
     noun: Any
     consent: Any
     cascade: Any
+    variant: Any
     name: Any
     seed: Any
     steps: Any
@@ -86,7 +87,7 @@ def build(booth: Booth, run: gr.Dropdown, tabs: gr.Tabs) -> None:
                 label="Check of the photos",
                 interactive=False,
                 wrap=True,
-                column_widths=["25%", "15%", "60%"],
+                column_widths=["25%", "20%", "55%"],
                 elem_id="verdicts",
             )
     with gr.Row():
@@ -110,6 +111,11 @@ def build(booth: Booth, run: gr.Dropdown, tabs: gr.Tabs) -> None:
         visible=False,
     )
     with gr.Accordion("More settings", open=False), gr.Row():
+        variant = gr.Radio(
+            [("All weights", ""), ("An adapter (LoRA)", ":lora")],
+            value="",
+            label="What is trained",
+        )
         seed = gr.Number(0, label="Seed", precision=0, minimum=0)
         steps = gr.Number(
             0,
@@ -126,7 +132,7 @@ def build(booth: Booth, run: gr.Dropdown, tabs: gr.Tabs) -> None:
         label="Check of the job",
         interactive=False,
         wrap=True,
-        column_widths=["15%", "15%", "70%"],
+        column_widths=["20%", "20%", "60%"],
         visible=False,
         elem_id="findings",
     )
@@ -135,8 +141,9 @@ def build(booth: Booth, run: gr.Dropdown, tabs: gr.Tabs) -> None:
         interactive=False, show_line_numbers=False,
     )  # fmt: skip
     form = Form(
-        source, files, crop, right, down, noun, consent, cascade, name, seed, steps
-    )
+        source, files, crop, right, down, noun, consent, cascade, variant, name, seed,
+        steps,
+    )  # fmt: skip
     tab = _PhotosTab(booth)
     inputs = list(form)
     gr.on(
@@ -280,7 +287,7 @@ class _PhotosTab:
         if form.steps:
             settings["base.steps"] = int(form.steps)
         return commands.subject_config(
-            form.cascade, settings, self.booth.extra(form.cascade)
+            form.cascade + form.variant, settings, self.booth.extra(form.cascade)
         )
 
     def _train(self, form: Form, name: str) -> tuple[str, ...]:

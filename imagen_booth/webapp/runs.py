@@ -6,7 +6,6 @@ import json
 import pathlib
 import shutil
 import statistics
-import time
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,12 +13,12 @@ from typing import Any
 from imagen_booth.cascade import CASCADES
 from imagen_booth.data.image_files import read_png_metadata
 from imagen_booth.errors import InputError
-from imagen_booth.storage import open_atomic, write_atomic
+from imagen_booth.rundir import lock
+from imagen_booth.storage import open_atomic, read_json, write_atomic
 from imagen_booth.text import prompts
 from imagen_booth.webapp.jobs import DONE, FAILED, QUEUED, RUNNING, STOPPED, Queue
 
 _MARKS = ("manifest.json", "config.json", "metrics.jsonl", "report.html", "source")
-_FRESH = 180.0  # seconds in which a run of the command line writes some file
 _SHEET = "contact_sheet.png"
 NOT_STARTED = "not started"
 PREPARING = "First come the prompts, the class images and a preview."
@@ -134,9 +133,9 @@ class Runs:
             InputError: There is no run of this name below the root.
         """
         path = self.folder(name)
-        manifest = read_json(path / "manifest.json")
+        manifest = read_json(path / "manifest.json", None)
         status, sentence = self._status(name, path, manifest)
-        config = read_json(path / "config.json")
+        config = read_json(path / "config.json", None)
         return Run(name, path, manifest, config, status, sentence)
 
     def _status(
@@ -151,6 +150,8 @@ class Runs:
                 return RUNNING, "It saves its state and stops."
             begun = (path / "metrics.jsonl").exists()
             return RUNNING, "" if begun else PREPARING
+        if owner := lock.owner(path):
+            return RUNNING, f"It was started on the command line: {owner}."
         if recorded == DONE:
             return DONE, "Sample more pictures in the gallery."
         if job is not None and job.state == FAILED:
@@ -162,8 +163,6 @@ class Runs:
         if message:
             stopped = kind == "Stopped"
             return (STOPPED if stopped else FAILED), message
-        if recorded and time.time() - _changed(path) < _FRESH:
-            return RUNNING, "It was started on the command line, and stops there."
         if recorded:
             return STOPPED, "It ended before it was done; resume it."
         return NOT_STARTED, "Start it from its photos."
@@ -210,7 +209,7 @@ class Runs:
 
     def favourites(self, run: Run) -> list[str]:
         """Paths of the favourites, relative to the run."""
-        return read_json(run.path / "favourites.json").get("pictures", [])
+        return read_json(run.path / "favourites.json", None).get("pictures", [])
 
     def toggle_favourite(self, run: Run, picture: pathlib.Path) -> bool:
         """Makes a picture a favourite, or an ordinary one; returns which it is now."""
@@ -253,14 +252,6 @@ class Runs:
             raise InputError(f"{name} is running; stop it before you delete it")
         self.queue.forget(name)
         shutil.rmtree(run.path)
-
-
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """A JSON file of a run; empty if it is missing or damaged."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
 
 
 def metrics(path: pathlib.Path) -> dict[str, list[dict[str, Any]]]:

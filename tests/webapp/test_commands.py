@@ -40,7 +40,7 @@ def test_a_run_of_the_command_line_is_resumed_with_its_settings(monkeypatch):
         "pictures.prompts": ("a [V] [N] (old)", "it's a [V] [N]"),
     }
     job = parsed(
-        commands.train(commands.subject_config("tiny", settings), RUN), monkeypatch
+        commands.train(commands.subject_config("tiny:lora", settings), RUN), monkeypatch
     )
     assert job.subject.shift == (0.25, -1.0)
     assert job.pictures.prompts == settings["pictures.prompts"]
@@ -48,7 +48,7 @@ def test_a_run_of_the_command_line_is_resumed_with_its_settings(monkeypatch):
     again = commands.resume(stored, RUN)
     assert parsed(again, monkeypatch) == job
     assert again[-1] == "--workdir=runs/dog"
-    assert len(again) == 3 + len(settings)
+    assert "--config.base.adapter.kind=lora" in again
 
 
 def test_defaults_are_left_out():
@@ -88,3 +88,29 @@ def test_sample_command():
         commands.sample(RUN, ["a"] * 101, **few)
     with pytest.raises(InputError, match="65 pictures"):
         commands.sample(RUN, ["a"], **few | {"seeds": 65})
+
+
+def test_exports():
+    whole, adapted = (
+        {"cascade": "tiny", "base": {"adapter": {"kind": kind}}}
+        for kind in ("none", "lora")
+    )
+    for kind, config, verb, layout in (
+        ("full", whole, "export", "own"),
+        ("diffusers", whole, "export", "diffusers"),
+        ("full", adapted, "merge", "own"),
+        ("diffusers", adapted, "merge", "diffusers"),
+        ("adapter", adapted, "export", "own"),
+    ):
+        command = commands.export(RUN, kind, config)
+        assert command == (
+            "imagen_booth.convert",
+            verb,
+            "--run=runs/dog",
+            f"--to=runs/dog/export/{kind}",
+            f"--layout={layout}",
+        )
+    with pytest.raises(InputError, match="without an adapter"):
+        commands.export(RUN, "adapter", whole)
+    with pytest.raises(InputError, match="not known"):
+        commands.export(RUN, "../other", whole)

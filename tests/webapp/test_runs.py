@@ -9,6 +9,7 @@ import pytest
 
 from imagen_booth.data.image_files import save_png
 from imagen_booth.errors import InputError
+from imagen_booth.rundir import lock
 from imagen_booth.webapp.jobs import Queue
 from imagen_booth.webapp.runs import Runs, metadata, metrics
 
@@ -51,23 +52,27 @@ def test_only_folders_of_runs_below_the_root(runs, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("recorded", "age", "status", "sentence"),
+    ("recorded", "status", "sentence"),
     [
-        ("done", 0, "done", "Sample more pictures"),
-        ("running", 0, "running", "started on the command line"),
-        ("running", 3600, "stopped", "resume it"),
-        ("Stopped: base: saved at step 2 of 4", 0, "stopped", "saved at step 2"),
-        ("InputError: no photos", 0, "failed", "no photos"),
+        ("done", "done", "Sample more pictures"),
+        ("running", "stopped", "resume it"),
+        ("Stopped: base: saved at step 2 of 4", "stopped", "saved at step 2"),
+        ("InputError: no photos", "failed", "no photos"),
     ],
 )
-def test_status_of_a_run_of_the_command_line(runs, recorded, age, status, sentence):
+def test_status_of_a_run_of_the_command_line(runs, recorded, status, sentence):
     path = write_run(runs, "dog", recorded)
-    for file in (*path.iterdir(), path):
-        os.utime(file, (file.stat().st_mtime - age,) * 2)
     run = runs.open("dog")
     assert run.status == status
     assert sentence in run.sentence
     assert run.filled("a red [V] [N]") == "a red zaj dog"
+    with lock.held(path):
+        run = runs.open("dog")
+        assert run.status == "running"
+        assert f"process {os.getpid()}" in run.sentence
+        with pytest.raises(InputError, match="stop it before"):
+            runs.delete("dog")
+    assert runs.open("dog").status == status
 
 
 def test_progress_by_stage(runs):
@@ -112,9 +117,6 @@ def test_pictures_favourites_and_the_zip(runs):
 
 def test_deleting_a_run(runs):
     write_run(runs, "dog")
-    write_run(runs, "cat", "running")
+    write_run(runs, "cat")
     runs.delete("dog")
-    assert runs.names() == ["cat"]
-    with pytest.raises(InputError, match="stop it before"):
-        runs.delete("cat")
     assert runs.names() == ["cat"]
