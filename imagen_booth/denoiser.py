@@ -133,7 +133,7 @@ def guided_denoiser(
     null_mask: Array,
     cond: Condition | None,
     config: sampler.SamplerConfig,
-) -> Callable[[Array, Array], tuple[Array, Array | None]]:
+) -> Callable[..., tuple[Array, Array | None]]:
     """The denoiser a sampler calls: guidance, then thresholding of x0.
 
     Both branches of classifier-free guidance go through the network in one call.

@@ -199,14 +199,14 @@ def form_table(
         chips: Number of chips.
         price: Dollars for an hour of one chip.
     """
-    heads = ("form of the job", "minutes", "at half of peak")
-    rows = [heads if price is None else (*heads, "dollars", "at half of peak")]
+    heads = ["form of the job", "minutes", "at half of peak"]
+    rows = [heads if price is None else [*heads, "dollars", "at half of peak"]]
     for name, tasks in times.items():
         sums = [sum(t.minutes for t in tasks), sum(t.at_half for t in tasks)]
         cells = [f"{minutes:.2f}" for minutes in sums]
         if price is not None:
             cells += [f"{minutes / 60 * chips * price:.2f}" for minutes in sums]
-        rows.append((name, *cells))
+        rows.append([name, *cells])
     return _aligned(rows)
 
 

@@ -80,7 +80,14 @@ class StoredProgram:
             try:
                 parts = serialize_executable.serialize(program)
                 storage.write_atomic(place / name, pickle.dumps(parts))
-            except (StorageError, ValueError, TypeError, RuntimeError) as error:
+                (place / name).chmod(0o600)  # a umask may leave it open to a group
+            except (
+                OSError,
+                ValueError,
+                TypeError,
+                RuntimeError,
+                StorageError,
+            ) as error:
                 # Some backends cannot serialise some programs; the run goes on.
                 log.debug("the program %s is not stored: %s", name, error)
         return program

@@ -267,7 +267,7 @@ def sample_cascade(
             check_stop()
             some = requests[start : start + rows]
             texts = [one.prompt if each.named else one.plain for one in some]
-            batch = start_sampling(
+            started = start_sampling(
                 each.stage,
                 each.part,
                 each.params,
@@ -283,7 +283,7 @@ def sample_cascade(
             # One batch is fetched while the devices work on the next.
             if sent is not None:
                 images.append(sent.fetch())
-            sent = batch
+            sent = started
         if sent is not None:
             images.append(sent.fetch())
         lows = np.concatenate(images)

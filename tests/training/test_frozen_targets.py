@@ -14,7 +14,7 @@ from imagen_booth.cascade import Stage, by_name
 from imagen_booth.config import build, presets
 from imagen_booth.config.schema import FrozenModel, Subject
 from imagen_booth.data.examples import Embedding, ImagePair
-from imagen_booth.diffusion.schedule import CosineSchedule, TableSchedule
+from imagen_booth.diffusion.schedule import CosineSchedule, Schedule, TableSchedule
 from imagen_booth.distributed import sharding
 from imagen_booth.errors import InputError
 from imagen_booth.models import SIZES
@@ -35,7 +35,7 @@ def scale_network(params, x, time, text, mask, level):
     return jnp.concatenate([out, params["w"][1] * x], -1)
 
 
-def stage_of(prediction, schedule=COSINE, learned=False):
+def stage_of(prediction, schedule: Schedule = COSINE, learned=False):
     return Stage(
         "base",
         SIDE,

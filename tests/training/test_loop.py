@@ -11,6 +11,7 @@ import pytest
 from etils import epath
 
 from imagen_booth.distributed import sharding
+from imagen_booth.distributed.stop import StopRequest
 from imagen_booth.errors import NotFinite, Stopped
 from imagen_booth.rundir.checkpoints import Checkpoints
 from imagen_booth.rundir.metrics import MetricWriter
@@ -20,17 +21,12 @@ BAD = 4  # the batch that is not finite, where there is one
 CONFIG = loop.LoopConfig(steps=8, log_every=100, save_every=100)
 
 
-@dataclasses.dataclass
-class Stop:
-    asked: bool = False
-
-
 class Run:
     """A loop over numbers whose only parameter sums what it was given."""
 
     def __init__(self, folder, bad=None, stop_at=None, config=CONFIG):
         self.folder, self.bad, self.stop_at = epath.Path(folder), bad, stop_at
-        self.config, self.diagnosed, self.stop = config, [], Stop()
+        self.config, self.diagnosed, self.stop = config, [], StopRequest()
 
     def loss(self, params, batch, key):
         value = -batch["image"][0, 0] * params["unet"]["w"][0]
