@@ -43,6 +43,9 @@ from imagen_booth.errors import InputError
 Denoise = Callable[..., tuple[Array, Array | None]]
 
 
+NoiseLevel = Annotated[float, Ge(0)]  # sigma, noise over picture
+
+
 @dataclasses.dataclass(frozen=True)
 class SamplerConfig:
     """How to sample a stage.
@@ -78,7 +81,7 @@ class SamplerConfig:
     threshold: str = "dynamic"
     ratio: Annotated[float, Interval(gt=0, le=1)] = 0.995
     cap: Annotated[float, Ge(1)] | None = None
-    guidance_interval: tuple[float, float] | None = None
+    guidance_interval: tuple[NoiseLevel, NoiseLevel] | None = None
 
     def __post_init__(self):
         listed = isinstance(self.steps, tuple)

@@ -31,8 +31,29 @@ def leaves(kind: type, where: str = "") -> Iterator[tuple[str, typing.Any]]:
 
 def parts(kind: typing.Any) -> list[typing.Any]:
     """A type, or the parts of a union or tuple, that declare a range of numbers."""
-    found = [kind] if build.limits(kind) else typing.get_args(kind)
+    if build.limits(kind):
+        found = [kind]
+    else:
+        is_tuple = typing.get_origin(kind) is tuple
+        found = typing.get_args(kind) if is_tuple else members(kind)
     return [each for each in found if typing.get_args(each)[:1] in ((int,), (float,))]
+
+
+def members(kind: typing.Any) -> list[typing.Any]:
+    """The types in a union, with those in its tuples."""
+    found = []
+    for each in typing.get_args(kind):
+        is_tuple = typing.get_origin(each) is tuple
+        found += typing.get_args(each) if is_tuple else [each]
+    return found
+
+
+def length(kind: typing.Any) -> int:
+    """How many numbers a tuple holds, or a tuple in a union; 0 where there is none."""
+    for each in (kind, *typing.get_args(kind)):
+        if typing.get_origin(each) is tuple and parts(each):
+            return len(typing.get_args(each))
+    return 0
 
 
 SETTINGS = dict(leaves(schema.Job))
@@ -86,8 +107,8 @@ def test_a_number_is_refused_exactly_where_it_is_out_of_range(name, data):
     if is_within(kind, value):
         assert build.build(kind, value, f"config.{name}") == value
         return
-    several = typing.get_origin(SETTINGS[name]) is tuple
-    given_value = (value,) * len(typing.get_args(SETTINGS[name])) if several else value
+    several = length(SETTINGS[name])
+    given_value = (value,) * several if several else value
     with pytest.raises(InputError) as caught:
         build.build(schema.Job, changed(name, given_value), "config")
     assert str(caught.value).startswith(f"config.{name}")
