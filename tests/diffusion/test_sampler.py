@@ -297,10 +297,6 @@ def test_a_constant_learned_variance_is_the_fixed_one(g, key):
         ("spacing", "karras"),
         ("threshold", "clip"),
         ("variance", "fixed_small"),
-        ("variance", 1.5),
-        ("ratio", 0.0),
-        ("ratio", 95.0),
-        ("cap", 0.5),
     ],
 )
 def test_a_bad_field_is_named_with_its_value(field, value):

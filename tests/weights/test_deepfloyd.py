@@ -40,7 +40,8 @@ def cascade_of(base, sr256="random"):
     cascade = by_name("if_m").having(NARROW)
     if sr256 == "random":
         cascade = dataclasses.replace(cascade, stages=cascade.stages[:1])
-    return resolve(cascade, {"text": "random", "base": str(base), "sr256": str(sr256)})
+    sources = {"text": "random", "base": str(base), "sr256": str(sr256)}
+    return resolve(cascade, sources | {"sr1024": "none"})
 
 
 def load_base(folder, mesh=None):
