@@ -108,6 +108,8 @@ def test_the_host_waits_for_the_step_before(tmp_path, monkeypatch):
     events = []
 
     class Jitted:
+        __wrapped__ = None
+
         def __init__(self, step_fn, abstract):
             pass
 
