@@ -63,6 +63,7 @@ def cascade_of(base, sr256=None):
     encoder = dataclasses.replace(T5_SIZES["tiny"], width=TEXT)
     cascade = by_name("if_m").having(encoder)
     sources = {"text": "random", "base": str(base), "sr256": str(sr256)}
+    sources["sr1024"] = "none"
     if sr256 is None:
         cascade = dataclasses.replace(cascade, stages=cascade.stages[:1])
     return resolve(cascade, sources)

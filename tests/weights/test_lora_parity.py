@@ -17,9 +17,18 @@ from models.test_unet_parity import (
     run_reference,
     to_params,
 )
-from weights.test_deepfloyd_parity import STEPS, TEXT, Noise, cascade_of, read, save
+from weights.test_deepfloyd_parity import (
+    NOISE_LEVEL,
+    STEPS,
+    TEXT,
+    Noise,
+    cascade_of,
+    read,
+    save,
+)
 
 from imagen_booth import models
+from imagen_booth.diffusion import augment
 from imagen_booth.diffusion.sampler import SamplerConfig
 from imagen_booth.models import lora
 from imagen_booth.sampling import cascade_sampler
@@ -133,87 +142,79 @@ def write_ours(folder, stage, params):
     return adapter
 
 
-def test_pictures_of_their_pipelines_with_our_adapters(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["base", "sr256"])
+def test_pictures_of_their_pipelines_with_our_adapters(tmp_path, monkeypatch, name):
     torch = pytest.importorskip("torch")
     diffusers = pytest.importorskip("diffusers")
-    for folder, name in (("1", "stage I"), ("2", "stage II")):
-        config = dataclasses.replace(SMALL[name], text_width=TEXT)
-        save(tmp_path / folder, config, 16 * int(folder), name == "stage II")
+    for folder, size in (("1", "stage I"), ("2", "stage II")):
+        config = dataclasses.replace(SMALL[size], text_width=TEXT)
+        save(tmp_path / folder, config, 16 * int(folder), size == "stage II")
     cascade = cascade_of(tmp_path / "1", tmp_path / "2")
+    stage, large = cascade.stage(name), name == "sr256"
+    folder = tmp_path / ("2" if large else "1")
     rng = np.random.default_rng(3)
     text, null = rng.normal(size=(2, 1, 77, TEXT)).astype(np.float32)
-    level, low = 0.1, rng.uniform(-1, 1, (1, 16, 16, 3)).astype(np.float32)
-    pipelines = diffusers.IFPipeline, diffusers.IFSuperResolutionPipeline
-    for stage, pipeline, name in zip(cascade.stages, pipelines, "12", strict=True):
-        folder, large = tmp_path / name, stage.low_resolution is not None
-        part = read(cascade, stage.name, folder)
-        adapter = write_ours(epath.Path(tmp_path / "low"), stage.name, part.params)
-        more, inputs = {}, {"guidance_scale": 4.0}
-        if large:
-            noising = diffusers.DDPMScheduler.from_pretrained(
-                folder, subfolder="image_noising_scheduler"
-            )
-            monkeypatch.setattr(noising, "add_noise", at_level(level))
-            more = {"image_noising_scheduler": noising}
-            inputs |= {
-                "noise_level": 0,
-                "image": torch.tensor(low.transpose(0, 3, 1, 2)),
-            }
-        theirs = pipeline(
-            tokenizer=None,
-            text_encoder=None,
-            unet=diffusers.UNet2DConditionModel.from_pretrained(
-                folder, subfolder="unet"
-            ),
-            scheduler=diffusers.DDPMScheduler.from_pretrained(
-                folder, subfolder="scheduler"
-            ),
-            safety_checker=None,
-            feature_extractor=None,
-            watermarker=None,
-            requires_safety_checker=False,
-            **more,
+    level = float(augment.if_level(jnp.float32(NOISE_LEVEL)))
+    low = rng.uniform(-1, 1, (1, 16, 16, 3)).astype(np.float32)
+    pipeline = getattr(
+        diffusers, "IFSuperResolutionPipeline" if large else "IFPipeline"
+    )
+    part = read(cascade, name, folder)
+    adapter = write_ours(epath.Path(tmp_path / "low"), name, part.params)
+    more, inputs = {}, {"guidance_scale": 4.0}
+    if large:
+        noising = diffusers.DDPMScheduler.from_pretrained(
+            folder, subfolder="image_noising_scheduler"
         )
-        theirs.load_lora_weights(tmp_path / "low" / stage.name)
-        noise = Noise(stage, [11])
-        for each in (theirs, theirs.scheduler):
-            monkeypatch.setattr(
-                sys.modules[type(each).__module__], "randn_tensor", noise
-            )
-        expected = theirs(
-            prompt_embeds=torch.tensor(text),
-            negative_prompt_embeds=torch.tensor(null),
-            num_inference_steps=STEPS,
-            output_type="pt",
-            **inputs,
-        ).images
-        assert noise.used_up()
-        stated = deepfloyd.read_scheduler(folder / "scheduler/scheduler_config.json")[1]
-        config = SamplerConfig(
-            "ancestral", STEPS, variance="learned", guidance=4.0, **stated
+        more = {"image_noising_scheduler": noising}
+        inputs |= {
+            "noise_level": NOISE_LEVEL,
+            "image": torch.tensor(low.transpose(0, 3, 1, 2)),
+        }
+    theirs = pipeline(
+        tokenizer=None,
+        text_encoder=None,
+        unet=diffusers.UNet2DConditionModel.from_pretrained(folder, subfolder="unet"),
+        scheduler=diffusers.DDPMScheduler.from_pretrained(
+            folder, subfolder="scheduler"
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        watermarker=None,
+        requires_safety_checker=False,
+        **more,
+    )
+    theirs.load_lora_weights(tmp_path / "low" / stage.name)
+    noise = Noise(stage, [11])
+    for each in (theirs, theirs.scheduler):
+        monkeypatch.setattr(sys.modules[type(each).__module__], "randn_tensor", noise)
+    expected = theirs(
+        prompt_embeds=torch.tensor(text),
+        negative_prompt_embeds=torch.tensor(null),
+        num_inference_steps=STEPS,
+        output_type="pt",
+        **inputs,
+    ).images
+    assert noise.used_up()
+    stated = deepfloyd.read_scheduler(folder / "scheduler/scheduler_config.json")[1]
+    config = SamplerConfig(
+        "ancestral", STEPS, variance="learned", guidance=4.0, **stated
+    )
+    mask = jnp.ones((1, 77), bool)
+    program = cascade_sampler.sampler_program(stage, part.apply, config)
+
+    def sample(params):
+        return program(
+            params,
+            jnp.asarray([11], jnp.uint32),
+            *(jnp.asarray(text), mask, jnp.asarray(null), mask),
+            jnp.asarray(low) if large else None,
+            jnp.full((1,), level, jnp.float32) if large else None,
         )
-        mask = jnp.ones((1, 77), bool)
-        program = cascade_sampler.sampler_program(stage, part.apply, config)
 
-        def sample(params, program=program, mask=mask, large=large):
-            return program(
-                params,
-                jnp.asarray([11], jnp.uint32),
-                *(jnp.asarray(text), mask, jnp.asarray(null), mask),
-                jnp.asarray(low) if large else None,
-                jnp.full((1,), level, jnp.float32) if large else None,
-            )
-
-        ours = sample(lora.add(part.params, adapter, ALPHA / RANK))
-        expected = expected.permute(0, 2, 3, 1).numpy()
-        found = np.abs(np.asarray(ours) - expected).max()
-        print(f"{stage.name}: pixels differ by at most {found:.1e}")
-        assert found <= 1e-3
-        assert np.abs(np.asarray(sample(part.params)) - expected).max() > 1e-2
-
-
-def at_level(level):
-    def add_noise(image, noise, timesteps):
-        return (1 - level) ** 0.5 * image + level**0.5 * noise
-
-    return add_noise
+    ours = sample(lora.add(part.params, adapter, ALPHA / RANK))
+    expected = expected.permute(0, 2, 3, 1).numpy()
+    found = np.abs(np.asarray(ours) - expected).max()
+    print(f"{stage.name}: pixels differ by at most {found:.1e}")
+    assert found <= 1e-3
+    assert np.abs(np.asarray(sample(part.params)) - expected).max() > 1e-2
