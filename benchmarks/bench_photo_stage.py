@@ -27,6 +27,7 @@ import pathlib
 import subprocess
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 from scipy import ndimage
@@ -264,6 +265,7 @@ def tuned(stage: PhotoStage, photos, level: float, options: argparse.Namespace):
     optimizer = optimizers.build(settings.optim, options.steps)
     config = train_step.LossConfig(settings.weighting, level=(level, level))
     part, crop = stage.part, stage.stage.crop
+    assert crop is not None
 
     def loss_fn(params, batch, key):
         return train_step.batch_loss(
@@ -283,9 +285,9 @@ def tuned(stage: PhotoStage, photos, level: float, options: argparse.Namespace):
         prepare=pipeline.random_crop(crop, SCALE),
     )
     with jax.set_mesh(stage.mesh):
-        state = finetune.initial_state(
-            {"unet": part.params}, optimizer, False, stage.mesh, ("unet/.*",), ()
-        )
+        params = jax.tree.map(jnp.copy, part.params)  # they are consumed
+        start = finetune.initial_state({"unet": params}, optimizer, False, stage.mesh)
+        state = start.make()
         step = jax.jit(train_step.make_step(loss_fn, optimizer, seed=0))
         for number in range(options.steps):
             state, _ = step(state, sharding.put_rows(data[number], stage.mesh))

