@@ -141,7 +141,7 @@ class Cascade:
         kept = self.stages[: len(self.stages) - len(dropped)]
         needed = ["text", *(stage.name for stage in kept)]
         wrong = [name for name in needed if sources[name] == NONE]
-        if wrong or not kept:
+        if wrong or (dropped and not kept):
             raise InputError(
                 f"config.weights.{(wrong or ['base'])[0]}={NONE!r}, but the stages "
                 f"above need it; only upper stages can be left out"

@@ -151,3 +151,22 @@ def test_the_embedded_parts_train_by_path(name):
     assert sum(math.prod(leaf.shape) for leaf in leaves) == count(name, "base") + count(
         name, "text"
     )
+
+
+@pytest.mark.parametrize(
+    ("left_out", "names"),
+    [((), 3), (("sr1024",), 2), (("sr256", "sr1024"), 1)],
+)
+def test_upper_stages_can_be_left_out(left_out, names):
+    sources = dict.fromkeys(("text", "base", "sr256", "sr1024"), "random")
+    model = CASCADES["if_m"].without(sources | dict.fromkeys(left_out, "none"))
+    assert len(model.stages) == names
+
+
+@pytest.mark.parametrize(
+    "left_out", [("text",), ("base",), ("sr256",), ("base", "sr256", "sr1024")]
+)
+def test_parts_that_others_need_cannot_be_left_out(left_out):
+    sources = dict.fromkeys(("text", "base", "sr256", "sr1024"), "random")
+    with pytest.raises(InputError, match="config.weights.*'none', but the stages"):
+        CASCADES["if_m"].without(sources | dict.fromkeys(left_out, "none"))

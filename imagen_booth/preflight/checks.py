@@ -139,11 +139,11 @@ def check(
         _check_identifier_and_prompts(found, job, cascade)
     with found.about("prior"):
         _check_prior(found, job, cascade)
-    mesh = None
+    mesh, dtype = None, jax.numpy.float32
     with found.about("devices"):
+        dtype = placement.activation_dtype(job.dtype)
         mesh = _check_devices(found, job, cascade)
     costs: dict[str, StageCost] = {}
-    dtype = placement.activation_dtype(job.dtype)
     flops = 0.0
     for stage in cascade.stages:
         with found.about(stage.name):
