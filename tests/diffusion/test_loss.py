@@ -55,6 +55,7 @@ def test_weights_are_what_their_names_say(guess):
         "x0": of_x0,
         "v": squared(v_hat, v),
         "v_max_10": np.minimum(1 + snr, 10) * of_x0,
+        "residual": (snr + 100) * of_x0,
         "snr_trunc": np.maximum(snr, 1) * of_x0,
         "min_snr_5": np.minimum(snr, 5) * of_x0,
     }
