@@ -13,8 +13,9 @@ from imagen_booth.errors import BoothError, InputError
 from imagen_booth.webapp.jobs import Queue
 from imagen_booth.webapp.runs import Run, Runs
 
-PRIVATE = {"api_visibility": "private"}
-QUIET = {"show_progress": "hidden", **PRIVATE}  # of events that a timer repeats
+PRIVATE: dict[str, Any] = {"api_visibility": "private"}
+# Of events that a timer repeats.
+QUIET: dict[str, Any] = {"show_progress": "hidden", **PRIVATE}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
+from gradio import themes
 
 from imagen_booth.webapp import gallery_tab, photos_tab, runs_tab, training_tab
 from imagen_booth.webapp.booth import QUIET, Booth
@@ -132,7 +133,7 @@ def serve(
         enable_monitoring=False,
         quiet=True,
         prevent_thread_lock=True,
-        theme=gr.themes.Default(font=font, font_mono=["monospace"]),
+        theme=themes.Default(font=font, font_mono=["monospace"]),
         css=CSS,
     )
     ready(public or local)
