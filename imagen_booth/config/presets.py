@@ -421,7 +421,7 @@ def _pretrain_photos() -> Pretraining:
         cascade="if_m",
         stage="sr1024",
         tier="A",
-        records=0,
+        records=4096,  # of the toybox alone
         steps=20_000,
         batch=16,
         optim=OptimConfig(lr=5e-4, warmup=100, b2=0.99, ema=0.998),
