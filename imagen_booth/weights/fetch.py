@@ -25,6 +25,7 @@ from etils import epath
 
 from imagen_booth.config.schema import Job
 from imagen_booth.errors import BoothError, InputError, StorageError
+from imagen_booth.storage import is_object_store
 
 log = logging.getLogger(__name__)
 
@@ -126,13 +127,9 @@ def with_fetched(job: Job) -> Job:
         paths = (_whole(entry, epath.Path(at) / name) for at in places if at)
         path = next((path for path in paths if path is not None), None)
         if path is not None:
-            found[part] = os.fspath(path if _is_url(path) else path.absolute())
+            found[part] = os.fspath(path if is_object_store(path) else path.absolute())
     weights = dataclasses.replace(job.weights, **found)
     return dataclasses.replace(job, weights=weights)
-
-
-def _is_url(path: epath.Path) -> bool:
-    return "://" in os.fspath(path)
 
 
 def _whole(entry: Mapping[str, Any], folder: epath.Path) -> epath.Path | None:
