@@ -16,6 +16,8 @@ from train_jobs import QUICK, make_photos
 
 from imagen_booth.weights import fetch
 
+pytestmark = pytest.mark.long
+
 pytest.importorskip("huggingface_hub")
 VOCABULARY = SHARED / "data" / "t5" / "spiece.model"
 # A few steps of everything; the true settings take hours.

@@ -214,6 +214,7 @@ def test_an_exported_run_is_read_back_as_weights(finished, tmp_path):
             np.testing.assert_array_equal(leaf, exported[name], err_msg=name)
 
 
+@pytest.mark.long
 def test_stopped_and_continued_is_bit_identical(job, finished, tmp_path, monkeypatch):
     """A signal in the middle of each stage in turn."""
     work = epath.Path(tmp_path) / "run"
@@ -233,6 +234,7 @@ def test_stopped_and_continued_is_bit_identical(job, finished, tmp_path, monkeyp
         )
 
 
+@pytest.mark.long
 def test_a_run_without_class_images(job, tmp_path, monkeypatch):
     """The frozen model gives the prior term; stopped and continued, bit for bit."""
     monkeypatch.setattr(dreambooth, "_sample_pictures", lambda *_: None)
@@ -294,6 +296,7 @@ def kill_when(process: subprocess.Popen, ready, limit: float = 300) -> None:
     process.wait()
 
 
+@pytest.mark.long
 def test_killed_while_saving_and_continued_is_bit_identical(job, finished, tmp_path):
     work = epath.Path(tmp_path) / "run"
     process = start_run(work, job)
@@ -467,6 +470,7 @@ def test_a_report_that_cannot_be_written_does_not_hide_the_error(
     assert "the disk is full" in caplog.text
 
 
+@pytest.mark.long
 def test_a_diverging_run_names_step_stage_and_tensor(job, tmp_path):
     optim = dataclasses.replace(job.base.optim, lr=1e30, clip=0.0)
     wild = dataclasses.replace(job, base=dataclasses.replace(job.base, optim=optim))

@@ -133,6 +133,7 @@ def parameters(run: epath.Path) -> dict[str, np.ndarray]:
     return train_state.flatten(checkpoints.read_params(run / "base")[0])
 
 
+@pytest.mark.long
 def test_a_run_on_a_bucket_killed_and_resumed_ends_bit_for_bit(runs):
     local, remote = (parameters(run) for run in runs)
     assert local.keys() == remote.keys()
@@ -140,6 +141,7 @@ def test_a_run_on_a_bucket_killed_and_resumed_ends_bit_for_bit(runs):
         np.testing.assert_array_equal(leaf, remote[name], err_msg=name)
 
 
+@pytest.mark.long
 def test_a_run_on_a_bucket_leaves_all_that_one_on_a_disk_leaves(runs):
     local, remote = runs
     for name in ("config.json", "manifest.json", "metrics.jsonl", "report.html"):
@@ -160,6 +162,7 @@ def test_a_run_on_a_bucket_leaves_all_that_one_on_a_disk_leaves(runs):
     assert pictures[0]
 
 
+@pytest.mark.long
 def test_a_sampling_job_on_a_bucket_killed_and_resumed_keeps_its_index(runs, tmp_path):
     _, remote = runs
     prompts = tmp_path / "prompts.txt"
@@ -187,6 +190,7 @@ def test_a_sampling_job_on_a_bucket_killed_and_resumed_keeps_its_index(runs, tmp
     }
 
 
+@pytest.mark.long
 def test_a_run_on_a_bucket_is_exported_to_one(runs, bucket):
     local, remote = runs
     for run, to in ((local, bucket / "local"), (remote, bucket / "remote")):
@@ -201,6 +205,7 @@ def test_a_run_on_a_bucket_is_exported_to_one(runs, bucket):
     ).read_bytes()
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="processes as on Linux")
 def test_two_processes_share_a_bucket(bucket, tmp_path):
     photos = make_photos(tmp_path / "photos", 1)

@@ -16,6 +16,8 @@ from train_jobs import ALONE, losses, make_photos, settings, train
 from imagen_booth import train_state
 from imagen_booth.rundir import checkpoints
 
+pytestmark = pytest.mark.long
+
 # Sums are taken in another order on other devices, and a step amplifies that.
 TOLERANCE = 1e-3
 STEPS = 6

@@ -19,6 +19,8 @@ from train_jobs import (
 
 from imagen_booth.distributed.processes import SILENCE
 
+pytestmark = pytest.mark.long
+
 # Sums over devices may be taken in another order across processes.
 TOLERANCE = 1e-5
 

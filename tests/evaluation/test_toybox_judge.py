@@ -259,6 +259,7 @@ def test_pair_losses_in_closed_form():
     np.testing.assert_allclose(lost, math.log(5), rtol=1e-5)
 
 
+@pytest.mark.long
 def test_padding_counts_nothing_and_records_teach_words_alone(params, key, monkeypatch):
     # what worsens a picture depends on how many there are
     monkeypatch.setattr(pretrain_judge, "degraded", lambda image, _: image)
@@ -280,6 +281,7 @@ def test_padding_counts_nothing_and_records_teach_words_alone(params, key, monke
     assert float(whole) == pytest.approx(float(expected), rel=1e-5)
 
 
+@pytest.mark.long
 def test_a_short_training_lifts_accuracy():
     """Two classes in two colours, 48 records and 24 pairs; measured on others."""
     tier = dataclasses.replace(
@@ -326,6 +328,7 @@ def test_a_short_training_lifts_accuracy():
         assert np.mean(right) >= 0.75
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("small_blocks")
 def test_the_whole_run(tmp_path):
     job = JudgeTraining(

@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import numpy as np
+import pytest
 from etils import epath
 from PIL import Image
 from train_jobs import train
@@ -13,6 +14,8 @@ from imagen_booth.config import build, presets
 from imagen_booth.train_state import flatten
 from imagen_booth.weights import native, tensor_files
 from imagen_booth.weights.load import random_params
+
+pytestmark = pytest.mark.long
 
 # The sampling command, in a process that notes which pictures it writes.
 NOTES_PICTURES = """

@@ -541,6 +541,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(disk)], check=True)
 
 
+@pytest.mark.long
 def test_a_job_meets_the_end_of_a_real_disk(run, small_disk, tmp_path):
     """The command ends with 5 and one sentence, and goes on when there is room."""
     disk, enlarge = small_disk
@@ -567,6 +568,7 @@ def test_a_job_meets_the_end_of_a_real_disk(run, small_disk, tmp_path):
         assert image_files.load_png(folder / "64" / name).shape == (64, 64, 3)
 
 
+@pytest.mark.long
 def test_a_file_that_may_not_grow_is_storage_too(run, tmp_path, monkeypatch):
     """A limit of the system on the size of files, in place of a full disk."""
     file = write(tmp_path, "a [V] [N]")
@@ -743,6 +745,7 @@ batch_job.run_batch(
 """
 
 
+@pytest.mark.long
 def test_killed_three_times_no_picture_is_made_twice(run, tmp_path):
     """Three prompts of four seeds: killed at both stages, inside a batch."""
     file, log = write(tmp_path, "a [V] [N]\na cat\na [V] [N] here"), tmp_path / "log"
@@ -780,6 +783,7 @@ def finished(job, tmp_path_factory) -> epath.Path:
     return work
 
 
+@pytest.mark.long
 def test_a_batch_draws_what_a_single_prompt_gets(finished, tmp_path):
     """The same pixels, and the identifier only for the stage that knows it."""
     one = batch_job.sample_prompts(

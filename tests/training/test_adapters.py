@@ -23,6 +23,8 @@ from imagen_booth.sampling import finished_run
 from imagen_booth.training import adapters
 from imagen_booth.weights import export, load, lora_files
 
+pytestmark = pytest.mark.long
+
 TINY, F32 = by_name("tiny"), jnp.dtype("float32")
 
 

@@ -104,6 +104,7 @@ def assert_same(one: epath.Path, other: epath.Path) -> None:
         np.testing.assert_array_equal(leaf, second[name], err_msg=name)
 
 
+@pytest.mark.long
 def test_a_run_ends_with_its_best_step(job, finished, tmp_path):
     told = kept(finished)
     scores = {int(step): each for step, each in told["scores"].items()}
@@ -136,6 +137,7 @@ def test_a_run_ends_with_its_best_step(job, finished, tmp_path):
     assert f"Kept: step {told['step']}, score" in page
 
 
+@pytest.mark.long
 def test_stopped_and_killed_it_ends_the_same(job, finished, tmp_path, monkeypatch):
     """Stopped at each step, and dead between keeping parameters and their preview."""
     work = epath.Path(tmp_path) / "run"
@@ -187,6 +189,7 @@ def test_previews_without_a_better_one_are_counted(tmp_path, scores, patience, e
     assert next(iter(ended), None) == end
 
 
+@pytest.mark.long
 def test_patience_ends_a_stage_early(job, finished, tmp_path, monkeypatch):
     """Stopped at each step before, it ends at the same one, and stays ended."""
     scores = {int(step): each for step, each in kept(finished)["scores"].items()}
@@ -211,6 +214,7 @@ def test_patience_ends_a_stage_early(job, finished, tmp_path, monkeypatch):
     assert kept(work) == kept(finished)
 
 
+@pytest.mark.long
 def test_the_best_preview_taken_away_from_a_stopped_run(
     job, finished, tmp_path, monkeypatch
 ):
@@ -233,6 +237,7 @@ def test_the_best_preview_taken_away_from_a_stopped_run(
     assert_same(work, finished)
 
 
+@pytest.mark.long
 def test_more_steps_go_on_from_the_best_so_far(job, finished, tmp_path):
     """Which is read from the finished run, where the last step's state is not it."""
     work = epath.Path(tmp_path) / "run"
@@ -243,6 +248,7 @@ def test_more_steps_go_on_from_the_best_so_far(job, finished, tmp_path):
     assert kept(work) == kept(finished)
 
 
+@pytest.mark.long
 def test_another_rule_is_another_tuning(job, finished):
     with pytest.raises(InputError, match="keep: best -> None.*--overwrite=base"):
         dreambooth.run(dataclasses.replace(job, keep="last"), finished, frozenset())
@@ -250,6 +256,7 @@ def test_another_rule_is_another_tuning(job, finished):
         dataclasses.replace(job, keep="first")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rule", ["best", "last"])
 def test_previews_taken_away_from_a_run_that_goes_on(job, finished, tmp_path, rule):
     work = epath.Path(tmp_path) / "run"
@@ -272,6 +279,7 @@ def test_previews_taken_away_from_a_run_that_goes_on(job, finished, tmp_path, ru
         assert "Likeness to the photos" not in (work / "report.html").read_text()
 
 
+@pytest.mark.long
 def test_later_previews_taken_away_from_a_finished_run(job, finished, tmp_path):
     """Those of step 0 alone choose nothing."""
     work = epath.Path(tmp_path) / "run"

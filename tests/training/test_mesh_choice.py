@@ -171,6 +171,7 @@ def fit(cascade, stage, mesh, folder, count, watch=lambda state: None, rules=())
         )
 
 
+@pytest.mark.long
 def test_fewer_photos_than_devices_and_odd_rows_train_the_same(tmp_path, quickly):
     """One, two and four devices; rows of weight 0 fill a batch up to them."""
     stage, rows = TINY.stage("base"), {}
@@ -209,6 +210,7 @@ def large(before):
     ]
 
 
+@pytest.mark.long
 def test_between_steps_no_large_array_lies_whole_on_a_device(tmp_path, quickly):
     """Parameters, both moments and the average, on four devices that share a copy.
 
@@ -238,6 +240,7 @@ def test_between_steps_no_large_array_lies_whole_on_a_device(tmp_path, quickly):
         assert of_state == of_all, "something large beside the state"
 
 
+@pytest.mark.long
 def test_a_rule_of_a_config_moves_real_arrays(tmp_path, quickly):
     rules = (("unet/conv_in/kernel", (None, None, None, "fsdp")),)
     placed = []

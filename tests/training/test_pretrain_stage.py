@@ -69,6 +69,7 @@ def held_out_losses(run):
     return {row["step"]: row["loss/held_out"] for row in rows if "loss/held_out" in row}
 
 
+@pytest.mark.long
 def test_held_out_loss_is_logged_and_recorded(base):
     run, _ = base
     losses = held_out_losses(run)
@@ -82,6 +83,7 @@ def test_held_out_loss_is_logged_and_recorded(base):
     assert losses[2] == pytest.approx(3.96 / 3, rel=0.3)
 
 
+@pytest.mark.long
 def test_finished_run_is_measured_again_to_the_same_loss(base, tmp_path):
     run, _ = base
     for name in ("base", "manifest.json", "records"):
@@ -94,6 +96,7 @@ def test_finished_run_is_measured_again_to_the_same_loss(base, tmp_path):
     assert after["prior"] == before["prior"]
 
 
+@pytest.mark.long
 def test_shipped_manifest_tells_how_the_weights_were_made(base):
     _, shipped = base
     text = (shipped / native.MANIFEST).read_text()
@@ -109,6 +112,7 @@ def test_shipped_manifest_tells_how_the_weights_were_made(base):
     assert {"imagen_booth", "commit", "jax", "machine"} <= part["made_by"].keys()
 
 
+@pytest.mark.long
 def test_from_shipped_weights(base, tmp_path, monkeypatch):
     run, shipped = base
     monkeypatch.setattr(load, "shipped_folder", lambda cascade: shipped)
@@ -134,6 +138,7 @@ def png(pixels):
     return file.getvalue()
 
 
+@pytest.mark.long
 def test_top_stage_on_photographs_without_captions(tmp_path):
     tfds = pytest.importorskip("tensorflow_datasets", reason="TFDS is not installed")
 
@@ -192,6 +197,7 @@ def test_bad_settings_are_named(tmp_path, name, changes, words):
         pretrain_stage.run(job_of(name, **changes), epath.Path(tmp_path))
 
 
+@pytest.mark.long
 def test_a_stage_learns_from_photographs(tmp_path, monkeypatch):
     """Crops of a folder, without text, through the stage of the photo cascades."""
     rng = np.random.default_rng(0)

@@ -71,6 +71,7 @@ def vectors(work: epath.Path) -> np.ndarray:
     return checkpoints.read_params(work / "text")[0]["rows"]["vectors"]
 
 
+@pytest.mark.long
 def test_only_the_rows_of_the_identifier_change(job, finished, tmp_path):
     """Bit for bit, weight decay and all; U-Nets are not even saved."""
     manifest = json.loads((finished / "manifest.json").read_text())
@@ -101,6 +102,7 @@ def test_only_the_rows_of_the_identifier_change(job, finished, tmp_path):
     assert size < 100_000 < TINY.text.encoder.vocab * TINY.text.encoder.width * 4
 
 
+@pytest.mark.long
 def test_rows_start_from_the_mean_of_the_initializer(job, monkeypatch, tmp_path):
     seen = {}
 
@@ -125,6 +127,7 @@ def test_rows_start_from_the_mean_of_the_initializer(job, monkeypatch, tmp_path)
     )
 
 
+@pytest.mark.long
 def test_the_gradient_is_that_of_finite_differences(key):
     """Through encoder and U-Net, at the identifier's rows of the whole table."""
     mesh = sharding.make_mesh()
@@ -168,6 +171,7 @@ def test_the_gradient_is_that_of_finite_differences(key):
     assert float(apart) == pytest.approx(float(jnp.linalg.norm(gradient)), rel=0.02)
 
 
+@pytest.mark.long
 def test_stopped_and_continued_is_bit_identical(job, finished, tmp_path, monkeypatch):
     work = epath.Path(tmp_path) / "run"
     left = signal_at(monkeypatch, [("text", step) for step in (1, 2, 3)])
@@ -186,6 +190,7 @@ def test_stopped_and_continued_is_bit_identical(job, finished, tmp_path, monkeyp
     assert sorted(steps_shown) == [f"step_00000{step}.png" for step in (0, 2, 4)]
 
 
+@pytest.mark.long
 def test_a_run_is_sampled_with_what_was_learnt(finished, tmp_path):
     """One prompt or a job of them: the run's own picture again; sr256 reads "a dog"."""
     one = batch_job.sample_prompts(
@@ -207,6 +212,7 @@ def test_a_run_is_sampled_with_what_was_learnt(finished, tmp_path):
     assert [run.job.names(stage, 0) for stage in ("base", "sr256")] == [True, False]
 
 
+@pytest.mark.long
 def test_an_unfinished_run_is_refused(finished, tmp_path):
     work = epath.Path(tmp_path)
     for name in ("config.json", "manifest.json"):
@@ -215,6 +221,7 @@ def test_an_unfinished_run_is_refused(finished, tmp_path):
         finished_run.learned_embedding(finished_run.read_run(work))
 
 
+@pytest.mark.long
 def test_embeddings_are_kept_apart_by_what_was_learnt(tmp_path):
     """Prompts that speak of the word have a cache of their own, the others do not."""
     cache, mesh = epath.Path(tmp_path), sharding.make_mesh()
