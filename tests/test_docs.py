@@ -35,6 +35,13 @@ def named_by(page):
     return str(page.relative_to(ROOT))
 
 
+def module_of(command):
+    """The module that ``python -m command`` runs."""
+    spec = importlib.util.find_spec(command)
+    is_package = spec is not None and spec.submodule_search_locations is not None
+    return f"{command}.__main__" if is_package else command
+
+
 def test_pages_and_commands_are_found():
     assert len(PAGES) > 15
     assert len(COMMANDS) > 25
@@ -50,7 +57,7 @@ def test_command_is_understood(line, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", [name, *args])
     with flagsaver.flagsaver():
-        command = importlib.import_module(name)
+        command = importlib.import_module(module_of(name))
         try:
             verb, *words = flags.FLAGS(sys.argv)[1:] or [None]
             verbs = getattr(command, "VERBS", {None: 0})
@@ -58,7 +65,7 @@ def test_command_is_understood(line, monkeypatch):
             if name == "imagen_booth.train":
                 to_job(flags.FLAGS.config)
         finally:
-            del sys.modules[name]
+            del sys.modules[module_of(name)]
 
 
 @pytest.fixture

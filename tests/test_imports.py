@@ -35,10 +35,10 @@ RENDERER = {f"toybox.{name}" for name in ("renderer", "fields", "surfaces")}
 # Who may import a library, by module or package.
 KEEPERS = {
     "flax": {"models"},
-    "gradio": {"web", "webapp"},
+    "gradio": {"web"},
     "grain": {"data"},
     "ml_collections": {"config", "doctor", "pretrain", "sample", "train"},
-    "pandas": {"webapp"},
+    "pandas": {"web"},
     "orbax": {"rundir.checkpoints"},
     "sentencepiece": {"text"},
     "tensorboardX": {"rundir.metrics"},

@@ -25,7 +25,7 @@ from train_jobs import QUICK, free_port
 from web_pages import chromium, end_jobs, photo_files, served, until
 
 from imagen_booth.rundir import checkpoints
-from imagen_booth.webapp.jobs import DONE, QUEUED, RUNNING, STOPPED, Queue
+from imagen_booth.web.jobs import DONE, QUEUED, RUNNING, STOPPED, Queue
 
 pytest.importorskip("gradio", reason="needs imagen_booth[web]")
 
@@ -455,7 +455,7 @@ def test_events_take_no_paths(address, root, tmp_path):
 
 HUNDRED = """
 import runpy
-from imagen_booth.webapp import page
+from imagen_booth.web import page
 page.EXPIRY = (2, 4)
 runpy.run_module("imagen_booth.web", run_name="__main__", alter_sys=True)
 """
@@ -501,8 +501,8 @@ def _command_line(process):
 
 FIRST_PAGE = """
 import pathlib, sys, time, urllib.request, os
-from imagen_booth.webapp import page
-from imagen_booth.webapp.booth import Booth
+from imagen_booth.web import page
+from imagen_booth.web.booth import Booth
 
 begun = time.perf_counter()
 

@@ -18,7 +18,7 @@ from photo_files import blurred
 from PIL import Image
 from train_jobs import QUICK, free_port
 
-from imagen_booth.webapp.jobs import Queue
+from imagen_booth.web.jobs import Queue
 
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 LIMIT = 1800  # seconds that a job may take

@@ -13,10 +13,10 @@ import gradio as gr
 from imagen_booth.cascade import CASCADES, notices
 from imagen_booth.errors import InputError
 from imagen_booth.text import people
-from imagen_booth.webapp import commands, uploads
-from imagen_booth.webapp.booth import PRIVATE, Booth, explained
-from imagen_booth.webapp.jobs import shown
-from imagen_booth.webapp.uploads import CropChoice
+from imagen_booth.web import commands, uploads
+from imagen_booth.web.booth import PRIVATE, Booth, explained
+from imagen_booth.web.jobs import shown
+from imagen_booth.web.uploads import CropChoice
 
 OWN, EXAMPLE = "My photos", "An example: a rendered toy dog"
 TOY = "toybox:dog/11"

@@ -65,8 +65,8 @@ def main() -> None:
         raise InputError(
             "the page needs gradio; pip install 'imagen_booth[web]'"
         ) from error
-    from imagen_booth.webapp import page
-    from imagen_booth.webapp.booth import Booth
+    from imagen_booth.web import page
+    from imagen_booth.web.booth import Booth
 
     page.serve(
         Booth(pathlib.Path(_ROOT.value), _settings(_SETTING.value), _CLIP.value),

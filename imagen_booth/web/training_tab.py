@@ -8,10 +8,10 @@ import pandas as pd
 
 from imagen_booth.errors import InputError
 from imagen_booth.reports import html
-from imagen_booth.webapp import commands
-from imagen_booth.webapp.booth import PRIVATE, Booth, duration, explained, if_changed
-from imagen_booth.webapp.jobs import FAILED, RUNNING, STOPPED, shown
-from imagen_booth.webapp.runs import Run, metrics
+from imagen_booth.web import commands
+from imagen_booth.web.booth import PRIVATE, Booth, duration, explained, if_changed
+from imagen_booth.web.jobs import FAILED, RUNNING, STOPPED, shown
+from imagen_booth.web.runs import Run, metrics
 
 EMPTY = "<p>No run yet. Upload photos in the first tab and press Start training.</p>"
 LOG_LINES = 12

@@ -7,10 +7,10 @@ import gradio as gr
 
 from imagen_booth.errors import InputError
 from imagen_booth.text.prompt_suites import SUITES
-from imagen_booth.webapp import commands
-from imagen_booth.webapp.booth import PRIVATE, Booth, explained, if_changed
-from imagen_booth.webapp.jobs import FAILED, QUEUED, RUNNING, JobRecord, shown
-from imagen_booth.webapp.runs import Picture, Run, metadata
+from imagen_booth.web import commands
+from imagen_booth.web.booth import PRIVATE, Booth, explained, if_changed
+from imagen_booth.web.jobs import FAILED, QUEUED, RUNNING, JobRecord, shown
+from imagen_booth.web.runs import Picture, Run, metadata
 
 SHOWN = 60  # pictures on the page
 FAMILIES = (

@@ -9,7 +9,7 @@ import pytest
 from web_pages import until
 
 from imagen_booth.errors import InputError
-from imagen_booth.webapp.jobs import (
+from imagen_booth.web.jobs import (
     DONE,
     FAILED,
     QUEUED,

@@ -16,7 +16,7 @@ from imagen_booth.errors import InputError
 from imagen_booth.rundir import lock
 from imagen_booth.storage import open_atomic, read_json, write_atomic
 from imagen_booth.text import prompts
-from imagen_booth.webapp.jobs import DONE, FAILED, QUEUED, RUNNING, STOPPED, Queue
+from imagen_booth.web.jobs import DONE, FAILED, QUEUED, RUNNING, STOPPED, Queue
 
 _MARKS = ("manifest.json", "config.json", "metrics.jsonl", "report.html", "source")
 _SHEET = "contact_sheet.png"

@@ -8,10 +8,10 @@ from typing import Any
 import gradio as gr
 from gradio import themes
 
-from imagen_booth.webapp import gallery_tab, photos_tab, runs_tab, training_tab
-from imagen_booth.webapp.booth import QUIET, Booth
-from imagen_booth.webapp.jobs import FOLDER, RUNNING
-from imagen_booth.webapp.uploads import MAX_FILE
+from imagen_booth.web import gallery_tab, photos_tab, runs_tab, training_tab
+from imagen_booth.web.booth import QUIET, Booth
+from imagen_booth.web.jobs import FOLDER, RUNNING
+from imagen_booth.web.uploads import MAX_FILE
 
 TITLE = "imagen_booth"
 REFRESH = 2.0  # seconds

@@ -6,9 +6,9 @@ import gradio as gr
 
 from imagen_booth.errors import InputError
 from imagen_booth.rundir.layout import differences
-from imagen_booth.webapp.booth import PRIVATE, Booth, duration, explained, if_changed
-from imagen_booth.webapp.jobs import QUEUED, shown
-from imagen_booth.webapp.runs import Run
+from imagen_booth.web.booth import PRIVATE, Booth, duration, explained, if_changed
+from imagen_booth.web.jobs import QUEUED, shown
+from imagen_booth.web.runs import Run
 
 COMPARED = 12  # pictures of each run beside the other
 LISTED = 30  # jobs, the newest

@@ -10,8 +10,8 @@ import pytest
 from imagen_booth.data.image_files import save_png
 from imagen_booth.errors import InputError
 from imagen_booth.rundir import lock
-from imagen_booth.webapp.jobs import Queue
-from imagen_booth.webapp.runs import Runs, metadata, metrics
+from imagen_booth.web.jobs import Queue
+from imagen_booth.web.runs import Runs, metadata, metrics
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from web_pages import photo_files
 
 from imagen_booth.data import photos
 from imagen_booth.errors import InputError
-from imagen_booth.webapp import uploads
-from imagen_booth.webapp.uploads import CropChoice
+from imagen_booth.web import uploads
+from imagen_booth.web.uploads import CropChoice
 
 CENTRE = CropChoice("centre", 0.0, 0.0)
 

@@ -10,8 +10,8 @@ from typing import Any
 import gradio as gr
 
 from imagen_booth.errors import BoothError, InputError
-from imagen_booth.webapp.jobs import Queue
-from imagen_booth.webapp.runs import Run, Runs
+from imagen_booth.web.jobs import Queue
+from imagen_booth.web.runs import Run, Runs
 
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 # Of events that a timer repeats.

@@ -12,7 +12,7 @@ from paths import ROOT
 
 from imagen_booth.config.build import to_job
 from imagen_booth.errors import InputError
-from imagen_booth.webapp import commands
+from imagen_booth.web import commands
 
 RUN = pathlib.Path("runs/dog")
 

@@ -4,7 +4,7 @@
     ROOT/.booth/jobs/ID.log    what the command printed
     ROOT/.booth/lock           locked while a job runs
 
-A worker process (``python -m imagen_booth.webapp.jobs ROOT``) runs the waiting jobs and
+A worker process (``python -m imagen_booth.web.jobs ROOT``) runs the waiting jobs and
 ends when there are none. Neither it nor a job depends on the page's server: both go on
 when the server ends, and a new server reads their state from these files.
 """
