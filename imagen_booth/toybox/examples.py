@@ -2,11 +2,9 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, SupportsIndex
 
 import numpy as np
 
-from imagen_booth.errors import InputError
 from imagen_booth.toybox import grammar
 from imagen_booth.toybox.captions import training_caption
 from imagen_booth.toybox.grammar import Attributes, Individual, Tier
@@ -65,35 +63,3 @@ def render_examples(
     examples = [example(seed, int(i), tier) for i in indices]
     images = render([e.scene for e in examples], size, supersample=supersample)
     return images, [e.caption for e in examples], [e.attributes for e in examples]
-
-
-class ToyboxSource:
-    """Random access to `length` records of one seed, rendered on demand.
-
-    A record is {"image": uint8 [size, size, 3], "caption": str, "attributes": dict},
-    as the `toybox` dataset stores them.
-    """
-
-    def __init__(self, *, seed: int, length: int, tier: Tier, size: int = 64) -> None:
-        if length < 1:
-            raise InputError(f"length is {length}; a source has at least 1 record.")
-        self._seed, self._length, self._tier, self._size = seed, length, tier, size
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
-        i = index.__index__()
-        if not 0 <= i < self._length:
-            raise IndexError(f"index {i} of a source with {self._length} records")
-        made = example(self._seed, i, self._tier)
-        return {
-            "image": render([made.scene], self._size)[0],
-            "caption": made.caption,
-            "attributes": dataclasses.asdict(made.attributes),
-        }
-
-    def __repr__(self) -> str:
-        return (
-            f"ToyboxSource(seed={self._seed}, length={self._length}, size={self._size})"
-        )

@@ -69,32 +69,43 @@ def render(scenes: Sequence[Scene], size: int, *, supersample: int = 2) -> np.nd
     return out
 
 
-def render_crop(
-    scenes: Sequence[Scene],
-    size: int,
-    corner: tuple[int, int],
-    crop: tuple[int, int],
-    *,
-    supersample: int = 2,
-) -> np.ndarray:
-    """The part of the size x size pictures that starts at `corner` (top, left).
+def draw(arrays, size: int, *, rays: int = RAYS, supersample: int = 2) -> jax.Array:
+    """Pictures of packed scenes, left on the device.
 
-    Only the crop and a thin margin for outlines are traced.
+    Args:
+      arrays: B packed scenes, see `packing.stack`.
+      size: Side in pixels, 64 to 1024.
+      rays: How many rays are traced at once; an accelerator wants millions.
+      supersample: Rays per pixel along each side.
 
     Returns:
-      uint8 [B, *crop, 3], equal to the same part of `render(scenes, size)`.
+      uint8 [B, size, size, 3].
     """
-    return np.asarray(_draw(stack(scenes), *corner, size, *crop, supersample))
+    tile = min(size, TILE)
+    corners = range(0, size, tile)
+    rows = [
+        jnp.concatenate(
+            [
+                _draw(arrays, top, left, size, tile, tile, supersample, rays)
+                for left in corners
+            ],
+            axis=2,
+        )
+        for top in corners
+    ]
+    return jnp.concatenate(rows, axis=1)
 
 
-@functools.partial(jax.jit, static_argnames=("size", "height", "width", "supersample"))
-def _draw(arrays, top, left, size, height, width, supersample):
+@functools.partial(
+    jax.jit, static_argnames=("size", "height", "width", "supersample", "rays")
+)
+def _draw(arrays, top, left, size, height, width, supersample, rays=RAYS):
     """Traces one tile: uint8 [B, height, width, 3]."""
     reach = max(1, round(size * supersample / LINE_REACH))
     high, wide = (n * supersample + 2 * reach for n in (height, width))
     batch = arrays["eye"].shape[0]
     # Strips of rows are traced one after the other to bound the memory.
-    strips = -(-high * wide * batch // RAYS)
+    strips = -(-high * wide * batch // rays)
     some = -(-high // strips)
     rows = jnp.arange(strips * some) - reach + top * supersample
     columns = jnp.arange(wide) - reach + left * supersample
