@@ -591,7 +591,7 @@ def test_uploads_of_two_subjects_never_mix(tmp_path, monkeypatch):
         exec(cell_with("files.upload"), {"PHOTOS": "upload", "pathlib": pathlib})
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_notebook_runs(tmp_path, monkeypatch):
     """As a user runs it, with photos in a folder and the smallest cascade."""
     for name, value in (QUICK | {"EXPECTED_DEVICE": "cpu"}).items():
