@@ -495,6 +495,16 @@ def test_the_image_has_what_it_copies():
     assert 'ENTRYPOINT ["python", "-m"]' in text
 
 
+@pytest.mark.parametrize("name", ["pretrain_toybox.sh", "pretrain_photo.sh"])
+def test_a_pretraining_script_explains_itself(name):
+    done = subprocess.run(
+        [ROOT / "launch" / name], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert f"launch/{name}" in done.stdout
+    assert "PYTHON  " in done.stdout
+
+
 def test_shellcheck_finds_nothing():
     # Without activation it is beside the interpreter of the environment.
     here = pathlib.Path(sys.executable).parent

@@ -2,15 +2,11 @@
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
-from paths import ROOT
 
 from imagen_booth.cascade import by_name
 from imagen_booth.toybox import renderer
@@ -107,13 +103,3 @@ def test_crops_of_the_two_sizes_are_of_one_place():
     batch = pool.take(stage, 2, 0)
     assert batch["image"].shape == (2, 64, 64, 3)
     np.testing.assert_array_equal(batch["image"][:, ::4, ::4], batch["low"])
-
-
-def test_launch_script_explains_itself():
-    script = ROOT / "launch" / "pretrain_toybox.sh"
-    environment = {**os.environ, "PYTHON": sys.executable}
-    done = subprocess.run(
-        [script], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2
-    assert "pretrain_toybox.sh FOLDER" in done.stdout
