@@ -152,7 +152,7 @@ def test_a_page_of_many_subjects(folder):
         subjects_page.write(folder, ["rex", "mia", "zoe"], [HOSTILE], {}, table),
         "3 subjects",
         "1 done, 1 failed, 1 waiting.",
-        f"mia: {INNER}",
+        f"mia: NotFinite: {INNER}",
         f"Not trained {HOSTILE}",
         f"{HOSTILE} · done · 7 s · colour 0.25 → 0.50 · report",
         f"{HOSTILE} 1.0 2.0",
