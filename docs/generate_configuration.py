@@ -33,6 +33,7 @@ SECTIONS = (
     (SamplerConfig, "config.pictures.base, config.class_images.sampler, ..."),
     (schema.Weights, "config.weights"),
     (schema.Mesh, "config.mesh"),
+    (schema.Subjects, "config, with configs/subjects.py"),
 )
 PRETRAINING_SECTIONS = (
     (schema.Pretraining, "config"),

@@ -190,7 +190,12 @@ def define_hosts() -> None:
         "",
         "HOST:PORT of process 0; found automatically on a TPU VM, GKE and Slurm",
     )
-    flags.DEFINE_integer("processes", 0, "number of processes; goes with --coordinator")
+    flags.DEFINE_integer(
+        "processes",
+        0,
+        "number of processes; goes with --coordinator; 1 without it: this process "
+        "works by itself, in a cluster too",
+    )
     flags.DEFINE_integer(
         "process_id", -1, "number of this process, from 0; goes with --coordinator"
     )

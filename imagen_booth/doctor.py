@@ -10,6 +10,11 @@ fits; for subjects of the toybox it uses the toybox judge. Exit codes: 0 the job
 ready, 2 bad input or a run directory that train would refuse, 3 it does not fit in
 memory, 5 the disk is too small or cannot be written.
 
+    python -m imagen_booth.doctor --config=configs/subjects.py --config.subjects=DIR
+
+Of many subjects it checks each, and prints what the first and each further one has cost
+so far, with --price in dollars too.
+
     python -m imagen_booth.doctor --config=configs/dog.py:imagen --topology=v4:1x1x1
 
 With --topology it compiles the job's programs for TPUs that need not be there: peak
@@ -60,7 +65,10 @@ _MARKDOWN = flags.DEFINE_bool(
 )
 _JSON = flags.DEFINE_bool("json", False, "print the findings as one JSON list instead")
 _PRICE = flags.DEFINE_float(
-    "price", None, "with --topology: dollars for an hour of one chip", lower_bound=0.0
+    "price",
+    None,
+    "with --topology or many subjects: dollars for an hour of one chip",
+    lower_bound=0.0,
 )
 
 
@@ -70,13 +78,19 @@ def main() -> None:
     # Slow imports come after the flags, so that --help and bad flags answer at once.
     from etils import epath
 
-    from imagen_booth.config.build import to_job
+    from imagen_booth.config.build import has_many, to_job, to_subjects
     from imagen_booth.preflight import checks
+    from imagen_booth.reports import subject_costs
     from imagen_booth.weights import fetch
 
     file = config_flags.get_config_filename(flags.FLAGS["config"])
     workdir = _WORKDIR.value or cli.default_workdir(file)
-    job = fetch.with_fetched(to_job(_CONFIG.value))
+    subjects = None
+    if has_many(_CONFIG.value):
+        subjects, job = to_subjects(_CONFIG.value)
+    else:
+        job = to_job(_CONFIG.value)
+    job = fetch.with_fetched(job)
     if _TOPOLOGY.value is not None:
         from imagen_booth.preflight import tpu_report
 
@@ -87,18 +101,17 @@ def main() -> None:
             _PARTS.value,
             in_markdown=_MARKDOWN.value,
             price=_PRICE.value,
+            many=subjects is not None,
         )
         return
-    for flag in (_PARTS, _MARKDOWN, _PRICE):
+    for flag in (_PARTS, _MARKDOWN, *([] if subjects else [_PRICE])):
         if flag.value:
             raise InputError(f"--{flag.name} needs --topology")
-    findings = checks.check(
-        job,
-        epath.Path(workdir),
-        _CLIP.value,
-        _JUDGE.value,
-        frozenset(_OVERWRITE.value),
-    )
+    given = _CLIP.value, _JUDGE.value, frozenset(_OVERWRITE.value)
+    if subjects is None:
+        findings = checks.check(job, epath.Path(workdir), *given)
+    else:
+        findings = checks.check_many(subjects, job, epath.Path(workdir), *given)
     problems = [each for each in findings if each.level == checks.PROBLEM]
     warnings = [each for each in findings if each.level == checks.WARNING]
     if _JSON.value:
@@ -109,6 +122,10 @@ def main() -> None:
         verdict = _number(problems, "problem") if problems else "ready"
         counted = f", {_number(warnings, 'warning')}" if warnings else ""
         print(f"\n{verdict}{counted}")
+        if subjects is not None:
+            costs = subject_costs.read(epath.Path(workdir) / subject_costs.FOLDER)
+            price = subjects.price if _PRICE.value is None else _PRICE.value
+            print(subject_costs.in_text(subject_costs.table(costs, price)))
     if problems:
         sys.exit(min(each.exit_code for each in problems))
 

@@ -13,7 +13,7 @@ import dataclasses
 import logging
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -82,6 +82,7 @@ class RunContext:
         stop: Asks the work to save and end.
         metrics: Receives the metrics.
         profile: Whether to trace a few early steps of each stage.
+        load: Loads a part, as ``weights.load.load`` does.
     """
 
     job: Job
@@ -93,6 +94,7 @@ class RunContext:
     stop: StopRequest
     metrics: MetricWriter
     profile: bool = False
+    load: Callable[..., Part] = load
 
     @contextlib.contextmanager
     def timed(self, step: str) -> Iterator[None]:
@@ -112,14 +114,21 @@ class RunContext:
             train: As for ``load``.
         """
         rules, source = self.job.mesh.rules, getattr(self.job.weights, name)
-        return load(
-            self.cascade, name, source, self.mesh, self.dtype, rules, train=train
-        )
+        with self.timed("weights"):
+            return self.load(
+                self.cascade, name, source, self.mesh, self.dtype, rules, train=train
+            )
 
     def embed_prompts(self, learned: LearnedEmbedding | None = None) -> SubjectPrompts:
         """Chooses the identifier and embeds every prompt of the run."""
         return subject_prompts.prepare_prompts(
-            self.job, self.cascade, self.cache, self.mesh, self.dtype, learned
+            self.job,
+            self.cascade,
+            self.cache,
+            self.mesh,
+            self.dtype,
+            learned,
+            self.load,
         )
 
     def plan_preview(
@@ -177,13 +186,28 @@ def run(
         subject_photos.report_refusal(workdir, error)
         raise
     with lock.held(workdir):
-        return _run(job, accepted, RunDirectory(workdir, overwrite), profile)
+        work = RunDirectory(workdir, overwrite)
+        return run_accepted(job, accepted, work, profile=profile)
 
 
-def _run(
-    job: Job, accepted: AcceptedRun, work: RunDirectory, profile: bool
+def run_accepted(
+    job: Job,
+    accepted: AcceptedRun,
+    work: RunDirectory,
+    *,
+    profile: bool = False,
+    load: Callable[..., Part] = load,
 ) -> epath.Path:
-    """Runs a job that was accepted, in a run directory that this process owns."""
+    """Runs a job that was accepted, in a run directory that this process owns.
+
+    Args:
+        accepted: What the checks of the job found.
+        profile: As for ``run``.
+        load: Loads a part, as ``weights.load.load`` does.
+
+    Returns, Raises:
+        As ``run``.
+    """
     cascade, mesh, checked = accepted.cascade, accepted.mesh, accepted.photos
     cache, dtype = cache_folder(job.cache, work.path), accepted.dtype
     with (
@@ -194,7 +218,7 @@ def _run(
         ) as metrics,
     ):
         context = RunContext(
-            job, cascade, work, cache, mesh, dtype, stop, metrics, profile
+            job, cascade, work, cache, mesh, dtype, stop, metrics, profile, load
         )
         try:
             subject_photos.save_crops(job.subject, checked, work.path)
@@ -373,6 +397,7 @@ def _class_pairs(
         mesh=context.mesh,
         dtype=context.dtype,
         check_stop=context.stop.check,
+        load=context.load,
     )
     if stage.low_resolution is None and processes.is_first():
         context.work.record(class_images={"folder": str(folder), "count": len(pairs)})

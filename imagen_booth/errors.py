@@ -17,6 +17,10 @@ class InputError(BoothError, ValueError):
     exit_code = 2
 
 
+class InUse(InputError):
+    """Another process is at work in a folder."""
+
+
 class DoesNotFit(BoothError):
     """The program does not fit in the memory of the device."""
 
@@ -27,6 +31,19 @@ class NotFinite(BoothError):
     """A loss, gradient or parameter became infinite or not a number."""
 
     exit_code = 4
+
+
+class SubjectsFailed(BoothError):
+    """Some subjects of a job of many failed; the others are done.
+
+    Args:
+        message: Which ones, and why.
+        exit_code: The highest exit code of their errors.
+    """
+
+    def __init__(self, message: str, exit_code: int = BoothError.exit_code):
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class StorageError(BoothError):

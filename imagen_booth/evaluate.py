@@ -5,13 +5,16 @@
         --first_seed=1000000 --name=class
     python -m imagen_booth.evaluate --run=runs/dog --prompts=dreambench \\
         --dino=DIR --clip=DIR --lpips=FILE
+    python -m imagen_booth.evaluate --runs=runs/many --prompts=dreambench \\
+        --dino=DIR --clip=DIR
     python -m imagen_booth.evaluate --photos=DIR --prompts=dreambench \\
         --system=dalle=DIR --system=ours=DIR --dino=DIR --clip=DIR
 
 The pictures of a run are those in RUN/samples/PROMPTS. PRES needs pictures of the class
 alone, in RUN/samples/class: the second command makes them. Their seeds start at
 1000000, because they must not share noise with the class images of the training;
-evaluate refuses pictures that do.
+evaluate refuses pictures that do. --runs scores all finished runs in a folder as one
+system, with means and intervals over their subjects.
 
 Folders of pictures by any other system can stand in the same table. With several
 subjects, such a folder has one folder per subject, named as those in --photos. The
@@ -29,6 +32,7 @@ from absl import flags
 from imagen_booth import cli
 
 _RUN = cli.define_paths("run", "finished run: DIR, or NAME=DIR")
+_RUNS = cli.define_paths("runs", "folder of finished runs: DIR, or NAME=DIR")
 _NAME = flags.DEFINE_string(
     "name", "", "folder in RUN/samples; default that of --prompts"
 )
@@ -63,7 +67,9 @@ _CLIP_MODEL = flags.DEFINE_enum(
 _LPIPS = cli.define_path("lpips", None, "lpips_alex.safetensors, or random")
 _JUDGE = cli.define_path("judge", None, "folder of a toybox judge, or 'shipped'")
 _TO = cli.define_path(
-    "to", None, "folder of the results; default RUN/evaluation, or runs/evaluation"
+    "to",
+    None,
+    "folder of the results; default RUN/evaluation, RUNS/evaluation or runs/evaluation",
 )
 _CACHE = cli.define_path(
     "cache", None, "folder for computed features; default 'cache' beside the runs"
@@ -77,19 +83,26 @@ def main() -> None:
 
     from imagen_booth.evaluation import evaluate_systems
     from imagen_booth.evaluation.evaluate_systems import EvaluationRequest, Locations
+    from imagen_booth.rundir import layout
 
     if _IMAGES.value:
         name = epath.Path(_IMAGES.value).name or "pictures"
         systems.insert(0, f"{name}={_IMAGES.value}")
         classes = [each if "=" in each else f"{name}={each}" for each in classes]
-    runs = [evaluate_systems.named(each)[1] for each in _RUN.value]
+    given, folders = list(_RUN.value), [evaluate_systems.named(e) for e in _RUNS.value]
+    for label, folder in folders:
+        inside = layout.finished_in("--runs", folder)
+        given += [f"{label or folder.name}={run}" for run in inside]
+    runs = [evaluate_systems.named(each)[1] for each in given]
     alone = runs[0] if len(runs) == 1 and not systems else epath.Path("runs")
+    if len(folders) == 1 and not _RUN.value and not systems:
+        alone = folders[0][1]
     to = epath.Path(_TO.value) if _TO.value else alone / "evaluation"
     beside = runs[0].parent if runs else epath.Path("runs")
     cache = epath.Path(_CACHE.value) if _CACHE.value else beside / "cache"
     page, warnings = evaluate_systems.evaluate_systems(
         EvaluationRequest(
-            runs=_RUN.value,
+            runs=given,
             systems=systems,
             classes=classes,
             photos=_PHOTOS.value or "",

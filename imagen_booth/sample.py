@@ -3,6 +3,7 @@
     python -m imagen_booth.sample --run=runs/dog --prompt="a [V] dog in the snow"
     python -m imagen_booth.sample --run=runs/dog --prompts=FILE --seeds=4
     python -m imagen_booth.sample --run=runs/dog --prompts=dreambench_living --seeds=4
+    python -m imagen_booth.sample --runs=runs/many --prompts=dreambench --seeds=4
 
 [V] stands for the run's identifier and [N] for its class noun. Images go to
 RUN/samples/NAME/RESOLUTION/WORDS_SEED_KEY.png with prompt, seed and run in their
@@ -15,14 +16,23 @@ file, are prompt and optionally seed, negative_prompt and guidance. Suites of th
 package: applications, or one of its families recontextualisation, art, expression,
 view, accessories, properties; dreambench_objects; dreambench_living; and dreambench for
 the one of these two that fits the class. RUN/samples/NAME/index.html shows the images.
+
+--runs samples with every finished run in a folder, in one job.
 """
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from imagen_booth import cli
 from imagen_booth.errors import InputError
 
+if TYPE_CHECKING:
+    from etils import epath
+
 _RUN = cli.define_path("run", None, "work directory of a finished run")
+_RUNS = cli.define_path("runs", None, "in place of --run: folder of finished runs")
 _PROMPT = flags.DEFINE_multi_string("prompt", [], "a prompt; repeat the flag for more")
 _PROMPTS = cli.define_path("prompts", None, "file of prompts, or a suite")
 _SEEDS = flags.DEFINE_integer("seeds", 1, "images per prompt", lower_bound=1)
@@ -51,8 +61,10 @@ cli.define_hosts()
 
 
 def main() -> None:
-    if not _RUN.value:
+    if not _RUN.value and not _RUNS.value:
         raise InputError("--run is missing; give the work directory of a run")
+    if _RUN.value and _RUNS.value:
+        raise InputError("give --run for one run or --runs for a folder of them")
     prompts = [prompt for prompt in _PROMPT.value if prompt]
     source = _PROMPTS.value or ""
     if not prompts and not source:
@@ -71,13 +83,31 @@ def main() -> None:
     from etils import epath
 
     from imagen_booth.distributed import processes
+    from imagen_booth.rundir import layout, programs
+    from imagen_booth.weights.host_copies import HostCopies
+
+    flag, path = ("--run", _RUN.value) if _RUN.value else ("--runs", _RUNS.value)
+    processes.check_shared(flag, path)
+    runs = [epath.Path(path)]
+    if _RUNS.value:
+        runs = layout.finished_in(flag, path)
+    # One run needs no copies of its weights.
+    loads = {"load": HostCopies().load} if len(runs) > 1 else {}
+    with programs.shared():
+        for run in runs:
+            folder = _sample(run, prompts, source, **loads)
+            print(f"images are in {folder}")
+
+
+def _sample(
+    run: "epath.Path", prompts: list[str], source: str, **loads: Callable[..., Any]
+) -> "epath.Path":
+    """Samples with one run; returns the folder of the images."""
     from imagen_booth.sampling import batch_job
 
-    processes.check_shared("--run", _RUN.value)
-    run = epath.Path(_RUN.value)
     name = ("prompts" if prompts else "") if _NAME.value is None else _NAME.value
     if prompts:
-        folder = batch_job.sample_prompts(
+        return batch_job.sample_prompts(
             run,
             prompts,
             name,
@@ -85,18 +115,18 @@ def main() -> None:
             first_seed=_FIRST_SEED.value,
             guidance=_GUIDANCE.value,
             resolution=_RESOLUTION.value,
+            **loads,
         )
-    else:
-        folder = batch_job.run_batch(
-            run,
-            source,
-            name,
-            seeds=_SEEDS.value,
-            first_seed=_FIRST_SEED.value,
-            resolution=_RESOLUTION.value,
-            batch=_BATCH.value,
-        )
-    print(f"images are in {folder}")
+    return batch_job.run_batch(
+        run,
+        source,
+        name,
+        seeds=_SEEDS.value,
+        first_seed=_FIRST_SEED.value,
+        resolution=_RESOLUTION.value,
+        batch=_BATCH.value,
+        **loads,
+    )
 
 
 if __name__ == "__main__":

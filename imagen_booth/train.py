@@ -3,9 +3,12 @@
     python -m imagen_booth.train --config=configs/dog.py
     python -m imagen_booth.train --config=configs/subject.py:toybox \\
         --config.subject.photos=DIR --config.subject.class_noun=dog
+    python -m imagen_booth.train --config=configs/subjects.py:toybox \\
+        --config.subjects=DIR_OR_TABLE
 
 Any setting can follow as --config.NAME=VALUE. The same command resumes a run that was
-stopped. The result is DIR/report.html, with pictures and checkpoints beside it.
+stopped. The result is DIR/report.html, with pictures and checkpoints beside it; of
+many subjects it is DIR/index.html, with a run directory for each.
 """
 
 from absl import flags
@@ -36,25 +39,29 @@ def main() -> None:
     # Slow imports come after the flags, so that --help and bad flags answer at once.
     from etils import epath
 
-    from imagen_booth import dreambooth
-    from imagen_booth.config.build import to_job
+    from imagen_booth import dreambooth, many_subjects
+    from imagen_booth.config.build import has_many, to_job, to_subjects
     from imagen_booth.distributed import processes
     from imagen_booth.weights import fetch
 
-    job = fetch.with_fetched(to_job(_CONFIG.value))
+    subjects = None
+    if has_many(_CONFIG.value):
+        subjects, job = to_subjects(_CONFIG.value)
+    else:
+        job = to_job(_CONFIG.value)
+    job = fetch.with_fetched(job)
     workdir = _WORKDIR.value or cli.default_workdir(
         config_flags.get_config_filename(flags.FLAGS["config"])
     )
     processes.check_shared("--workdir", workdir)
     if job.cache:
         processes.check_shared("config.cache", job.cache)
-    processes.check_same_files("config.subject.photos", job.subject.photos)
-    page = dreambooth.run(
-        job,
-        epath.Path(workdir),
-        frozenset(_OVERWRITE.value),
-        profile=_PROFILE.value,
-    )
+    given = epath.Path(workdir), frozenset(_OVERWRITE.value)
+    if subjects is not None:
+        page = many_subjects.run(subjects, job, *given, profile=_PROFILE.value)
+    else:
+        processes.check_same_files("config.subject.photos", job.subject.photos)
+        page = dreambooth.run(job, *given, profile=_PROFILE.value)
     print(f"open {page}")
 
 

@@ -583,6 +583,30 @@ def test_command_on_a_toy_run(run, tmp_path, a_judge):
     assert scores.keys() == {m for m in protocol.METRICS if m.startswith("judge")}
 
 
+def test_command_on_a_folder_of_runs(run, tmp_path, a_judge):
+    other = run.parent / "cat"
+    shutil.copytree(run, other)
+    settings = json.loads((other / "config.json").read_text())
+    settings["subject"]["photos"] = "toybox:dog/8"
+    (other / "config.json").write_text(json.dumps(settings))
+    unfinished = run.parent / "new"
+    unfinished.mkdir()
+    (unfinished / "manifest.json").write_text('{"status": "running"}')
+    done = evaluate(f"--runs={run.parent}", f"--judge={a_judge}", "--name=job")
+    assert done.returncode == 0, done.stderr
+    assert f"warning: {unfinished} is not finished and is left out" in done.stderr
+    page = run.parent / "evaluation" / "evaluation.html"
+    assert done.stdout.endswith(f"\nopen {page}\n")
+    assert "the class has drifted" in page.read_text()
+    found = json.loads((run.parent / "evaluation" / "evaluation.json").read_text())
+    system = found["systems"]["runs"]
+    assert set(system["by_subject"]) == {"dog/7", "dog/8"}
+    assert system["subjects"] == 2
+    done = evaluate(f"--runs={unfinished}", f"--judge={a_judge}")
+    assert done.returncode == 2
+    assert f"--runs={unfinished} holds no finished run" in done.stderr
+
+
 def test_command_says_what_weights_to_get(run, tmp_path):
     settings = json.loads((run / "config.json").read_text())
     settings["subject"]["photos"] = "my/dog"

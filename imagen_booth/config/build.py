@@ -14,7 +14,7 @@ from ml_collections import config_dict
 
 from imagen_booth.cascade import by_name
 from imagen_booth.config import step_files
-from imagen_booth.config.schema import IS_PATH, Job
+from imagen_booth.config.schema import IS_PATH, Job, Subjects
 from imagen_booth.diffusion.sampler import SamplerConfig
 from imagen_booth.errors import InputError
 from imagen_booth.storage import user_path
@@ -161,6 +161,25 @@ def to_job(config: ml_collections.ConfigDict) -> Job:
     job = from_config(Job, config)
     by_name(job.cascade)
     return job
+
+
+def has_many(config: ml_collections.ConfigDict) -> bool:
+    """Whether a fine-tuning config is for many subjects."""
+    return "subjects" in config
+
+
+def to_subjects(config: ml_collections.ConfigDict) -> tuple[Subjects, Job]:
+    """A config for many subjects as plain data: what to train, and all else.
+
+    Raises:
+        InputError: a field that is not known, of the wrong type, or out of range.
+    """
+    tree = config.to_dict()
+    names = [field.name for field in dataclasses.fields(Subjects)]
+    own = {name: tree.pop(name) for name in names}
+    job = build(Job, tree, "config")
+    by_name(job.cascade)
+    return build(Subjects, own, "config"), job
 
 
 def from_config(kind: Any, config: ml_collections.ConfigDict) -> Any:

@@ -25,6 +25,7 @@ from imagen_booth.config.schema import (
     Pictures,
     Pretraining,
     Subject,
+    Subjects,
     Weights,
 )
 from imagen_booth.diffusion.sampler import SamplerConfig
@@ -68,6 +69,21 @@ def dreambooth(arg: str | None) -> Any:
         job = _VARIANTS[variant](job)
     config = ml_collections.ConfigDict(with_placeholders(job))
     return config.lock()
+
+
+def many_subjects(arg: str | None) -> Any:
+    """Defaults for a job of many subjects, as a locked ConfigDict.
+
+    Args:
+        arg: as for ``dreambooth``.
+
+    Raises:
+        InputError: unknown cascade or variant.
+    """
+    config = dreambooth(arg)
+    with config.unlocked():
+        config.update(dataclasses.asdict(Subjects()))
+    return config
 
 
 def textual_inversion(arg: str | None) -> Any:

@@ -516,6 +516,34 @@ class Job:
         return frozenset(name for name in names if self.tuning(name).remat)
 
 
+REFUSE, SKIP = "refuse", "skip"  # values of ``bad_subjects``
+
+
+@dataclasses.dataclass(frozen=True)
+class Subjects:
+    """The subjects of a job of many, each fine-tuned by itself.
+
+    Attributes:
+        subjects: Folder with a folder of photos for each subject, or a ``.csv`` or
+            ``.jsonl`` table with a row for each.
+        bad_subjects: What happens where some subjects cannot be trained: ``refuse``
+            ends the job before any work, ``skip`` trains the others.
+        price: Dollars for an hour of one chip, for the cost of each subject; 0 for
+            seconds and chip-hours alone.
+    """
+
+    subjects: PathText = ""
+    bad_subjects: str = REFUSE
+    price: Annotated[float, Ge(0)] = 0.0
+
+    def __post_init__(self):
+        if self.bad_subjects not in (REFUSE, SKIP):
+            raise InputError(
+                f"config.bad_subjects={self.bad_subjects!r} is not known; use "
+                f"{REFUSE!r} or {SKIP!r}"
+            )
+
+
 @dataclasses.dataclass(frozen=True)
 class Pretraining:
     """Pretraining of one stage.

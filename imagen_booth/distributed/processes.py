@@ -42,7 +42,7 @@ def start(coordinator: str = "", processes: int = 0, process_id: int = -1) -> No
     """Joins the processes of a job. Call it before jax initialises its devices.
 
     Without arguments it looks for a cluster, see ``cluster``; where there is none,
-    this process works alone.
+    this process works alone. With ``processes=1`` alone it does so in a cluster too.
 
     Args:
         coordinator: ``HOST:PORT`` of process 0, which every process can reach.
@@ -54,6 +54,8 @@ def start(coordinator: str = "", processes: int = 0, process_id: int = -1) -> No
             answer.
     """
     given = (bool(coordinator), processes != 0, process_id != -1)
+    if given == (False, True, False) and processes == 1:
+        return
     if any(given):
         if not all(given):
             raise InputError(

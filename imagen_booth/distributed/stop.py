@@ -10,7 +10,8 @@ from imagen_booth.errors import Stopped
 class StopRequest:
     """Turns SIGINT and SIGTERM into a flag that the work checks between steps.
 
-    A second signal of the same kind has its usual effect.
+    A second signal of the same kind has its usual effect. Inside the context of
+    another request, a signal sets the flags of both.
 
     Attributes:
         asked: Whether this process got a signal.
@@ -29,9 +30,12 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _ask(self, number: int, _: object) -> None:
+    def _ask(self, number: int, frame: Any) -> None:
         self.asked = True
-        signal.signal(number, self._before[number])
+        before = self._before[number]
+        signal.signal(number, before)
+        if isinstance(getattr(before, "__self__", None), StopRequest):
+            before(number, frame)
 
     def check(self) -> None:
         """Raises Stopped on every process if one of them got a signal.

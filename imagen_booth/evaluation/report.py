@@ -11,10 +11,12 @@ from imagen_booth.evaluation import image_sets, paper_tables
 from imagen_booth.evaluation.image_sets import GeneratedImage, ImageSet
 from imagen_booth.evaluation.protocol import METRICS, PHOTOS
 from imagen_booth.reports import html
+from imagen_booth.reports.curves import scatter
 
 SIDE = 200  # pixels of a thumbnail
 SHOWN = 6  # pictures shown of a subject by each system
 SUBJECTS = 10  # subjects shown
+DRIFT = (("dino", "pres"), ("judge_subject", "judge_pres"))  # similarity, drift
 PAPER = (
     ("Table 1", ("dino", "clip_i", "clip_t"), paper_tables.TABLE_1),
     ("Table 3", ("pres", "div", "dino", "clip_i", "clip_t"), paper_tables.TABLE_3),
@@ -58,6 +60,7 @@ def write(
             and not any(metric in each["scores"] for each in every)
         ],
         paper=PAPER,
+        drift=_drift(results["systems"]),
         subjects=subjects[:SUBJECTS],
         subjects_left_out=len(subjects[SUBJECTS:]),
         columns=SHOWN,
@@ -66,6 +69,31 @@ def write(
     path = to / "evaluation.html"
     storage.write_atomic(path, document.encode())
     return path
+
+
+def _drift(systems: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Similarity over drift of every subject; None where neither pair is measured."""
+    for up, across in DRIFT:
+        groups = {
+            name: {
+                subject: (
+                    max(scores[across]["mean"], 0.0),
+                    max(scores[up]["mean"], 0.0),
+                )
+                for subject, scores in system["by_subject"].items()
+                if up in scores and across in scores
+            }
+            for name, system in systems.items()
+        }
+        groups = {name: points for name, points in groups.items() if points}
+        if groups:
+            return {
+                "chart": scatter(groups),
+                "up": METRICS[up].title,
+                "across": METRICS[across].title,
+                "legend": [f"{name}: {len(each)}" for name, each in groups.items()],
+            }
+    return None
 
 
 def _subjects(

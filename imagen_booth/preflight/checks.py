@@ -15,7 +15,8 @@ import jax
 from etils import epath
 
 from imagen_booth.cascade import Cascade, Stage, by_name
-from imagen_booth.config.schema import Job
+from imagen_booth.config import subject_table
+from imagen_booth.config.schema import Job, Subjects
 from imagen_booth.data import photos
 from imagen_booth.diffusion import sampler
 from imagen_booth.distributed import device_memory
@@ -168,6 +169,45 @@ def check(
         _check_run(found, job, cascade, RunDirectory(workdir, overwrite), accepted)
     with found.about("disk"):
         _check_disk(found, job, cascade, costs, workdir)
+    return found
+
+
+def check_many(
+    settings: Subjects,
+    job: Job,
+    workdir: epath.Path,
+    clip: str = "",
+    judge: str = "",
+    overwrite: frozenset[str] = frozenset(),
+) -> list[Finding]:
+    """Checks every subject of a job of many; writes nothing.
+
+    Each has the problems and warnings of a job of its own, without those that an
+    earlier one has too.
+
+    Args:
+        settings: The subjects.
+        job: The settings of all of them.
+        workdir: Folder of the run directories.
+        clip, judge, overwrite: As for ``check``.
+    """
+    found, known = _Findings(), set[str]()
+    rows: list[subject_table.SubjectRow] = []
+    with found.about("subjects"):
+        rows = subject_table.read(settings, job)
+    for row in rows:
+        topic = row.name or row.where
+        own = [
+            Finding(topic, PROBLEM, f"{row.where}: {one}", 2) for one in row.problems
+        ]
+        if row.job is not None:
+            checked = check(row.job, workdir / row.name, clip, judge, overwrite)
+            own += [dataclasses.replace(each, topic=topic) for each in checked]
+        faults = [each for each in own if each.level != OK and each.text not in known]
+        found.extend(faults)
+        known |= {each.text for each in faults}
+        if not any(each.level == PROBLEM for each in own):
+            found.append(Finding(topic, OK, f"{row.where} can be trained"))
     return found
 
 

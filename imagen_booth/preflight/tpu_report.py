@@ -37,6 +37,7 @@ def report(
     wanted: Sequence[str],
     in_markdown: bool,
     price: float | None = None,
+    many: bool = False,
 ) -> None:
     """Compiles a job's programs one by one and prints the results.
 
@@ -46,6 +47,7 @@ def report(
         wanted: Programs to compile; empty for all, ``none`` for none.
         in_markdown: Whether to print a Markdown table of the peaks and nothing else.
         price: Dollars for an hour of one chip.
+        many: Whether the job is the first of many subjects of a class.
 
     Raises:
         InputError: A topology, mesh or part is wrong, or the compiler is missing.
@@ -66,7 +68,7 @@ def report(
         dtype=placement.activation_dtype(job.dtype, accelerated=True),
     )
     cache = layout.cache_folder(job.cache, workdir)
-    report_on(machine, job, cascade, parts, cache, in_markdown, price)
+    report_on(machine, job, cascade, parts, cache, in_markdown, price, many)
 
 
 def _described(job: Job) -> Cascade:
@@ -86,6 +88,7 @@ def report_on(
     cache: epath.Path,
     in_markdown: bool = False,
     price: float | None = None,
+    many: bool = False,
 ) -> None:
     """Does the work of ``report`` for a given machine and cascade.
 
@@ -117,6 +120,14 @@ def report_on(
         name: estimate.minutes(form, cascade, machine, counted)
         for name, form in estimate.forms(job, cascade).items()
     }
+    if many:  # which share the text encoder's pass and the class images
+        times |= {
+            "each further subject": [
+                each
+                for each in times["as set"]
+                if each.task.part != "text" and each.task.what != "class images"
+            ]
+        }
     _progress("")
     print("\n" + "\n".join(time_table(times["as set"])))
     print("\n" + "\n".join(form_table(times, mesh.size, price)))

@@ -65,6 +65,48 @@ def curve(series: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Curve:
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class Scatter:
+    """A chart of points.
+
+    Attributes:
+        across, up: Ticks of the two axes: places in the view box, each with its label.
+        groups: By name, the points of a group: (x, y, label).
+    """
+
+    across: tuple[tuple[float, str], ...]
+    up: tuple[tuple[float, str], ...]
+    groups: Mapping[str, tuple[tuple[float, float, str], ...]]
+
+
+def scatter(groups: Mapping[str, Mapping[str, tuple[float, float]]]) -> Scatter:
+    """Lays out points of several groups on axes from 0.
+
+    Args:
+        groups: By name, the points of a group by label: (x, y), finite, 0 or more; at
+            least one of all.
+    """
+    every = [point for points in groups.values() for point in points.values()]
+    wide, high = (
+        ticks(1.05 * max(max(axis), 1e-3)) for axis in zip(*every, strict=True)
+    )
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across = LEFT + x / wide[-1] * (WIDTH - LEFT)
+        return round(across, 1), round(
+            TOP + (1 - y / high[-1]) * (HEIGHT - BOTTOM - TOP), 1
+        )
+
+    return Scatter(
+        across=tuple((place(x, 0)[0], f"{x:g}") for x in wide),
+        up=tuple((place(0, y)[1], f"{y:g}") for y in high),
+        groups={
+            name: tuple((*place(*point), label) for label, point in points.items())
+            for name, points in groups.items()
+        },
+    )
+
+
 def thin(
     x: np.ndarray, y: np.ndarray, limit: int = 300
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import glob
 import json
+import logging
 import os
 from typing import Any
 
@@ -13,6 +14,8 @@ from etils import epath
 from imagen_booth.distributed import processes
 from imagen_booth.errors import InputError, StorageError
 from imagen_booth.storage import is_object_store, read_json, write_atomic
+
+log = logging.getLogger(__name__)
 
 TUNED = ("text", "base", "sr256", "sr1024")
 PARTS = (*TUNED, "samples")
@@ -118,6 +121,39 @@ class RunDirectory:
 
     def _recipe_file(self, part: str) -> epath.Path:
         return self.path / part / "recipe.json"
+
+
+def finished_in(flag: str, folder: epath.PathLike) -> list[epath.Path]:
+    """The run directories of finished runs in a folder, in order of their names.
+
+    Args:
+        flag: Name of its flag, for errors.
+
+    Raises:
+        InputError: There is none.
+    """
+    place = epath.Path(folder)
+
+    def states() -> dict[str, str]:
+        inside = sorted(place.iterdir()) if place.is_dir() else []
+        files = [path / "manifest.json" for path in inside]
+        return {
+            file.parent.name: str(read_json(file, None).get("status"))
+            for file in files
+            if file.exists()
+        }
+
+    found = processes.decide(states)
+    done = [place / name for name, state in found.items() if state == "done"]
+    if not done:
+        raise InputError(
+            f"{flag}={folder} holds no finished run; give the folder of the run "
+            "directories, such as --workdir of a job of many subjects"
+        )
+    for name, state in found.items():
+        if state != "done":
+            log.warning("%s is not finished and is left out", place / name)
+    return done
 
 
 def check_workdir(path: epath.PathLike) -> None:

@@ -25,7 +25,7 @@ from typing import Any
 from etils import epath
 
 from imagen_booth.distributed import processes, supervisor
-from imagen_booth.errors import InputError, StorageError
+from imagen_booth.errors import InUse, StorageError
 from imagen_booth.rundir.layout import utc_now
 from imagen_booth.storage import SharedFolder
 
@@ -53,10 +53,10 @@ def held(
             not write any more.
 
     Raises:
-        InputError: Another process owns the folder; raised on every process.
+        InUse: Another process owns the folder; raised on every process.
         StorageError: The lock cannot be written; raised on every process.
     """
-    lock = _Lock(folder, on_loss or _end_process)
+    lock = FolderLock(folder, on_loss)
     while not processes.decide(lock.try_to_take):
         time.sleep(PAUSE)
     try:
@@ -67,17 +67,24 @@ def held(
 
 def owner(folder: epath.PathLike) -> str | None:
     """Who owns a folder, in words; None if it is free, or its owner may be gone."""
-    record = _Lock(folder, _end_process).latest()[1]
+    record = FolderLock(folder).latest()[1]
     if not record or record.get("released") or _on_this_machine(record) is not True:
         return None
     return _words(record)
 
 
-class _Lock:
-    """The lock of one folder, in the process that takes it."""
+class FolderLock:
+    """The lock of one folder, in a process that wants it.
 
-    def __init__(self, folder: epath.PathLike, on_loss: Callable[[str], None]):
-        self._folder, self._on_loss = epath.Path(folder), on_loss
+    Args:
+        folder, on_loss: As for ``held``.
+    """
+
+    def __init__(
+        self, folder: epath.PathLike, on_loss: Callable[[str], None] | None = None
+    ):
+        self._folder = epath.Path(folder)
+        self._on_loss = on_loss or _end_process
         self._files = SharedFolder(self._folder / "lock")
         self._mine = {
             "host": socket.gethostname(),
@@ -108,7 +115,7 @@ class _Lock:
         """Takes the folder if it is free; False to try again later.
 
         Raises:
-            InputError: Its owner is at work.
+            InUse: Its owner is at work. It may be tried again all the same.
         """
         number, record, data = self.latest()
         if number and not self._is_free(record, data):
@@ -138,7 +145,8 @@ class _Lock:
                 )
         seen, since = self._seen
         if alive or data != seen:
-            raise InputError(
+            self._seen = data, time.monotonic()  # for a later try
+            raise InUse(
                 f"{self._folder} is in use: {_words(record)}. Wait until it has ended, "
                 "or give another folder; if it was killed, the folder is free "
                 f"{STALE:g} s later"

@@ -10,6 +10,7 @@ from a local folder alone, beside jax's cache, that belongs to this user and tha
 else can write. Files from a bucket or of another user are never read.
 """
 
+import contextlib
 import functools
 import hashlib
 import logging
@@ -17,7 +18,7 @@ import os
 import pathlib
 import pickle
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from typing import Any
 
@@ -37,6 +38,25 @@ HIT = "/jax/compilation_cache/cache_hits"  # jax's event where its own cache has
 ELSEWHERE = ("dir", "log", "dump", "cache", "traceback", "explain")
 
 
+# Programs by name while a job shares them in memory, else None.
+_shared: dict[str, Callable[..., Any]] | None = None
+
+
+@contextlib.contextmanager
+def shared() -> Iterator[None]:
+    """Lets functions that are made in this context share their programs in memory.
+
+    Functions with equal descriptions then trace and compile once for each kind of
+    arguments, however often they are made, and on several hosts too.
+    """
+    global _shared
+    before, _shared = _shared, {} if _shared is None else _shared
+    try:
+        yield
+    finally:
+        _shared = before
+
+
 class StoredProgram:
     """A jitted function whose programs are stored, one for each kind of arguments.
 
@@ -44,16 +64,18 @@ class StoredProgram:
         jitted: The function.
         made_from: Everything that it is made of besides its arguments and the sources
             of this package, see ``describe``. Functions with equal descriptions are
-            taken to be equal; programs without one are not stored.
+            taken to be equal; programs without one are neither stored nor shared.
     """
 
     def __init__(self, jitted: Any, made_from: str):
         self._jitted, self._made_from = jitted, made_from
-        self._programs: dict[str, Callable[..., Any]] = {}
+        in_memory = _shared if made_from else None
+        self._shares = in_memory is not None
+        self._programs = {} if in_memory is None else in_memory
         self.lower, self.__wrapped__ = jitted.lower, jitted.__wrapped__
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
-        if self._folder() is None:
+        if self._folder() is None and not self._shares:
             return self._jitted(*inputs, **named)
         return self.compile(*inputs, **named)(*inputs, **named)
 

@@ -73,6 +73,13 @@ def test_cluster_is_started_by_its_name_in_jax(kind, monkeypatch):
     assert "coordinator_address" not in calls[0]
 
 
+def test_one_process_alone_looks_for_no_cluster(monkeypatch):
+    monkeypatch.setattr(processes, "cluster", lambda environ, chips: "slurm")
+    monkeypatch.setattr(processes.jax.distributed, "initialize", lambda **_: 1 / 0)
+    processes.start(processes=1)
+    assert not processes.may_be_several("", 1, -1)
+
+
 def test_cluster_that_does_not_answer_is_one_sentence(monkeypatch):
     def fail(**_):
         raise RuntimeError("Failed to recognize coordinator address a\nmore")

@@ -1,6 +1,7 @@
 """Hostile prompts and names on the pages that are not about one run."""
 
 import dataclasses
+import json
 
 import jinja2
 import numpy as np
@@ -15,7 +16,7 @@ from imagen_booth.evaluation.protocol import PHOTOS
 from imagen_booth.evaluation.scores import Score
 from imagen_booth.experiments import claims
 from imagen_booth.experiments import report as experiments_report
-from imagen_booth.reports import html
+from imagen_booth.reports import curves, html, subjects_page
 from imagen_booth.sampling import batch_report
 
 HOSTILE = "<img src=x onerror=y>'\"& <script>"
@@ -97,6 +98,68 @@ def test_an_evaluation_page(folder):
         "correct on held-out renders: noun 90.0%",
         "Not measured: CLIP-I, CLIP-T, PRES ↓, DIV ↑.",
     )
+
+
+def test_similarity_over_drift_is_a_point_for_each_subject(folder):
+    def score(mean):
+        return {"mean": mean, "low": mean, "high": mean}
+
+    drift = evaluation_report._drift(
+        {
+            PHOTOS: {"by_subject": {"rex": {"dino": score(0.9)}}},
+            HOSTILE: {
+                "by_subject": {
+                    "rex": {"dino": score(0.8), "pres": score(-0.1)},
+                    "mia": {"dino": score(0.4), "pres": score(0.5)},
+                }
+            },
+        }
+    )
+    assert drift is not None
+    chart = drift["chart"]
+    assert list(chart.groups) == [HOSTILE]
+    (left, high, rex), (right, low, mia) = chart.groups[HOSTILE]
+    assert (rex, mia) == ("rex", "mia")
+    assert left == curves.LEFT  # a cosine below 0 is drawn at 0
+    assert left < right < curves.WIDTH
+    assert curves.TOP < high < low < curves.HEIGHT - curves.BOTTOM
+    assert chart.across[0] == (curves.LEFT, "0")
+    assert chart.up[0] == (curves.HEIGHT - curves.BOTTOM, "0")
+    # Two equal steps in value are two equal steps on the axis.
+    assert low - high == pytest.approx((curves.HEIGHT - curves.BOTTOM - low), abs=0.1)
+    assert evaluation_report._drift({"a": {"by_subject": {"rex": {}}}}) is None
+
+
+def test_a_page_of_many_subjects(folder):
+    for name, status in (("rex", "done"), ("mia", f"NotFinite: {INNER}")):
+        work = folder / name
+        for number in range(2):
+            image = np.full((64, 64, 3), 90 * number, np.uint8)
+            image_files.save_png(work / "photos" / f"{number}.png", image)
+            image_files.save_png(work / "samples/final/64" / f"{number}.png", image)
+        similarity = {"base": {"colour": {"before": 0.25, "after": 0.5}}}
+        manifest = {
+            "status": status,
+            "finished": "2026-01-01T00:00:00+00:00",
+            "subject": {"class_noun": HOSTILE},
+            "timings": {"text": 3.0, "pictures": 4.0},
+            "similarity": similarity,
+        }
+        (work / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "rex" / "report.html").write_text("report")
+    table = [("seconds", "first", "further"), (HOSTILE, "1.0", "2.0")]
+    page = check(
+        subjects_page.write(folder, ["rex", "mia", "zoe"], [HOSTILE], {}, table),
+        "3 subjects",
+        "1 done, 1 failed, 1 waiting.",
+        f"mia: NotFinite: {INNER}",
+        f"Not trained {HOSTILE}",
+        f"{HOSTILE} · done · 7 s · colour 0.25 → 0.50 · report",
+        f"{HOSTILE} 1.0 2.0",
+    )
+    links = [each["href"] for each in page.all("a")]
+    assert [link for link in links if not link.startswith("#")] == ["rex/report.html"]
+    assert len(page.all("img")) == 4  # photos and pictures of two
 
 
 def test_an_experiments_page(folder):

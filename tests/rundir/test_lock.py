@@ -155,7 +155,7 @@ def test_of_many_that_try_at_once_one_succeeds(tmp_path):
     start, held, refused = threading.Barrier(8), [], []
 
     def try_it():
-        one = lock._Lock(tmp_path, held.append)
+        one = lock.FolderLock(tmp_path, held.append)
         one._seen = record_bytes, time.monotonic() - 2 * lock.STALE
         start.wait()
         try:

@@ -147,3 +147,20 @@ def test_what_has_no_text_is_not_stored(cache):
     assert programs.describe(OptimConfig(), start) == ""
     start(programs.describe(start), Counted())
     assert not cache.exists() or not list(cache.iterdir())
+
+
+def test_in_a_job_that_shares_them_functions_of_one_description_trace_once(cache):
+    os.makedirs(cache)
+    os.chmod(cache, 0o777)  # nothing is stored
+    with programs.shared():
+        totals = {start("f", Counted())[0]}
+        other, again, unnamed = Counted(), Counted(), Counted()
+        totals.add(start("f", again)[0])
+        assert again.traced == 0
+        start("g", other)
+        start("", unnamed)
+        assert other.traced == unnamed.traced == 1
+    assert totals == {X.sum() * 3}
+    after = Counted()
+    start("f", after)
+    assert after.traced == 1

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import tracemalloc
+from typing import Any
 
 import jax
 import numpy as np
@@ -73,7 +74,7 @@ def painted(monkeypatch):
 
 
 def draw(run: epath.Path, source, seeds: int = 1, **settings) -> epath.Path:
-    settings = {"resolution": 256, "batch": 8} | settings
+    settings: dict[str, Any] = {"resolution": 256, "batch": 8} | settings
     return batch_job.run_batch(run, str(source), "job", seeds=seeds, **settings)
 
 
@@ -269,8 +270,9 @@ def test_prompts_never_replace_images_of_earlier_ones(run, painted):
     there: dict[str, bytes] = {}
 
     def sample(prompts, **settings):
+        given: dict[str, Any] = {"seeds": 1} | settings
         folder = batch_job.sample_prompts(
-            run, prompts, "prompts", resolution=64, **{"seeds": 1} | settings
+            run, prompts, "prompts", resolution=64, **given
         )
         images = {name for name in files(folder, 64) if name != "contact_sheet.png"}
         assert {each: (folder / "64" / each).read_bytes() for each in there} == there
