@@ -73,8 +73,8 @@ def painted(monkeypatch):
     return calls
 
 
-def draw(run: epath.Path, source, seeds: int = 1, **settings) -> epath.Path:
-    settings: dict[str, Any] = {"resolution": 256, "batch": 8} | settings
+def draw(run: epath.Path, source, seeds: int = 1, **changed) -> epath.Path:
+    settings: dict[str, Any] = {"resolution": 256, "batch": 8} | changed
     return batch_job.run_batch(run, str(source), "job", seeds=seeds, **settings)
 
 
