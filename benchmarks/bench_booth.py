@@ -137,7 +137,7 @@ def print_steps():
     cascade, job = by_name("toybox"), to_job(dreambooth("toybox"))
     table, peak = [], matmul_peak()
     for stage in cascade.stages:
-        step, inputs, rows = train_step(cascade, stage, job.tuning(stage.name))
+        step, inputs, rows = train_step(cascade, stage, job.finetuning(stage.name))
         table.append((f"{stage.name} train step", rows, *timed(step, inputs)))
         sampler = getattr(job.pictures, stage.name)
         rows = rows_at(stage, job.pictures.batch)

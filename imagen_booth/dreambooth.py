@@ -296,7 +296,7 @@ def _learn_identifier(
     parts = {name: context.load_part(name) for name in ("text", stage.name)}
     work.record(cascade={"parts": {stage.name: parts[stage.name].origin()}})
     tokens = textual_inversion.read_tokens(job, context.cascade, prompts)
-    photos = checked.teaching(stage.name)
+    photos = checked.large_enough_for(stage.name)
     folder = work.claim(
         "text",
         run_checks.text_recipe(
@@ -330,15 +330,15 @@ def _finetune_stage(
 ) -> LoadedStage:
     """Samples class images where the prior term is on, then fine-tunes."""
     job, work, name = context.job, context.work, stage.name
-    config = job.tuning(name)
-    photos = checked.teaching(name)
+    config = job.finetuning(name)
+    photos = checked.large_enough_for(name)
     if config.steps > 0 and not photos:
         log.warning("no photo is large enough for %s; it is not fine-tuned", name)
         config = dataclasses.replace(config, steps=0)
     part = context.load_part(name, train=config.steps > 0 and not config.adapts)
     work.record(cascade={"parts": {name: part.origin()}})
     if config.steps == 0:
-        uses_identifier = job.names(name, 0)
+        uses_identifier = job.uses_identifier(name, 0)
         return LoadedStage(
             stage, part, part.params, stage.normal_level, 0, uses_identifier
         )

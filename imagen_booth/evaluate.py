@@ -89,11 +89,14 @@ def main() -> None:
         name = epath.Path(_IMAGES.value).name or "pictures"
         systems.insert(0, f"{name}={_IMAGES.value}")
         classes = [each if "=" in each else f"{name}={each}" for each in classes]
-    given, folders = list(_RUN.value), [evaluate_systems.named(e) for e in _RUNS.value]
+    given, folders = (
+        list(_RUN.value),
+        [evaluate_systems.parse_named(e) for e in _RUNS.value],
+    )
     for label, folder in folders:
         inside = layout.finished_in("--runs", folder)
         given += [f"{label or folder.name}={run}" for run in inside]
-    runs = [evaluate_systems.named(each)[1] for each in given]
+    runs = [evaluate_systems.parse_named(each)[1] for each in given]
     alone = runs[0] if len(runs) == 1 and not systems else epath.Path("runs")
     if len(folders) == 1 and not _RUN.value and not systems:
         alone = folders[0][1]

@@ -240,7 +240,7 @@ def test_a_run_without_class_images(job, tmp_path, monkeypatch):
     monkeypatch.setattr(dreambooth, "_sample_pictures", lambda *_: None)
     frozen = dataclasses.replace(job.frozen_model, from_noise=0.5, guidance=2.0)
     stages = {
-        name: dataclasses.replace(job.tuning(name), steps=0)
+        name: dataclasses.replace(job.finetuning(name), steps=0)
         for name in ("sr256", "sr1024")
     }
     job = dataclasses.replace(

@@ -134,11 +134,11 @@ def test_the_baselines_tune_what_their_names_say(job):
     for usual, naive, inverted, described in zip(*arms.values(), strict=True):
         photos = {run.job.subject.photos for run in (usual, naive, inverted, described)}
         assert len(photos) == 1
-        assert usual.job.tuned_parts == naive.job.tuned_parts == ("base",)
+        assert usual.job.finetuned_parts == naive.job.finetuned_parts == ("base",)
         assert (usual.job.base.class_rows, naive.job.base.class_rows) == (2, 0)
-        assert inverted.job.tuned_parts == ("text",)
+        assert inverted.job.finetuned_parts == ("text",)
         assert inverted.job.text.steps == TEXT.steps
-        assert described.job.tuned_parts == ()
+        assert described.job.finetuned_parts == ()
         words = described.job.subject.description.split()
         assert words == [described.subject.individual.colour, described.subject.noun]
 
@@ -182,9 +182,11 @@ def test_the_arms_of_super_resolution(job):
     arms = planned(job, names=["sr"])["sr"]
     for low, normal in zip(arms[plan.LOW], arms[plan.NORMAL], strict=True):
         for stage in ("sr256", "sr1024"):
-            assert low.job.tuning(stage).level == job.tuning(stage).level == 1e-5
-            assert normal.job.tuning(stage).level == 1e-3
-            assert normal.job.tuning(stage).steps == job.tuning(stage).steps
+            assert (
+                low.job.finetuning(stage).level == job.finetuning(stage).level == 1e-5
+            )
+            assert normal.job.finetuning(stage).level == 1e-3
+            assert normal.job.finetuning(stage).steps == job.finetuning(stage).steps
         assert low.job.base.steps == normal.job.base.steps == 0
 
 

@@ -19,7 +19,7 @@ def _seldom_shown(job: Job) -> Job:
     return dataclasses.replace(
         job,
         **{
-            name: dataclasses.replace(job.tuning(name), preview_every=0)
+            name: dataclasses.replace(job.finetuning(name), preview_every=0)
             for name in FEW_STEPS
         },
     )

@@ -446,11 +446,11 @@ class Job:
                     f"{choices[0]!r} or {choices[1]!r}"
                 )
         if not self.class_images.count:
-            for name in self.tuned_parts:
+            for name in self.finetuned_parts:
                 if self.uses_class_images(name):
                     raise InputError(
                         f"config.class_images.count=0, but config.{name}.class_rows="
-                        f"{self.tuning(name).class_rows} uses class images; give a "
+                        f"{self.finetuning(name).class_rows} uses class images; give a "
                         "count, or class_rows=0"
                     )
         if self.patience and self.keep != BEST:
@@ -458,15 +458,15 @@ class Job:
                 f"config.patience={self.patience}, but config.keep={self.keep!r} does "
                 f"not compare previews; use config.keep={BEST!r} or patience=0"
             )
-        if self.subject.description and self.tuned_parts:
+        if self.subject.description and self.finetuned_parts:
+            parts = ", ".join(self.finetuned_parts)
             raise InputError(
                 f"config.subject.description={self.subject.description!r} is for runs "
-                "without fine-tuning, but this one fine-tunes "
-                f"{', '.join(self.tuned_parts)}; leave it empty, or set their steps to "
-                "0"
+                f"without fine-tuning, but this one fine-tunes {parts}; leave it "
+                "empty, or set their steps to 0"
             )
 
-    def tuning(self, stage: str) -> FineTuning:
+    def finetuning(self, stage: str) -> FineTuning:
         """The fine-tuning settings of ``stage``, or of ``text``."""
         return getattr(self, stage)
 
@@ -480,24 +480,26 @@ class Job:
         return self.frozen_model if frozen else None
 
     def _has_prior_term(self, stage: str) -> bool:
-        return self.tuning(stage).steps > 0 and self.tuning(stage).class_rows > 0
+        return (
+            self.finetuning(stage).steps > 0 and self.finetuning(stage).class_rows > 0
+        )
 
     @property
-    def tuned_parts(self) -> tuple[str, ...]:
+    def finetuned_parts(self) -> tuple[str, ...]:
         """Names of the parts that the job fine-tunes, ``text`` or stages."""
         names = ("text", "base", "sr256", "sr1024")
         return tuple(
             name
             for name in names
-            if self.tuning(name).steps > 0 and getattr(self.weights, name) != NONE
+            if self.finetuning(name).steps > 0 and getattr(self.weights, name) != NONE
         )
 
     @property
-    def alone(self) -> bool:
+    def identifier_replaces_noun(self) -> bool:
         """Whether the identifier stands for the class noun too."""
         return bool(self.subject.description) or self.text.steps > 0
 
-    def names(self, stage: str, steps: int) -> bool:
+    def uses_identifier(self, stage: str, steps: int) -> bool:
         """Whether the prompts of a stage name the subject by its identifier.
 
         A stage that was not fine-tuned does not know the identifier, unless it is a
@@ -513,7 +515,7 @@ class Job:
     def rematerialised(self) -> frozenset[str]:
         """Names of the stages that are fine-tuned with ``remat``."""
         names = ("base", "sr256", "sr1024")
-        return frozenset(name for name in names if self.tuning(name).remat)
+        return frozenset(name for name in names if self.finetuning(name).remat)
 
 
 REFUSE, SKIP = "refuse", "skip"  # values of ``bad_subjects``

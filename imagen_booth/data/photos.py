@@ -109,7 +109,7 @@ class CheckedPhotos:
     skipped: tuple[Rejected, ...]
     warnings: tuple[str, ...]
 
-    def teaching(self, stage: str) -> tuple[Photo, ...]:
+    def large_enough_for(self, stage: str) -> tuple[Photo, ...]:
         """The photos large enough for a stage."""
         return tuple(photo for photo in self.photos if stage in photo.stages)
 

@@ -28,7 +28,7 @@ def size_per_device(
     Args:
         rules, part: As in ``sharding.tree_shardings``.
     """
-    return held(sharding.laid(tree, mesh, rules, part))
+    return held(sharding.sharded_shapes(tree, mesh, rules, part))
 
 
 def held(tree: Any) -> int:

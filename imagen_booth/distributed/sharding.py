@@ -145,7 +145,7 @@ def tree_shardings(
     return jax.tree.map_with_path(place, abstract)
 
 
-def placed(shapes: Any, shardings: Any) -> Any:
+def with_shardings(shapes: Any, shardings: Any) -> Any:
     """A tree of shapes with the shardings of another tree."""
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(
@@ -156,9 +156,11 @@ def placed(shapes: Any, shardings: Any) -> Any:
     )
 
 
-def laid(shapes: Any, mesh: Mesh, rules: Sequence[Rule] = (), part: str = "") -> Any:
+def sharded_shapes(
+    shapes: Any, mesh: Mesh, rules: Sequence[Rule] = (), part: str = ""
+) -> Any:
     """A tree of shapes with the shardings of ``tree_shardings``."""
-    return placed(shapes, tree_shardings(shapes, mesh, rules, part))
+    return with_shardings(shapes, tree_shardings(shapes, mesh, rules, part))
 
 
 def _name(key: Any) -> Any:

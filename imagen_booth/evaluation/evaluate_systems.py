@@ -204,7 +204,7 @@ def gather(
     known = _subjects_of_photos(request) if request.photos else {}
     of_runs: dict[epath.Path, ImageSet] = {}
     for each in request.runs:
-        label, path = named(each)
+        label, path = parse_named(each)
         default_label, images = run_images.finished_runs(
             path, request.name, request.prompts, templates
         )
@@ -219,9 +219,9 @@ def gather(
                 "with a folder of photos for each subject"
             )
         known = run_subjects
-    classes = dict(named(each) for each in request.classes)
+    classes = dict(parse_named(each) for each in request.classes)
     for each in request.systems:
-        label, path = named(each)
+        label, path = parse_named(each)
         if not label:
             raise InputError(f"--system={each} should read --system=NAME=DIR")
         if label in systems or label == protocol.PHOTOS:
@@ -238,7 +238,7 @@ def gather(
     return systems, of_runs
 
 
-def named(text: str) -> tuple[str, epath.Path]:
+def parse_named(text: str) -> tuple[str, epath.Path]:
     """Name and folder of ``NAME=DIR``; the name of a plain ``DIR`` is ""."""
     name, equals, path = text.partition("=")
     if not equals or epath.Path(text).exists():

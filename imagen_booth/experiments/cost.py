@@ -31,10 +31,10 @@ def run_flops(store: ImageStore, run: Run, measured: int) -> float:
     total, pictures = 0.0, run.job.pictures
     for stage in store.cascade.stages:
         cost = _cost(store, stage, run.job)
-        tuning = run.job.tuning(stage.name)
+        tuning = run.job.finetuning(stage.name)
         total += cost.step_flops * tuning.steps
         count = len(pictures.prompts) * pictures.seeds
-        if stage.name == BASE and run.job.names(BASE, tuning.steps):
+        if stage.name == BASE and run.job.uses_identifier(BASE, tuning.steps):
             count += measured
         config = getattr(pictures, stage.name)
         calls = sampler.network_calls(stage.schedule, config)
@@ -139,7 +139,7 @@ def cost_table(
 
 
 def _cost(store: ImageStore, stage: Stage, job: Job) -> memory.StageCost:
-    tuning = job.tuning(stage.name)
+    tuning = job.finetuning(stage.name)
     prior = job.frozen_prior(stage.name)
     return _traced(store.cascade, stage, tuning, store.mesh.size, prior=prior)
 

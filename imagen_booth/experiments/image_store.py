@@ -49,7 +49,7 @@ class ImageStore:
         self.folder = folder
         self.cascade = resolve(by_name(job.cascade), dataclasses.asdict(job.weights))
         self.cache = cache_folder(self.job.cache, folder)
-        self.mesh = placement.mesh_to_draw(self.cascade, job)
+        self.mesh = placement.sampling_mesh(self.cascade, job)
         self.dtype = activation_dtype(job.dtype)
         self.origins = {
             name: weight_origin(self.cascade, name, getattr(job.weights, name))
@@ -201,7 +201,9 @@ class ImageStore:
     ) -> np.ndarray:
         """Pictures, uint8 [N, R, R, 3], in batches of one shape."""
         stage = loaded.stage
-        prompts = [each.prompt if loaded.named else each.plain for each in requests]
+        prompts = [
+            each.prompt if loaded.uses_identifier else each.plain for each in requests
+        ]
         rows = rows_at(stage, self.job.pictures.batch)
         batches = []
         with jax.set_mesh(self.mesh), StopRequest() as stop:

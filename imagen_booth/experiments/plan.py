@@ -358,12 +358,14 @@ class _RunBuilder:
         """
         job = self._job(subject)
         levels = {
-            stage.name: job.tuning(stage.name).level if low else stage.normal_level
+            stage.name: job.finetuning(stage.name).level if low else stage.normal_level
             for stage in self.cascade.stages
             if stage.low_resolution is not None
         }
         changes = {
-            name: dataclasses.replace(job.tuning(name), level=level, preview_every=0)
+            name: dataclasses.replace(
+                job.finetuning(name), level=level, preview_every=0
+            )
             for name, level in levels.items()
         }
         job = _with_base(dataclasses.replace(job, **changes), steps=0)

@@ -149,7 +149,7 @@ def train_step(
     fixed = ()
     if prior is not None and not tuning.adapts:
         copy = frozen_shapes(cascade, stage.name, dtype)
-        fixed = (sharding.laid(copy, mesh, rules, "unet"),)
+        fixed = (sharding.sharded_shapes(copy, mesh, rules, "unet"),)
     return Program(
         loop.jit_step(step_fn, start.abstract),
         (start.abstract, batch, *fixed),
@@ -177,7 +177,7 @@ def sampler(
             all parameters train; see ``load.load``.
     """
     _, apply = network(cascade, stage.name, dtype)
-    params = sharding.laid(
+    params = sharding.sharded_shapes(
         frozen_shapes(cascade, stage.name, jnp.float32 if train else dtype),
         mesh,
         rules,
@@ -211,7 +211,9 @@ def text_encoder(
 ) -> Program:
     """Encoding ``text_embeddings.ROWS`` prompts."""
     _, apply = network(cascade, "text", dtype)
-    params = sharding.laid(frozen_shapes(cascade, "text", dtype), mesh, rules, "text")
+    params = sharding.sharded_shapes(
+        frozen_shapes(cascade, "text", dtype), mesh, rules, "text"
+    )
     tokens = np.zeros((text_embeddings.ROWS, cascade.text.length), np.int32)
     placed = _placed((tokens, tokens > 0), sharding.copies(mesh))
     return Program(

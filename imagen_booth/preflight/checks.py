@@ -148,7 +148,7 @@ def check(
     flops = 0.0
     for stage in cascade.stages:
         with found.about(stage.name):
-            tuning = job.tuning(stage.name)
+            tuning = job.finetuning(stage.name)
             cost = memory.stage_cost(
                 cascade,
                 stage,
@@ -333,14 +333,14 @@ def _check_prompt(
         known: Words that are not checked.
     """
     words = [word for word in prompt.split() if word not in known]
-    lost = [word for word in words if UNKNOWN in pieces.pieces(word)]
+    lost = [word for word in words if UNKNOWN in pieces.token_ids(word)]
     if lost:
         found.warn(
             f"{prompt!r}: the vocabulary lacks characters of {', '.join(lost)}; "
             "use plain letters"
         )
     # Our own vocabulary holds every word of the captions as one piece.
-    split = [word for word in words if len(pieces.pieces(word)) > 1]
+    split = [word for word in words if len(pieces.token_ids(word)) > 1]
     strange = [word for word in split if word not in lost and word.isalpha()]
     if strange and cascade.text.vocabulary == "embedded":
         found.warn(
@@ -365,7 +365,7 @@ def _check_prior(found: _Findings, job: Job, cascade: Cascade) -> None:
 
 
 def _check_devices(found: _Findings, job: Job, cascade: Cascade) -> jax.sharding.Mesh:
-    mesh = mesh_choice.mesh_to_tune(cascade, job)
+    mesh = mesh_choice.finetuning_mesh(cascade, job)
     kind = jax.devices()[0].device_kind
     dtype = placement.activation_dtype(job.dtype)
     sizes = " x ".join(f"{axis} {count}" for axis, count in mesh.shape.items())
@@ -375,7 +375,7 @@ def _check_devices(found: _Findings, job: Job, cascade: Cascade) -> jax.sharding
 
 def _check_work(found: _Findings, job: Job, stage: Stage, cost: StageCost) -> float:
     """Reports the FLOPs of a stage, and returns their sum."""
-    tuning, drawn = job.tuning(stage.name), getattr(job.pictures, stage.name)
+    tuning, drawn = job.finetuning(stage.name), getattr(job.pictures, stage.name)
     shown = len(job.pictures.prompts) * job.pictures.seeds
     pictures = shown * _picture(stage, drawn, cost)
     training = classes = 0.0
@@ -446,7 +446,7 @@ def _check_memory(
             parts["parameters"] = trained + frozen
             parts["optimizer state"] = held - trained - frozen
             parts["gradients"] = trained
-            if job.frozen_prior(name) is not None and not job.tuning(name).adapts:
+            if job.frozen_prior(name) is not None and not job.finetuning(name).adapts:
                 parts["frozen copy"] = params
             parts["batch"] = device_memory.size(cost.batch) // mesh.size
         needs[name] = sum(parts.values())

@@ -52,7 +52,7 @@ class Machine:
         Raises:
             InputError: The job's mesh does not use these devices.
         """
-        return mesh_choice.mesh_to_tune(cascade, job, self.devices, self.usable)
+        return mesh_choice.finetuning_mesh(cascade, job, self.devices, self.usable)
 
     def seconds(self, work: Cost, reached: float = 1.0) -> float:
         """Seconds that one device takes at the roofline.
@@ -145,7 +145,7 @@ def tasks(job: Job, cascade: Cascade) -> list[Task]:
     images = prompts * job.pictures.seeds
     pictures = []
     for stage in cascade.stages:
-        name, tuning = stage.name, job.tuning(stage.name)
+        name, tuning = stage.name, job.finetuning(stage.name)
         config = getattr(job.pictures, name)
         rows = rows_at(stage, job.pictures.batch)
         sample = f"{name}.sample"
@@ -198,10 +198,10 @@ def program(
     if kind == "train":
         prior = frozen_targets.prior_of(job, name, mesh.size, dtype)
         return aot_compile.train_step(
-            cascade, stage, job.tuning(name), mesh, dtype, rules, prior
+            cascade, stage, job.finetuning(name), mesh, dtype, rules, prior
         )
     assert task.sampler is not None
-    tuning = job.tuning(name)
+    tuning = job.finetuning(name)
     train = tuning.steps > 0 and not tuning.adapts
     return aot_compile.sampler(
         cascade, stage, task.sampler, task.rows, mesh, dtype, rules, train=train
@@ -260,11 +260,11 @@ def _resident(
     for earlier in names[: names.index(name)]:
         params = frozen_shapes(cascade, earlier, dtype)
         held += device_memory.size_per_device(params, mesh, rules, "unet")
-    if kind == "sample" and job.tuning(name).steps:
+    if kind == "sample" and job.finetuning(name).steps:
         held += aot_compile.beside_preview(
-            cascade, cascade.stage(name), job.tuning(name), mesh, dtype, rules
+            cascade, cascade.stage(name), job.finetuning(name), mesh, dtype, rules
         )
-        if job.frozen_prior(name) is not None and not job.tuning(name).adapts:
+        if job.frozen_prior(name) is not None and not job.finetuning(name).adapts:
             copy = frozen_shapes(cascade, name, dtype)
             held += device_memory.size_per_device(copy, mesh, rules, "unet")
     return held

@@ -178,7 +178,7 @@ def _open_sampler(
         indexed: Whether ``index.jsonl`` lists the finished images.
     """
     cache_folder(run.job.cache, run.path)  # before anything is compiled
-    mesh = placement.mesh_to_draw(run.cascade, run.job)
+    mesh = placement.sampling_mesh(run.cascade, run.job)
     if not batch:
         on_cpu = jax.default_backend() == "cpu"
         batch = run.job.pictures.batch if on_cpu else FIRST_BATCH * mesh.size
@@ -439,7 +439,7 @@ class _BatchSampler:
             "identifier": run.identifier,
             "stage": each.stage.name,
             "weights": each.weights,
-            "tuned_steps": str(each.steps),
+            "finetuned_steps": str(each.steps),
             **({"learned": self.learned.digest()} if self.learned else {}),
         }
         if each.stage.name in run.licences:

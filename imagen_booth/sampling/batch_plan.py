@@ -42,8 +42,8 @@ class StagePass:
         stage: The stage.
         sampler: Sampler settings; a row may set another guidance.
         steps: Steps of fine-tuning; 0 if the stage is as published.
-        named: Whether its prompts name the subject by the identifier, see
-            ``Job.names``.
+        uses_identifier: Whether its prompts name the subject by the identifier, see
+            ``Job.uses_identifier``.
         weights: Fingerprint of the weights that it starts from.
         made: Digest of all that its images depend on besides their row.
     """
@@ -51,7 +51,7 @@ class StagePass:
     stage: Stage
     sampler: SamplerConfig
     steps: int
-    named: bool
+    uses_identifier: bool
     weights: str
     made: str
 
@@ -78,7 +78,7 @@ class PlannedImage:
 
     def texts(self, each: StagePass) -> PromptPair:
         """The texts that a stage reads for this image."""
-        return self.named if each.named else self.plain
+        return self.named if each.uses_identifier else self.plain
 
     def sampler(self, each: StagePass) -> SamplerConfig:
         """The sampler settings of a stage for this image."""
@@ -143,7 +143,7 @@ class _RowChecker:
         if control:
             return f"{field} holds {control[0]!r}, which is not UTF-8 text"
         try:
-            filled = self.clean(self.run.named(text))
+            filled = self.clean(self.run.with_identifier(text))
         except InputError as error:
             return str(error)
         if field == "prompt" and not filled.strip():
@@ -151,12 +151,12 @@ class _RowChecker:
         # The run's own identifier and class noun are not the row's fault.
         own = re.sub(r"\[[vn]\]", "", text, flags=re.IGNORECASE)
         for word in self.clean(own).split():
-            if UNKNOWN in self.tokenizer.pieces(word):
+            if UNKNOWN in self.tokenizer.token_ids(word):
                 return (
                     f"{field} holds {word[:40]!r}, for which the vocabulary has no "
                     "tokens"
                 )
-        length = len(self.tokenizer.pieces(filled)) + 1
+        length = len(self.tokenizer.token_ids(filled)) + 1
         if length > self.tokenizer.length:
             return (
                 f"{field} is {length} tokens long and the {self.run.cascade.name} "
@@ -213,9 +213,9 @@ def stage_passes(run: FinishedRun, dtype: Any) -> tuple[StagePass, ...]:
     for stage in run.stages:
         source = getattr(job.weights, stage.name)
         weights = weight_origin(run.cascade, stage.name, source)["fingerprint"]
-        steps = finished_run.tuned_steps(run, stage)
+        steps = finished_run.finetuned_steps(run, stage)
         recipe = run.path / stage.name / "recipe.json"
-        named = job.names(stage.name, steps)
+        uses_identifier = job.uses_identifier(stage.name, steps)
         made = [
             weights,
             steps,
@@ -224,16 +224,16 @@ def stage_passes(run: FinishedRun, dtype: Any) -> tuple[StagePass, ...]:
             cleaning,
             repr(stage),
             str(dtype),
-            job.tuning(stage.name).level if steps else stage.normal_level,
+            job.finetuning(stage.name).level if steps else stage.normal_level,
         ]
-        if learned is not None and named:
+        if learned is not None and uses_identifier:
             made.append(learned.digest())
         passes.append(
             StagePass(
                 stage=stage,
                 sampler=getattr(job.pictures, stage.name),
                 steps=steps,
-                named=named,
+                uses_identifier=uses_identifier,
                 weights=weights,
                 made=hashlib.sha256(repr(tuple(made)).encode()).hexdigest(),
             )
@@ -252,7 +252,7 @@ def plan_images(
     for row in rows:
         named, plain = (
             PromptPair(prompt=fill(row.prompt), negative=fill(row.negative_prompt))
-            for fill in (run.named, run.plain)
+            for fill in (run.with_identifier, run.plain)
         )
         slug = re.sub(r"[^a-z0-9]+", "-", plain.prompt.lower())[:40].strip("-")
         first = first_seed if row.seed is None else row.seed

@@ -202,8 +202,8 @@ class LoadedStage:
         params: The weights to sample with.
         level: Augmentation level of the low-res image.
         steps: Steps of fine-tuning; 0 if the stage is as published.
-        named: Whether its prompts name the subject by the identifier, see
-            ``Job.names``.
+        uses_identifier: Whether its prompts name the subject by the identifier, see
+            ``Job.uses_identifier``.
     """
 
     stage: Stage
@@ -211,7 +211,7 @@ class LoadedStage:
     params: Params
     level: float
     steps: int
-    named: bool
+    uses_identifier: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,7 +266,7 @@ def sample_cascade(
         for start in range(0, len(requests), rows):
             check_stop()
             some = requests[start : start + rows]
-            texts = [one.prompt if each.named else one.plain for one in some]
+            texts = [one.prompt if each.uses_identifier else one.plain for one in some]
             started = start_sampling(
                 each.stage,
                 each.part,
@@ -298,7 +298,7 @@ def image_metadata(
         "stage": loaded.stage.name,
         "weights": loaded.part.fingerprint,
         "weights_licence": loaded.part.licence,
-        "tuned_steps": str(loaded.steps),
+        "finetuned_steps": str(loaded.steps),
         "sampler": json.dumps(dataclasses.asdict(config)),
     }
 

@@ -49,7 +49,7 @@ class FinishedRun:
     licences: Mapping[str, str] = dataclasses.field(default_factory=dict)
     final_steps: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
-    def named(self, template: str) -> str:
+    def with_identifier(self, template: str) -> str:
         """The prompt for stages that know the identifier."""
         return prompts.fill(template, self.identifier, self.noun, alone=self.alone)
 
@@ -100,7 +100,7 @@ def read_run(run: epath.Path, resolution: int = 0) -> FinishedRun:
     )
 
 
-def tuned_steps(run: FinishedRun, stage: Stage) -> int:
+def finetuned_steps(run: FinishedRun, stage: Stage) -> int:
     """Steps of fine-tuning behind a stage's parameters; 0 if it is as published.
 
     Raises:
@@ -162,8 +162,8 @@ def load_stage(
     """
     source = getattr(run.job.weights, stage.name)
     rules = run.job.mesh.rules
-    steps = tuned_steps(run, stage)
-    named = run.job.names(stage.name, steps)
+    steps = finetuned_steps(run, stage)
+    uses_identifier = run.job.uses_identifier(stage.name, steps)
     if steps == 0:
         part = load(run.cascade, stage.name, source, mesh, dtype, rules, train=False)
         return LoadedStage(
@@ -172,9 +172,9 @@ def load_stage(
             params=part.params,
             level=stage.normal_level,
             steps=0,
-            named=named,
+            uses_identifier=uses_identifier,
         )
-    tuning = run.job.tuning(stage.name)
+    tuning = run.job.finetuning(stage.name)
     tree, _ = checkpoints.read_params(run.path / stage.name)
     if tuning.adapts:
         part = load(run.cascade, stage.name, source, mesh, dtype, rules, train=False)
@@ -201,5 +201,5 @@ def load_stage(
         params=part.params,
         level=tuning.level,
         steps=steps,
-        named=named,
+        uses_identifier=uses_identifier,
     )

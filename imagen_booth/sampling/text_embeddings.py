@@ -203,7 +203,7 @@ def tokenize(
     tokenizer = load_tokenizer(cascade, vocabulary)
     clean = caption_cleaning.cleaner(cleaning) or str
     cleaned = [clean(prompt) for prompt in prompts]
-    lengths = [len(tokenizer.pieces(text)) + 1 for text in cleaned]
+    lengths = [len(tokenizer.token_ids(text)) + 1 for text in cleaned]
     long = [
         f"  {length} tokens: {textwrap.shorten(prompt, 100, placeholder=' ...')}"
         for prompt, length in zip(prompts, lengths, strict=True)

@@ -62,7 +62,7 @@ def is_common(word: str, tokenizer: Tokenizer, rare: Collection[int]) -> bool:
     Args:
         rare: The ids of ``rare_ids``.
     """
-    ids = tokenizer.pieces(word)
+    ids = tokenizer.token_ids(word)
     whole = len(ids) == 1 and ids[0] != UNKNOWN
     known = whole and ids[0] not in rare
     return known or word.lower() in words()
@@ -81,8 +81,8 @@ def survives(
     """
     treatments = [str] if clean is None else [str, str.lower, clean]
     return all(
-        tokenizer.pieces(treat(f"a {text} {class_noun}"))
-        == tokenizer.pieces("a") + ids + tokenizer.pieces(treat(class_noun))
+        tokenizer.token_ids(treat(f"a {text} {class_noun}"))
+        == tokenizer.token_ids("a") + ids + tokenizer.token_ids(treat(class_noun))
         for treat in treatments
     )
 
@@ -144,7 +144,7 @@ def check(
     rare = set(rare_ids(tokenizer, id_range))
     for word in text.split():
         part = name if word == text else f"{name}: its word {word!r}"
-        ids = tokenizer.pieces(word)
+        ids = tokenizer.token_ids(word)
         if UNKNOWN in ids:
             warnings.append(
                 f"{part} holds characters that the vocabulary lacks; they all become"
@@ -161,7 +161,7 @@ def check(
                 f"{part} splits into {len(ids)} pieces ({pieces}), which are parts of"
                 " many words and bind poorly to one subject."
             )
-    ids = tokenizer.pieces(text)
+    ids = tokenizer.token_ids(text)
     if not warnings and len(ids) > MAX_TOKENS:
         warnings.append(f"{name} is {len(ids)} tokens long; {MAX_TOKENS} are enough.")
 

@@ -62,7 +62,7 @@ class Tokenizer:
         """Number of pieces, not counting T5's sentinels and padding rows."""
         return self._model.vocab_size()
 
-    def pieces(self, text: str) -> list[int]:
+    def token_ids(self, text: str) -> list[int]:
         """Ids of the whole text, without end mark and padding."""
         return self._model.encode(text)
 
@@ -85,6 +85,6 @@ class Tokenizer:
         """
         tokens = np.full((len(texts), self.length), PAD, np.int32)
         for row, text in zip(tokens, texts, strict=True):
-            ids = [*self.pieces(text)[: self.length - 1], EOS]
+            ids = [*self.token_ids(text)[: self.length - 1], EOS]
             row[: len(ids)] = ids
         return tokens

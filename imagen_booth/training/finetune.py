@@ -427,6 +427,6 @@ def initial_state(
 
     shapes = jax.eval_shape(create, params)
     placement = sharding.tree_shardings(shapes, mesh, rules)
-    abstract = sharding.placed(shapes, placement)
+    abstract = sharding.with_shardings(shapes, placement)
     make = jax.jit(create, out_shardings=placement, donate_argnums=0)
     return InitialState(abstract, lambda: make(params))

@@ -200,7 +200,7 @@ def prior_of(job: Job, stage: str, devices: int, dtype: Any) -> FrozenPrior | No
         devices: Devices of all hosts, over which the class rows are spread.
         dtype: Dtype of the activations.
     """
-    settings, tuning = job.frozen_prior(stage), job.tuning(stage)
+    settings, tuning = job.frozen_prior(stage), job.finetuning(stage)
     if settings is None:
         return None
     rows = -(-tuning.class_rows // tuning.accumulate)

@@ -21,7 +21,7 @@ from imagen_booth.weights.load import to_frozen
 from imagen_booth.weights.placement import Shapes, activation_dtype, choose_mesh
 
 
-def mesh_to_tune(
+def finetuning_mesh(
     cascade: Cascade,
     job: jobs.Job,
     among: Sequence[Any] | None = None,
@@ -49,7 +49,7 @@ def mesh_to_tune(
     def need(shapes: Shapes) -> int:
         most, before = frozen(shapes["text"]), 0
         for stage in cascade.stages:
-            tuning, params = job.tuning(stage.name), shapes[stage.name]
+            tuning, params = job.finetuning(stage.name), shapes[stage.name]
             tuning = dataclasses.replace(tuning, steps=max(tuning.steps, 1))
             state = training_shapes(stage.name, params, tuning, dtype)
             held = before + _size(state)
@@ -62,11 +62,11 @@ def mesh_to_tune(
     return choose_mesh(cascade, job.mesh, need, among, memory)
 
 
-def mesh_to_pretrain(cascade: Cascade, job: jobs.Pretraining) -> Mesh:
+def pretraining_mesh(cascade: Cascade, job: jobs.Pretraining) -> Mesh:
     """The mesh for pretraining a stage, and a text encoder beside it.
 
     Raises:
-        InputError: as ``mesh_to_tune``.
+        InputError: as ``finetuning_mesh``.
     """
 
     def need(shapes: Shapes) -> int:

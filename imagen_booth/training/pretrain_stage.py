@@ -173,7 +173,7 @@ def run(job: Pretraining, workdir: epath.Path, *, profile: bool = False) -> None
         for held_out in (False, True)
     )
     layout.cache_folder(job.cache, work.path)
-    mesh = mesh_choice.mesh_to_pretrain(cascade, job)
+    mesh = mesh_choice.pretraining_mesh(cascade, job)
     dtype = placement.activation_dtype(job.dtype)
     with (
         lock.held(work.path),

@@ -70,7 +70,7 @@ def check_run(job: Job, work: RunDirectory) -> AcceptedRun:
     processes.decide(lambda: check_workdir(work.path))
     cascade = load.resolve(by_name(job.cascade), dataclasses.asdict(job.weights))
     cascade = cascade.rematerialised(job.rematerialised())
-    mesh = mesh_choice.mesh_to_tune(cascade, job)
+    mesh = mesh_choice.finetuning_mesh(cascade, job)
     dtype = activation_dtype(job.dtype)
     processes.decide(lambda: check_steps(job, work))
     check_settings(job, cascade)
@@ -112,15 +112,15 @@ def check_settings(job: Job, cascade: Cascade) -> None:
         InputError: An optimizer, a loss weighting or a sampler that does not exist, or
             an adapter that does not fit its stage.
     """
-    for name in job.tuned_parts:
-        config = job.tuning(name)
+    for name in job.finetuned_parts:
+        config = job.finetuning(name)
         try:
             optimizers.build(config.optim, config.steps)
             loss.check_weight(config.weighting)
         except InputError as error:
             raise InputError(f"config.{name}: {error}") from error
     for stage in cascade.stages:
-        config = job.tuning(stage.name)
+        config = job.finetuning(stage.name)
         if config.adapts:
             unet = load.shapes(cascade, stage.name)
             adapters.check_rank(stage.name, config.adapter, unet)
@@ -166,8 +166,8 @@ def check_steps(job: Job, work: RunDirectory) -> None:
     Raises:
         InputError: A part was, and is not to be redone.
     """
-    for name in job.tuned_parts:
-        latest, steps = work.latest_step(name), job.tuning(name).steps
+    for name in job.finetuned_parts:
+        latest, steps = work.latest_step(name), job.finetuning(name).steps
         if latest > steps:
             raise InputError(
                 f"config.{name}.steps={steps}, but {work.path / name} is already "
@@ -197,15 +197,15 @@ def check_recipes(
     if job.text.steps > 0:
         stage = cascade.stage("base")
         tokens = textual_inversion.read_tokens(job, cascade, prompts)
-        used = photos.teaching(stage.name)
+        used = photos.large_enough_for(stage.name)
         weights = _fingerprint(job, cascade, stage)
         work.check(
             "text", text_recipe(job, tokens, prompts, plain, weights, used, dtype)
         )
         reading = f"{plain} {_learned(job, work)}"
     for stage in cascade.stages:
-        used = photos.teaching(stage.name)
-        if job.tuning(stage.name).steps > 0 and used:
+        used = photos.large_enough_for(stage.name)
+        if job.finetuning(stage.name).steps > 0 and used:
             weights = _fingerprint(job, cascade, stage)
             work.check(
                 stage.name,
@@ -236,7 +236,7 @@ def _check_photo_setting(job: Job, work: RunDirectory) -> None:
     """
     old, new = work.photo_setting, job.subject.photos
     prefix = subject_photos.TOYBOX_PREFIX
-    kept = [name for name in job.tuned_parts if work.holds(name)]
+    kept = [name for name in job.finetuned_parts if work.holds(name)]
     if old not in ("", new) and kept and (old + new).count(prefix):
         raise InputError(
             f"{work.path} was made with other settings: subject.photos: {old} -> "
@@ -285,7 +285,7 @@ def stage_recipe(
         reading: What prompts mean to the network, see ``SubjectPrompts.reading``.
         weights: Fingerprint of the network.
     """
-    config, frozen = job.tuning(stage.name), job.frozen_prior(stage.name)
+    config, frozen = job.finetuning(stage.name), job.frozen_prior(stage.name)
     used = job.uses_class_images(stage.name)
     return {
         "cascade": job.cascade,

@@ -36,7 +36,7 @@ def resolutions(job: Job, cascade: Cascade) -> dict[str, int]:
     return {
         stage.name: stage.resolution
         for stage in cascade.stages
-        if job.tuning(stage.name).steps > 0
+        if job.finetuning(stage.name).steps > 0
         or (stage.low_resolution is None and job.text.steps > 0)
     }
 

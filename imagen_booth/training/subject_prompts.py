@@ -87,11 +87,14 @@ def choose_prompts(job: Job, cascade: Cascade) -> PromptTexts:
     return PromptTexts(
         identifier=name,
         ids=ids,
-        replaces_noun=job.alone,
-        instance_prompt=prompts.instance_prompt(name, noun, alone=job.alone),
+        replaces_noun=job.identifier_replaces_noun,
+        instance_prompt=prompts.instance_prompt(
+            name, noun, alone=job.identifier_replaces_noun
+        ),
         class_prompt=prompts.class_prompt(noun),
         pictures=tuple(
-            prompts.fill(each, name, noun, alone=job.alone) for each in templates
+            prompts.fill(each, name, noun, alone=job.identifier_replaces_noun)
+            for each in templates
         ),
         plain=tuple(prompts.fill(each, "", noun) for each in templates),
         warnings=warnings,
@@ -181,12 +184,12 @@ def choose_identifier(
     clean = caption_cleaning.cleaner(cleaning)
     if job.subject.description:
         name = subject_description(job.subject)
-        return name, tuple(pieces.pieces(name if clean is None else clean(name))), ()
+        return name, tuple(pieces.token_ids(name if clean is None else clean(name))), ()
     if job.subject.identifier:
         name = job.subject.identifier
         warnings = identifier.check(name, pieces, text.rare, noun, clean)
         read = name if clean is None else clean(name)
-        return name, tuple(pieces.pieces(read)), tuple(warnings)
+        return name, tuple(pieces.token_ids(read)), tuple(warnings)
     # diffusers' pipelines clean captions unless told not to, so what is drawn for
     # weights that go there has to survive that as well.
     strongest = None if cleaning == "none" else caption_cleaning.clean_caption

@@ -73,7 +73,7 @@ def read_tokens(job: Job, cascade: Cascade, prompts: PromptTexts) -> InversionTo
     clean = caption_cleaning.cleaner(cleaning_name(cascade, job.cleaning)) or str
     name, noun = prompts.identifier, job.subject.class_noun
     initializer = job.text.initializer or noun
-    start = tuple(pieces.pieces(clean(initializer)))
+    start = tuple(pieces.token_ids(clean(initializer)))
     if not start or UNKNOWN in start:
         raise InputError(
             f"config.text.initializer={initializer!r} is not in the vocabulary; give "
@@ -89,7 +89,7 @@ def read_tokens(job: Job, cascade: Cascade, prompts: PromptTexts) -> InversionTo
     for template in job.text.templates:
         prompt = clean(fill(template, name, noun, alone=True))
         plain = clean(fill(template, "", noun))
-        shared = set(ids) & set(pieces.pieces(plain))
+        shared = set(ids) & set(pieces.token_ids(plain))
         if shared:
             piece = pieces.piece(shared.pop())
             raise InputError(
@@ -97,7 +97,7 @@ def read_tokens(job: Job, cascade: Cascade, prompts: PromptTexts) -> InversionTo
                 f"{plain!r}, which would change its meaning; leave the identifier "
                 "empty to draw rare tokens"
             )
-        if not _holds(pieces.pieces(prompt), prompts.ids):
+        if not _holds(pieces.token_ids(prompt), prompts.ids):
             raise InputError(
                 f"config.subject.identifier={name!r} loses its tokens in {prompt!r}; "
                 "leave it empty to draw some that do not, or change "

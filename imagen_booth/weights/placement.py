@@ -18,7 +18,7 @@ from imagen_booth.weights.load import kind_of, shapes
 Shapes = Mapping[str, train_state.Params]
 
 
-def mesh_to_draw(cascade: Cascade, job: jobs.Job) -> Mesh:
+def sampling_mesh(cascade: Cascade, job: jobs.Job) -> Mesh:
     """Chooses the mesh for sampling, with memory for the parameters of all parts.
 
     Raises:

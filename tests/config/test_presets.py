@@ -35,7 +35,7 @@ def test_every_cascade_has_a_job(name, variant):
     if variant == ":paper":
         assert job.class_images.count == job.base.steps == job.sr256.steps == 1000
     for stage in ("base", "sr256", "sr1024"):
-        tuning = job.tuning(stage)
+        tuning = job.finetuning(stage)
         # The photo stage is small and has no attention: it trains as a whole.
         whole = stage == "sr1024" and name.startswith("if_")
         assert tuning.adapts == (variant == ":lora" and tuning.steps > 0 and not whole)
@@ -76,7 +76,7 @@ def test_ifs_defaults(name):
     assert (job.base.optim.name, job.base.optim.lr) == ("adamw", 1e-7)
     assert (job.sr256.optim.name, job.sr256.optim.lr) == ("adamw", 5e-6)
     assert job.weights.sr1024 == "none"  # until one ships
-    assert job.tuned_parts == ("base", "sr256")
+    assert job.finetuned_parts == ("base", "sr256")
     assert job.class_images.count == 200
     shot = job.pictures.base
     assert (shot.steps, shot.spacing, shot.guidance) == (100, "leading", 7.0)

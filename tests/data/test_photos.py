@@ -335,12 +335,12 @@ def test_small_photos_are_named_and_their_stage_uses_the_rest(tmp_path):
         picture = scene(*size, seed=size[1])
         (tmp_path / name).write_bytes(encode(picture, "PNG"))
     intake = look(tmp_path)
-    assert [p.name for p in intake.teaching("sr1024")] == ["b.png"]
-    assert [p.name for p in intake.teaching("sr256")] == ["a.png", "b.png"]
+    assert [p.name for p in intake.large_enough_for("sr1024")] == ["b.png"]
+    assert [p.name for p in intake.large_enough_for("sr256")] == ["a.png", "b.png"]
     (small,) = (w for w in intake.warnings if "too small" in w)
     assert small.startswith("a.png (1100 x 700): too small for the 1024 px stage")
     padded = look(tmp_path, "pad")  # 1100 px wide: nothing is enlarged
-    assert len(padded.teaching("sr1024")) == 2
+    assert len(padded.large_enough_for("sr1024")) == 2
 
 
 def test_warnings(tmp_path):

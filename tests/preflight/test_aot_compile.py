@@ -47,7 +47,7 @@ def test_train_step_is_the_one_that_a_run_compiles(name, data, fsdp, accumulate)
     mesh = sharding.make_mesh(data, fsdp)
     stage = CASCADE.stage(name)
     tuning = dataclasses.replace(
-        JOB.tuning(name), accumulate=accumulate, class_rows=2, hybrid=False
+        JOB.finetuning(name), accumulate=accumulate, class_rows=2, hybrid=False
     )
     low = stage.low_resolution
     rows = [

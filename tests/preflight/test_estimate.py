@@ -148,8 +148,8 @@ def test_the_fast_job_differs_only_in_sampling():
     assert fast.class_images.sampler.method == "dpmpp_2m"
     assert fast.pictures.sr1024.steps == 8
     for name in ("base", "sr256", "sr1024"):
-        same = dataclasses.replace(fast.tuning(name), preview_every=100)
-        assert same == job.tuning(name)
+        same = dataclasses.replace(fast.finetuning(name), preview_every=100)
+        assert same == job.finetuning(name)
     # 200 class images come in groups that divide them.
     assert to_job(dreambooth("if_m:fast")).class_images.group == 25
     assert to_job(dreambooth("if_m:fast")).pictures.base.spacing == "trailing"

@@ -46,7 +46,7 @@ def test_the_vocabulary_may_be_a_folder(tmp_path, place):
     (tmp_path / "tokenizer").mkdir()
     shutil.copy(EMBEDDED, tmp_path / place)
     given = tmp_path / place if place == "x.model" else tmp_path
-    assert load_tokenizer(IF_M, str(given)).pieces("a dog")
+    assert load_tokenizer(IF_M, str(given)).token_ids("a dog")
 
 
 def test_a_folder_without_a_vocabulary(tmp_path):
@@ -134,7 +134,7 @@ def test_identifiers_are_checked_as_prompts_are_cleaned(cleaning, lowered, destr
     assert ("is not lower case" in told) == lowered
     assert ("destroyed by the caption cleaner" in told) == destroyed
     read = {"none": "Xy12z", "simple": "xy12z", "caption": ""}[cleaning]
-    assert list(ids) == pieces.pieces(read)
+    assert list(ids) == pieces.token_ids(read)
 
 
 @pytest.mark.parametrize("cleaning", ["", "none", "simple", "caption"])

@@ -38,8 +38,8 @@ def test_a_drawn_identifier_is_rare_short_and_survives(vocabulary, k):
             assert len(tokenizer.piece(id).removeprefix("\u2581")) <= 3
         prompt = f"a {drawn.text} dog"
         for treated in (prompt, prompt.lower(), clean_caption(prompt)):
-            ids = tokenizer.pieces(treated)
-            kept = ids[len(tokenizer.pieces("a")) : -len(tokenizer.pieces("dog"))]
+            ids = tokenizer.token_ids(treated)
+            kept = ids[len(tokenizer.token_ids("a")) : -len(tokenizer.token_ids("dog"))]
             assert tuple(kept) == drawn.ids
         assert identifier.check(drawn.text, tokenizer, (lo, hi), "dog") == []
 
@@ -65,7 +65,7 @@ def test_counts_on_the_vocabulary_of_t5(t5):
     """Those of the facts about this range, by the test's own counting."""
 
     def alone_in(prompt, id):
-        return t5.pieces(prompt) == t5.pieces("a") + [id] + t5.pieces("dog")
+        return t5.token_ids(prompt) == t5.token_ids("a") + [id] + t5.token_ids("dog")
 
     short = identifier.rare_ids(t5, T5_RARE)
     assert len(short) == 1180
@@ -85,13 +85,13 @@ def test_what_does_not_survive_is_drawn_again(t5):
 
 
 def test_survival_is_asked_of_each_treatment(t5):
-    ids = t5.pieces("Abs")
+    ids = t5.token_ids("Abs")
     assert identifier.survives("Abs", ids, t5, "dog", None)
     assert not identifier.survives("Abs", ids, t5, "dog", simple_clean)
-    ids = t5.pieces("a1b")
+    ids = t5.token_ids("a1b")
     assert identifier.survives("a1b", ids, t5, "dog", simple_clean)
     assert not identifier.survives("a1b", ids, t5, "dog", clean_caption)
-    assert not identifier.survives("sky", t5.pieces("sea"), t5, "dog", None)
+    assert not identifier.survives("sky", t5.token_ids("sea"), t5, "dog", None)
 
 
 def test_the_class_noun_may_be_cleaned_too(vocabulary):
@@ -151,6 +151,6 @@ def test_impossible_draws_are_refused():
         identifier.draw(tokenizer, (1848, 5000), "dog", 1, 0)
     with pytest.raises(InputError, match="range 1900 to 1901 gave no identifier of 3"):
         identifier.draw(tokenizer, (1900, 1901), "dog", 3, 0)
-    common = tokenizer.pieces("dog")[0]
+    common = tokenizer.token_ids("dog")[0]
     with pytest.raises(InputError, match="gave no identifier of 1 tokens"):
         identifier.draw(tokenizer, (common, common), "dog", 1, 0)

@@ -34,7 +34,7 @@ def test_each_prompt_names_the_subject_once(name):
 def test_the_embedded_vocabulary_reads_all(name):
     pieces = Tokenizer(EMBEDDED, 48)
     for _, prompt in SUITES[name]:
-        ids = pieces.pieces(prompts.fill(prompt, "zaf", "dog").lower())
+        ids = pieces.token_ids(prompts.fill(prompt, "zaf", "dog").lower())
         assert UNKNOWN not in ids
         assert len(ids) < pieces.length
 

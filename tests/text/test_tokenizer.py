@@ -22,7 +22,7 @@ def embedded():
 
 def test_encode_ends_pads_and_cuts():
     tokenizer = Tokenizer(EMBEDDED, 5)
-    a, dog, the = (tokenizer.pieces(word)[0] for word in ("a", "dog", "the"))
+    a, dog, the = (tokenizer.token_ids(word)[0] for word in ("a", "dog", "the"))
     tokens = tokenizer.encode(["a dog", "", "a dog the dog", "a dog the dog a"])
     expected = [
         [a, dog, 1, 0, 0],
@@ -38,7 +38,7 @@ def test_encode_ends_pads_and_cuts():
 def test_decode_stops_at_the_end(embedded):
     row = embedded.encode(["a red dog"])[0]
     assert embedded.decode(row) == "a red dog"
-    longer = row.tolist() + embedded.pieces("cat")
+    longer = row.tolist() + embedded.token_ids("cat")
     assert embedded.decode(longer) == "a red dog"
 
 
@@ -68,7 +68,7 @@ def test_special_pieces_must_be_those_of_t5():
 
 def test_bytes_and_path_are_the_same(embedded):
     copy = Tokenizer(EMBEDDED.read_bytes(), 16)
-    assert copy.pieces("a shiny robot") == embedded.pieces("a shiny robot")
+    assert copy.token_ids("a shiny robot") == embedded.token_ids("a shiny robot")
 
 
 def test_embedding_has_a_row_for_each_piece(embedded):
@@ -77,14 +77,14 @@ def test_embedding_has_a_row_for_each_piece(embedded):
 
 def test_listed_words_are_whole_and_listed_once(embedded):
     assert len(words()) == len(set(words()))
-    split = [word for word in words() if len(embedded.pieces(f"a {word}")) != 2]
+    split = [word for word in words() if len(embedded.token_ids(f"a {word}")) != 2]
     assert not split
 
 
 def test_printable_text_has_an_encoding_that_can_be_undone(embedded):
     spaced = " ".join(string.ascii_letters + string.digits + string.punctuation)
     for text in (spaced, string.printable.strip(), "Hello, World! {42%} ~volumetric~"):
-        ids = embedded.pieces(text)
+        ids = embedded.token_ids(text)
         assert 2 not in ids
         assert embedded.decode(ids) == text
 
@@ -97,9 +97,9 @@ def test_rare_pieces_are_one_token_in_context(embedded):
         assert re.fullmatch("[a-z]{1,3}", piece)
         assert embedded.piece(id) == "\u2581" + piece
         for prompt in ("a {} dog", "a red {} dog, painting", "{}", "the {}'s hat"):
-            with_rare = embedded.pieces(prompt.format(piece))
+            with_rare = embedded.token_ids(prompt.format(piece))
             assert with_rare.count(id) == 1
-            with_word = embedded.pieces(prompt.format("dog"))
+            with_word = embedded.token_ids(prompt.format("dog"))
             assert len(with_rare) == len(with_word)
 
 
@@ -108,7 +108,7 @@ def test_rare_pieces_are_in_no_english_text(embedded):
     text = " ".join([*topics.values(), *words()]).lower()
     english = set(re.findall(r"(?<![\w'.])[a-z]{2,}(?![\w'.])", text))
     assert len(english) > 3000
-    found = {w for w in english if max(embedded.pieces(w)) >= EMBEDDED_RARE[0]}
+    found = {w for w in english if max(embedded.token_ids(w)) >= EMBEDDED_RARE[0]}
     assert not found
 
 
@@ -131,7 +131,7 @@ def test_t5_vocabulary():
         ("A [V] dog", [71, 784, 553, 908, 1782]),
         ("", []),
     ):
-        assert tokenizer.pieces(text) == ids
+        assert tokenizer.token_ids(text) == ids
         row = tokenizer.encode([text])[0]
         assert row.tolist() == ids + [1] + [0] * (76 - len(ids))
-    assert 2 in tokenizer.pieces("a \u72d7 dog")
+    assert 2 in tokenizer.token_ids("a \u72d7 dog")

@@ -41,11 +41,15 @@ def test_what_the_configs_tune(cascade):
     assert naive.base.class_rows == 0 < usual.base.class_rows
     base = dataclasses.replace(naive.base, class_rows=usual.base.class_rows)
     assert dataclasses.replace(naive, base=base) == usual
-    assert inverted.tuned_parts == ("text",)
-    assert told.tuned_parts == ()
+    assert inverted.finetuned_parts == ("text",)
+    assert told.finetuned_parts == ()
     assert len({job.subject.photos for job in (usual, naive, inverted, told)}) == 1
     assert len({job.pictures for job in (usual, naive, inverted, told)}) == 1
-    assert (usual.alone, inverted.alone, told.alone) == (False, True, True)
+    assert tuple(each.identifier_replaces_noun for each in (usual, inverted, told)) == (
+        False,
+        True,
+        True,
+    )
 
 
 def test_inversions_of_the_public_cascades_are_as_published():
@@ -96,7 +100,7 @@ def test_only_the_toybox_describes_by_itself():
 @pytest.mark.parametrize("part", ["text", "base", "sr256"])
 def test_a_description_and_tuning_do_not_go_together(part):
     job = job_of("prompts_only", "tiny")
-    tuning = dataclasses.replace(job.tuning(part), steps=1)
+    tuning = dataclasses.replace(job.finetuning(part), steps=1)
     with pytest.raises(InputError, match=f"this one fine-tunes {part}; leave it empty"):
         dataclasses.replace(job, **{part: tuning})
 
@@ -124,13 +128,13 @@ def test_a_run_by_description_tunes_nothing(tmp_path):
     story = image_files.read_png_metadata(work / "samples/final/64/00_0.png")
     assert story["prompt"] == prompt
     assert {"run", "cascade", "subject", "seed", "licence", "weights"} <= story.keys()
-    assert {"stage", "sampler", "tuned_steps", "weights_licence"} <= story.keys()
-    assert story["tuned_steps"] == "0"
+    assert {"stage", "sampler", "finetuned_steps", "weights_licence"} <= story.keys()
+    assert story["finetuned_steps"] == "0"
     page = (work / "report.html").read_text()
     assert "Nothing was tuned" in page
     run = finished_run.read_run(work)
     for each in batch_plan.stage_passes(run, np.dtype("float32")):
-        assert each.named
+        assert each.uses_identifier
         assert each.steps == 0
     # Drawn again, every stage reads the same words and draws the same picture.
     folder = batch_job.sample_prompts(work, ["a [V] [N] in the snow"], "more", seeds=1)

@@ -130,7 +130,7 @@ def test_a_run_ends_with_its_best_step(job, finished, tmp_path):
     assert len(list(folder.glob("*/params"))) == 1
     assert not (folder / "best").exists()
     run = finished_run.read_run(finished)
-    assert finished_run.tuned_steps(run, run.stages[0]) == told["step"]
+    assert finished_run.finetuned_steps(run, run.stages[0]) == told["step"]
     [parcel] = export.export_run(finished, [])
     assert parcel.story["steps"] == parcel.steps == told["step"]
     page = (finished / "report.html").read_text()

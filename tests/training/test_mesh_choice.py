@@ -38,7 +38,7 @@ def settings(mesh=LEFT_ALONE):
 
 
 def test_a_mesh_left_alone_copies_what_fits():
-    for choose in (mesh_choice.mesh_to_tune, placement.mesh_to_draw):
+    for choose in (mesh_choice.finetuning_mesh, placement.sampling_mesh):
         assert choose(TINY, settings()).devices.shape == (4, 1)
 
 
@@ -52,7 +52,7 @@ def test_a_mesh_left_alone_cuts_what_does_not_fit(monkeypatch):
         return real(*sizes, need=need, memory=memory)
 
     monkeypatch.setattr(sharding, "make_mesh", make_mesh)
-    mesh_choice.mesh_to_tune(TINY, settings())
+    mesh_choice.finetuning_mesh(TINY, settings())
     shapes = placement.shapes_of(TINY)
     sizes = {name: device_memory.size(tree) for name, tree in shapes.items()}
     # AdamW: parameters, two moments and gradients, two counters of four bytes in all
@@ -62,16 +62,16 @@ def test_a_mesh_left_alone_cuts_what_does_not_fit(monkeypatch):
     for devices in (2, 4):
         memory = int(needed[0] / devices / sharding.ROOM) + 1
         monkeypatch.setattr(device_memory, "available", lambda memory=memory: memory)
-        mesh = mesh_choice.mesh_to_tune(TINY, settings())
+        mesh = mesh_choice.finetuning_mesh(TINY, settings())
         assert mesh.devices.shape == (4 // devices, devices)
     # Pictures ask for the parameters alone.
     monkeypatch.setattr(device_memory, "available", lambda: 2 * sum(sizes.values()))
-    assert placement.mesh_to_draw(TINY, settings()).devices.shape == (4, 1)
+    assert placement.sampling_mesh(TINY, settings()).devices.shape == (4, 1)
 
 
 def test_sizes_that_are_given_are_kept(monkeypatch):
     monkeypatch.setattr(device_memory, "available", lambda: 1)
-    mesh = mesh_choice.mesh_to_tune(TINY, settings(schema.Mesh(data=2, fsdp=2)))
+    mesh = mesh_choice.finetuning_mesh(TINY, settings(schema.Mesh(data=2, fsdp=2)))
     assert mesh.devices.shape == (2, 2)
 
 
@@ -97,7 +97,7 @@ def test_a_rule_that_cannot_be_is_refused_as_it_is_read(rule, said):
 )
 def test_a_rule_that_fits_nothing_is_refused_before_any_work(rule, said):
     with pytest.raises(InputError, match=said):
-        mesh_choice.mesh_to_tune(TINY, settings(schema.Mesh(rules=(rule,))))
+        mesh_choice.finetuning_mesh(TINY, settings(schema.Mesh(rules=(rule,))))
 
 
 def wide() -> tuple:

@@ -121,7 +121,7 @@ def test_rows_start_from_the_mean_of_the_initializer(job, monkeypatch, tmp_path)
     params = load(TINY, "text", "random", sharding.make_mesh(), F32).params
     table = np.asarray(params["token_embedder"]["embedding"])
     pieces = load_tokenizer(TINY, "shipped")
-    [dog], [cat] = pieces.pieces("dog"), pieces.pieces("cat")
+    [dog], [cat] = pieces.token_ids("dog"), pieces.token_ids("cat")
     np.testing.assert_allclose(
         seen["vectors"], [(table[dog] + table[cat]) / 2] * 2, rtol=1e-6
     )
@@ -207,9 +207,15 @@ def test_a_run_is_sampled_with_what_was_learnt(finished, tmp_path):
         again = image_files.load_png(one / drawn)
         np.testing.assert_array_equal(again, own)
     run = finished_run.read_run(finished)
-    assert run.named("a [V] [N] in the snow") == f"a {run.identifier} in the snow"
+    assert (
+        run.with_identifier("a [V] [N] in the snow")
+        == f"a {run.identifier} in the snow"
+    )
     assert run.plain("a [V] [N] in the snow") == "a dog in the snow"
-    assert [run.job.names(stage, 0) for stage in ("base", "sr256")] == [True, False]
+    assert [run.job.uses_identifier(stage, 0) for stage in ("base", "sr256")] == [
+        True,
+        False,
+    ]
 
 
 @pytest.mark.long
@@ -226,7 +232,7 @@ def test_embeddings_are_kept_apart_by_what_was_learnt(tmp_path):
     """Prompts that speak of the word have a cache of their own, the others do not."""
     cache, mesh = epath.Path(tmp_path), sharding.make_mesh()
     pieces = load_tokenizer(TINY, "shipped")
-    [token] = pieces.pieces("zaj")
+    [token] = pieces.token_ids("zaj")
     prompts = ["a zaj in the snow", "a dog in the snow"]
 
     def read(learned):
@@ -327,5 +333,5 @@ def test_a_template_is_drawn_for_each_row(job):
 def test_inversion_is_off_by_default():
     job = build.to_job(presets.dreambooth("toybox"))
     assert job.text.steps == 0
-    assert not job.alone
+    assert not job.identifier_replaces_noun
     assert TextualInversion(1, 1, 0, job.base.optim).templates
