@@ -58,6 +58,13 @@ def main() -> None:
         raise InputError(
             f"--root={_ROOT.value} is not on a local disk; give a local folder"
         )
+    try:
+        os.makedirs(_ROOT.value, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"--root={_ROOT.value} is no folder and cannot be made: "
+            f"{error.strerror}; give another folder"
+        ) from error
     # Slow imports come after the flags, so that --help and bad flags answer at once.
     try:
         import gradio  # noqa: F401

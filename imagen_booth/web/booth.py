@@ -71,6 +71,14 @@ def explained(function: Callable[..., Any]) -> Callable[..., Any]:
     return handler
 
 
+def command_box(label: str, elem_id: str, visible: bool = True) -> gr.Code:
+    """A command to copy."""
+    return gr.Code(
+        label=label, elem_id=elem_id, visible=visible, language="shell", lines=1,
+        wrap_lines=True, interactive=False, show_line_numbers=False,
+    )  # fmt: skip
+
+
 def if_changed(seen: dict[str, Any], key: str, token: Any, value: Any) -> Any:
     """An update of a component if its token changed; ``seen`` remembers the tokens.
 

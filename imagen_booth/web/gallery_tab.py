@@ -8,7 +8,13 @@ import gradio as gr
 from imagen_booth.errors import InputError
 from imagen_booth.text.prompt_suites import SUITES
 from imagen_booth.web import commands
-from imagen_booth.web.booth import PRIVATE, Booth, explained, if_changed
+from imagen_booth.web.booth import (
+    PRIVATE,
+    Booth,
+    command_box,
+    explained,
+    if_changed,
+)
 from imagen_booth.web.jobs import FAILED, QUEUED, RUNNING, JobRecord, shown
 from imagen_booth.web.runs import Picture, Run, metadata
 
@@ -27,6 +33,45 @@ def build(booth: Booth, run: gr.Dropdown) -> tuple[Any, list[Any], list[Any]]:
         The function that refreshes the tab from (run, only favourites, seen), its
         further inputs and its outputs.
     """
+    inputs, reads, sample = _prompt_inputs()
+    command = command_box("The command that Sample runs", "sample_command")
+    status = gr.Textbox(EMPTY, label="Pictures", interactive=False, elem_id="pictures")
+    only = gr.Checkbox(label="Favourites only")
+    gallery = gr.Gallery(
+        label="Pictures of this run", columns=4, height="auto", interactive=False,
+        fit_columns=False, buttons=["fullscreen"], elem_id="gallery",
+    )  # fmt: skip
+    chosen = gr.State("")
+    with gr.Row():
+        picture = gr.Textbox(
+            label="Chosen picture", interactive=False, scale=2,
+            placeholder="Choose a picture above.",
+        )  # fmt: skip
+        favourite = gr.Button("Favourite", interactive=False, min_width=140)
+        one = gr.DownloadButton("Download it", interactive=False, min_width=140)
+    details = gr.JSON(label="Its metadata", visible=False)
+    with gr.Row():
+        pack = gr.Button("Make a zip of all pictures shown", min_width=200)
+        archive = gr.DownloadButton("Download the zip", visible=False, min_width=200)
+        report = gr.Button("Open the report", interactive=False, min_width=200)
+    tab = _GalleryTab(booth)
+    _build_export(tab, run)
+    asked = [run, *inputs]
+    gr.on(
+        [each.change for each in asked], tab.preview, asked, [reads, command],
+        show_progress="hidden", trigger_mode="always_last", **PRIVATE,
+    )  # fmt: skip
+    sample.click(tab.sample, asked, status, **PRIVATE)
+    gallery.select(
+        tab.choose, [run, only], [chosen, picture, favourite, one, details], **PRIVATE
+    )
+    favourite.click(tab.favour, [run, chosen], favourite, **PRIVATE)
+    pack.click(tab.pack, [run, only], archive, **PRIVATE)
+    return tab.refresh, [only], [status, gallery, report]
+
+
+def _prompt_inputs() -> tuple[list[Any], gr.Textbox, gr.Button]:
+    """The inputs of sampling, the prompts as the cascade reads them, and the button."""
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
             prompts = gr.Textbox(
@@ -61,49 +106,23 @@ def build(booth: Booth, run: gr.Dropdown) -> tuple[Any, list[Any], list[Any]]:
                 type="values",
             )
             clicked.click(_append, [prompts, clicked], prompts, **PRIVATE)
-    command = gr.Code(
-        label="The command that Sample runs", language="shell", lines=1,
-        wrap_lines=True, interactive=False, show_line_numbers=False,
-    )  # fmt: skip
-    status = gr.Textbox(EMPTY, label="Pictures", interactive=False, elem_id="pictures")
-    only = gr.Checkbox(label="Favourites only")
-    gallery = gr.Gallery(
-        label="Pictures of this run", columns=4, height="auto", interactive=False,
-        fit_columns=False, buttons=["fullscreen"], elem_id="gallery",
-    )  # fmt: skip
-    chosen = gr.State("")
-    with gr.Row():
-        picture = gr.Textbox(
-            label="Chosen picture", interactive=False, scale=2,
-            placeholder="Choose a picture above.",
-        )  # fmt: skip
-        favourite = gr.Button("Favourite", interactive=False, min_width=140)
-        one = gr.DownloadButton("Download it", interactive=False, min_width=140)
-    details = gr.JSON(label="Its metadata", visible=False)
-    with gr.Row():
-        pack = gr.Button("Make a zip of all pictures shown", min_width=200)
-        archive = gr.DownloadButton("Download the zip", visible=False, min_width=200)
-        report = gr.Button("Open the report", interactive=False, min_width=200)
+    return [prompts, seeds, first, guidance, size], reads, sample
+
+
+def _build_export(tab: "_GalleryTab", run: gr.Dropdown) -> None:
+    """Adds the export of the weights."""
     with gr.Row():
         kind = gr.Radio(
             list(commands.LAYOUTS), value=commands.FULL, label="Export the weights"
         )
         export = gr.Button("Export", min_width=140)
         exported = gr.Textbox(label="Exported to", interactive=False, scale=2)
-    tab = _GalleryTab(booth)
-    asked = [run, prompts, seeds, first, guidance, size]
+    command = command_box("The command that Export runs", "export_command")
+    export.click(tab.export, [run, kind], exported, **PRIVATE)
     gr.on(
-        [each.change for each in asked], tab.preview, asked, [reads, command],
+        [run.change, kind.change], tab.preview_export, [run, kind], command,
         show_progress="hidden", trigger_mode="always_last", **PRIVATE,
     )  # fmt: skip
-    sample.click(tab.sample, asked, status, **PRIVATE)
-    gallery.select(
-        tab.choose, [run, only], [chosen, picture, favourite, one, details], **PRIVATE
-    )
-    favourite.click(tab.favour, [run, chosen], favourite, **PRIVATE)
-    pack.click(tab.pack, [run, only], archive, **PRIVATE)
-    export.click(tab.export, [run, kind], exported, **PRIVATE)
-    return tab.refresh, [only], [status, gallery, report]
 
 
 def _append(prompts: str, clicked: list[str]) -> str:
@@ -120,7 +139,11 @@ class _GalleryTab:
     def refresh(self, name: str | None, only: bool, seen: dict[str, Any]) -> list[Any]:
         """What changed since the last refresh."""
         if not name:
-            return [gr.skip()] * 3
+            off = gr.Button(interactive=False)
+            return [
+                if_changed(seen, f"gallery {number}", None, value)
+                for number, value in enumerate((EMPTY, [], off))
+            ]
         run = self.booth.open(name)
         pictures = self._pictures(run, only)
         shots = [(str(each.path), each.caption) for each in pictures[:SHOWN]]
@@ -244,12 +267,22 @@ class _GalleryTab:
         return gr.DownloadButton(value=str(target), visible=True)
 
     @explained
+    def preview_export(self, name: str | None, kind: str) -> str:
+        """Shows the command of an export."""
+        try:
+            return shown(self._export(self.booth.open(name), kind))
+        except InputError:
+            return ""  # Export explains what is wrong
+
+    @explained
     def export(self, name: str | None, kind: str) -> str:
         """Puts an export of the weights into the queue."""
         run = self.booth.open(name)
-        folder = self.booth.root / run.name
-        self.booth.queue.submit(commands.export(folder, kind, run.config), run.name)
-        return str(commands.export_folder(folder, kind))
+        self.booth.queue.submit(self._export(run, kind), run.name)
+        return str(commands.export_folder(self.booth.root / run.name, kind))
+
+    def _export(self, run: Run, kind: str) -> tuple[str, ...]:
+        return commands.export(self.booth.root / run.name, kind, run.config)
 
 
 def _star(is_favourite: bool) -> str:

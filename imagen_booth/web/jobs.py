@@ -130,7 +130,11 @@ class Queue:
 
     def records(self) -> list[JobRecord]:
         """All jobs, in the order of submission."""
-        return [self._read(path) for path in sorted(self._folder.glob("*.json"))]
+        found = []
+        for path in sorted(self._folder.glob("*.json")):
+            with contextlib.suppress(FileNotFoundError):  # withdrawn in this moment
+                found.append(self._read(path))
+        return found
 
     def latest(self, run: str, kind: str = "") -> JobRecord | None:
         """The newest job of a run, of one kind or of any."""
@@ -150,7 +154,10 @@ class Queue:
         command resumes it. A second signal would end it without saving, so a job that
         is stopping is left alone.
         """
-        record = self._read(self._path(record.id))
+        try:
+            record = self._read(self._path(record.id))
+        except FileNotFoundError:
+            return  # another tab has withdrawn it
         if record.state == QUEUED:
             self._path(record.id).unlink(missing_ok=True)
         elif record.state == RUNNING and record.pid and self._mark_stopping(record):
@@ -242,8 +249,10 @@ class Queue:
 
     def _read(self, path: pathlib.Path) -> JobRecord:
         record = _parse(path)
-        if record.state == RUNNING and not self.is_busy():  # its worker was killed
-            return dataclasses.replace(_parse(path), state=FAILED)
+        if record.state == RUNNING and not self.is_busy():
+            record = _parse(path)  # it may have ended in this moment
+            if record.state == RUNNING:  # its worker was killed
+                return dataclasses.replace(record, state=FAILED)
         return record
 
     @contextlib.contextmanager

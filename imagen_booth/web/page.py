@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 from gradio import themes
 
+from imagen_booth.errors import InputError
 from imagen_booth.web import gallery_tab, photos_tab, runs_tab, training_tab
 from imagen_booth.web.booth import QUIET, Booth
 from imagen_booth.web.jobs import FOLDER, RUNNING
@@ -46,6 +47,12 @@ def build(booth: Booth) -> gr.Blocks:
                 runs, runs_outputs = runs_tab.build(booth, run, tabs)
 
         def refresh(name: str | None, only: bool, seen: dict[str, Any]) -> list[Any]:
+            try:
+                return changed(name, only, seen)
+            except (InputError, FileNotFoundError):  # a run was just deleted
+                return [gr.skip()] * len(outputs)
+
+        def changed(name: str | None, only: bool, seen: dict[str, Any]) -> list[Any]:
             names = booth.runs.names()
             known = name if name in names else None
             return [
@@ -111,31 +118,39 @@ def serve(
         share: Also by a public link of gradio.live.
         password: What visitors have to give; "" for none.
         ready: Is called with the address when the page can be opened.
+
+    Raises:
+        InputError: The address or the port cannot be used.
     """
-    booth.root.mkdir(parents=True, exist_ok=True)
     booth.queue.start_worker()  # what waited when an earlier server ended
     root = booth.root.resolve()
     gr.set_static_paths([root])
     font = ["system-ui", "sans-serif"]
     page = build(booth)
-    _, local, public = page.launch(
-        server_name=host,
-        server_port=port or None,
-        share=share,
-        auth=_auth(password) if password else None,
-        auth_message="Any user name, and the password of the command line.",
-        blocked_paths=[str(root / FOLDER)],
-        max_file_size=MAX_FILE,
-        footer_links=[],
-        ssr_mode=False,
-        pwa=False,
-        run_history=False,
-        enable_monitoring=False,
-        quiet=True,
-        prevent_thread_lock=True,
-        theme=themes.Default(font=font, font_mono=["monospace"]),
-        css=CSS,
-    )
+    try:
+        _, local, public = page.launch(
+            server_name=host,
+            server_port=port or None,
+            share=share,
+            auth=_auth(password) if password else None,
+            auth_message="Any user name, and the password of the command line.",
+            blocked_paths=[str(root / FOLDER)],
+            max_file_size=MAX_FILE,
+            footer_links=[],
+            ssr_mode=False,
+            pwa=False,
+            run_history=False,
+            enable_monitoring=False,
+            quiet=True,
+            prevent_thread_lock=True,
+            theme=themes.Default(font=font, font_mono=["monospace"]),
+            css=CSS,
+        )
+    except OSError as error:
+        raise InputError(
+            f"the page cannot listen on --host={host} --port={port}; another program "
+            "may use the port: give another --port, or an address of this machine"
+        ) from error
     ready(public or local)
     page.block_thread()
 

@@ -14,7 +14,7 @@ from imagen_booth.cascade import CASCADES, notices
 from imagen_booth.errors import InputError
 from imagen_booth.text import people
 from imagen_booth.web import commands, uploads
-from imagen_booth.web.booth import PRIVATE, Booth, explained
+from imagen_booth.web.booth import PRIVATE, Booth, command_box, explained
 from imagen_booth.web.jobs import shown
 from imagen_booth.web.uploads import CropChoice
 
@@ -57,6 +57,51 @@ class Form(NamedTuple):
 
 def build(booth: Booth, run: gr.Dropdown, tabs: gr.Tabs) -> None:
     """Adds the tab's components and events."""
+    photo_inputs, crops, verdicts = _photo_inputs()
+    form = Form(*photo_inputs, *_job_inputs())
+    with gr.Row():
+        check = gr.Button("Check this job")
+        start = gr.Button("Start training", variant="primary")
+    estimate = gr.Textbox(label="Estimated time", interactive=False, visible=False)
+    findings = gr.Dataframe(
+        headers=["topic", "verdict", "what the check found"],
+        label="Check of the job",
+        interactive=False,
+        wrap=True,
+        column_widths=["20%", "20%", "60%"],
+        visible=False,
+        elem_id="findings",
+    )
+    checked = command_box("The command of this check", "check_command", visible=False)
+    command = command_box("The command that Start runs", "start_command")
+    tab = _PhotosTab(booth)
+    inputs = list(form)
+    gr.on(
+        [
+            form.files.change, form.crop.change, form.right.release,
+            form.down.release, form.cascade.change,
+        ],
+        tab.look, inputs, [crops, verdicts, form.cascade], **PRIVATE,
+    )  # fmt: skip
+    gr.on(
+        [each.change for each in form], tab.preview, inputs, [command, form.consent],
+        show_progress="hidden", trigger_mode="always_last", **PRIVATE,
+    )  # fmt: skip
+    form.source.change(
+        lambda source: (
+            gr.File(visible=source == OWN),
+            "dog" if source == EXAMPLE else gr.skip(),
+        ),
+        form.source,
+        [form.files, form.noun],
+        **PRIVATE,
+    )
+    check.click(tab.check, inputs, [findings, estimate, checked, form.name], **PRIVATE)
+    start.click(tab.start, inputs, [run, tabs, form.files, form.name], **PRIVATE)
+
+
+def _photo_inputs() -> tuple[list[Any], gr.Gallery, gr.Dataframe]:
+    """The inputs of the photos, their crops, and the verdicts on them."""
     with gr.Row():
         with gr.Column(scale=1, min_width=300):
             source = gr.Radio([OWN, EXAMPLE], value=OWN, label="Photos of the subject")
@@ -90,6 +135,11 @@ def build(booth: Booth, run: gr.Dropdown, tabs: gr.Tabs) -> None:
                 column_widths=["25%", "20%", "55%"],
                 elem_id="verdicts",
             )
+    return [source, files, crop, right, down], crops, verdicts
+
+
+def _job_inputs() -> list[Any]:
+    """The inputs of the job."""
     with gr.Row():
         noun = gr.Textbox(
             label="Class noun",
@@ -123,51 +173,7 @@ def build(booth: Booth, run: gr.Dropdown, tabs: gr.Tabs) -> None:
             precision=0,
             minimum=0,
         )
-    with gr.Row():
-        check = gr.Button("Check this job")
-        start = gr.Button("Start training", variant="primary")
-    estimate = gr.Textbox(label="Estimated time", interactive=False, visible=False)
-    findings = gr.Dataframe(
-        headers=["topic", "verdict", "what the check found"],
-        label="Check of the job",
-        interactive=False,
-        wrap=True,
-        column_widths=["20%", "20%", "60%"],
-        visible=False,
-        elem_id="findings",
-    )
-    command = gr.Code(
-        label="The command that Start runs", language="shell", lines=2, wrap_lines=True,
-        interactive=False, show_line_numbers=False,
-    )  # fmt: skip
-    form = Form(
-        source, files, crop, right, down, noun, consent, cascade, variant, name, seed,
-        steps,
-    )  # fmt: skip
-    tab = _PhotosTab(booth)
-    inputs = list(form)
-    gr.on(
-        [files.change, crop.change, right.release, down.release, cascade.change],
-        tab.look,
-        inputs,
-        [crops, verdicts, cascade],
-        **PRIVATE,
-    )
-    gr.on(
-        [each.change for each in form], tab.preview, inputs, [command, consent],
-        show_progress="hidden", trigger_mode="always_last", **PRIVATE,
-    )  # fmt: skip
-    source.change(
-        lambda source: (
-            gr.File(visible=source == OWN),
-            "dog" if source == EXAMPLE else gr.skip(),
-        ),
-        source,
-        [files, noun],
-        **PRIVATE,
-    )
-    check.click(tab.check, inputs, [findings, estimate, name], **PRIVATE)
-    start.click(tab.start, inputs, [run, tabs, files, name], **PRIVATE)
+    return [noun, consent, cascade, variant, name, seed, steps]
 
 
 class _PhotosTab:
@@ -200,9 +206,9 @@ class _PhotosTab:
 
     @explained
     def check(self, *values: Any) -> Any:
-        """Runs ``doctor`` on the job."""
+        """Runs ``doctor`` on the job; without a class noun CLIP suggests one."""
         form = Form(*values)
-        name = self._prepare(form)
+        name = self._prepare(form, needs_noun=not self.booth.clip)
         command = commands.doctor(
             self._config(form, name), self.booth.root / name, self.booth.clip
         )
@@ -215,6 +221,7 @@ class _PhotosTab:
         return (
             gr.Dataframe(rows, visible=True),
             gr.Textbox("; ".join(times) or "unknown", visible=True),
+            gr.Code(shown(command), visible=True),
             name,
         )
 
@@ -233,9 +240,9 @@ class _PhotosTab:
             "",
         )
 
-    def _prepare(self, form: Form) -> str:
+    def _prepare(self, form: Form, needs_noun: bool = True) -> str:
         """Checks the form and stores the photos; returns the name of the run."""
-        if not (form.noun or "").strip():
+        if needs_noun and not (form.noun or "").strip():
             raise InputError("the class noun is empty; write what the subject is: dog")
         if people.is_person(form.noun) and not form.consent:
             raise InputError(

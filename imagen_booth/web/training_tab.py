@@ -9,7 +9,14 @@ import pandas as pd
 from imagen_booth.errors import InputError
 from imagen_booth.reports import html
 from imagen_booth.web import commands
-from imagen_booth.web.booth import PRIVATE, Booth, duration, explained, if_changed
+from imagen_booth.web.booth import (
+    PRIVATE,
+    Booth,
+    command_box,
+    duration,
+    explained,
+    if_changed,
+)
 from imagen_booth.web.jobs import FAILED, RUNNING, STOPPED, shown
 from imagen_booth.web.runs import Run, metrics
 
@@ -44,10 +51,7 @@ def build(booth: Booth, run: gr.Dropdown) -> tuple[Any, list[Any]]:
         x="step", y="loss", color="of", title="Loss of subject and class",
         color_title="", show_label=False, height=320, visible=False,
     )  # fmt: skip
-    command = gr.Code(
-        label="The command of this run", language="shell", lines=2, wrap_lines=True,
-        interactive=False, show_line_numbers=False,
-    )  # fmt: skip
+    command = command_box("The command of this run", "run_command")
     with gr.Accordion("What the command printed", open=False):
         printed = gr.Textbox(
             label="Last lines", lines=LOG_LINES, interactive=False, autoscroll=True

@@ -1,6 +1,7 @@
 """The queue of the web page, with small commands in place of training."""
 
 import contextlib
+import dataclasses
 import os
 import signal
 import time
@@ -83,7 +84,18 @@ def test_a_waiting_job_is_withdrawn(queue):
     with pytest.raises(InputError, match="already"):
         queue.submit(QUICK, "dog")
     queue.stop(second)
+    queue.stop(second)  # from another tab, which has not seen it yet
     assert states(queue) == [RUNNING]
+
+
+def test_a_job_that_ends_while_it_is_read_has_not_failed(queue, monkeypatch):
+    """Its worker records the end and frees the lock between the two looks."""
+    queue.submit(QUICK, "dog")
+    (ended,) = until(lambda: [each for each in queue.records() if each.code == 0], 60)
+    until(lambda: not queue.is_busy(), 60)
+    queue._write(dataclasses.replace(ended, state=RUNNING))
+    monkeypatch.setattr(queue, "is_busy", lambda: queue._write(ended))
+    assert states(queue) == [DONE]
 
 
 def test_a_job_outlives_its_worker(queue):
