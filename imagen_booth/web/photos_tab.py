@@ -106,7 +106,7 @@ def _photo_inputs() -> tuple[list[Any], gr.Gallery, gr.Dataframe]:
         with gr.Column(scale=1, min_width=300):
             source = gr.Radio([OWN, EXAMPLE], value=OWN, label="Photos of the subject")
             files = gr.File(
-                label="Drop 3 to 5 photos of one subject here",
+                label="Drop 3 to 5 photos here, 20 MB each at most",
                 file_count="multiple",
                 height=150,
                 elem_id="upload",
