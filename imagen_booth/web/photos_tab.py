@@ -27,7 +27,8 @@ NEEDS = {
     "tiny": "Random weights, for tests: its pictures are noise. One CPU is enough.",
     "if_m": "Photographs, to 256 px. You bring the weights; one v5e chip (15.75 GiB).",
     "if_l": "Photographs, to 256 px. You bring the weights; one v5e chip (15.75 GiB).",
-    "if_xl": "Photographs, to 256 px. You bring the weights; four v4 chips.",
+    "if_xl": "Photographs, to 256 px. You bring the weights; four v4 chips, or with "
+    "adapters (:lora) one v5e chip.",
     "imagen": "The paper's shapes, to 1024 px. You bring the weights; one v4 chip "
     "(30.75 GiB).",
 }
