@@ -18,6 +18,7 @@ from imagen_booth import dreambooth, many_subjects, train_state
 from imagen_booth.config import build, presets
 from imagen_booth.config.schema import SKIP
 from imagen_booth.errors import InputError, NotFinite, Stopped, SubjectsFailed
+from imagen_booth.preflight import checks
 from imagen_booth.reports import subject_costs
 from imagen_booth.reports.subject_costs import SubjectCost
 from imagen_booth.rundir import checkpoints
@@ -118,6 +119,25 @@ def test_all_that_is_wrong_is_named_before_any_work(photos, tmp_path):
     ):
         assert f"({name}): " in told[number]
         assert words in told[number]
+    assert not work.exists()
+
+
+def test_doctor_names_what_is_wrong_with_each_subject(photos, tmp_path):
+    (tmp_path / "none").mkdir()
+    table = tmp_path / "table.csv"
+    table.write_text(
+        f"name,photos\nada,{photos / 'ada'}\nhollow,none\nlost,\nbob,{photos / 'bob'}\n"
+    )
+    work = epath.Path(tmp_path) / "many"
+    found = checks.check_many(*settings(table), work)
+    wrong = {each.topic: each.text for each in found if each.level == checks.PROBLEM}
+    assert wrong.keys() == {"hollow", "lost"}
+    assert "line 4: photos is missing" in wrong["lost"]
+    good = [each.topic for each in found if each.level == checks.OK]
+    assert good == ["ada", "bob"]
+    # What is true of all is told once.
+    random = [each for each in found if "random weights" in each.text]
+    assert {each.topic for each in random} == {"ada"}
     assert not work.exists()
 
 

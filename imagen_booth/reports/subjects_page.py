@@ -28,13 +28,13 @@ class _Card:
         name: Its name.
         facts: Its class, state, seconds and scores.
         page: Address of its report; empty where there is none yet.
-        strips: Its photos, and the best pictures of it.
+        rows: Its photos, and the best pictures of it.
     """
 
     name: str
     facts: tuple[str, ...]
     page: str
-    strips: tuple[html.Picture, ...]
+    rows: tuple[list[html.Picture], ...]
 
 
 def write(
@@ -101,12 +101,12 @@ def _card(
         name,
         tuple(fact for fact in facts if fact),
         f"{name}/report.html" if has_page else "",
-        _strips(work, str(manifest.get("finished", ""))) if subject else (),
+        _rows(work, str(manifest.get("finished", ""))) if subject else (),
     )
 
 
 @functools.lru_cache(maxsize=4096)
-def _strips(work: epath.Path, finished: str) -> tuple[html.Picture, ...]:
+def _rows(work: epath.Path, finished: str) -> tuple[list[html.Picture], ...]:
     """Photos and best pictures of a run, which do not change once it is finished."""
     photos = _images(work / "photos", _PHOTOS)
     sizes = [each for each in _paths(work / "samples" / "final") if each.name.isdigit()]
@@ -120,9 +120,8 @@ def _strips(work: epath.Path, finished: str) -> tuple[html.Picture, ...]:
         )
     )
     return tuple(
-        html.picture(_strip(images), alt, quality=80)
-        for images, alt in ((photos, "photos"), (finals[:_BEST], "best pictures"))
-        if images
+        [html.picture(Image.fromarray(image), alt, quality=80) for image in images]
+        for images, alt in ((photos, "photo"), (finals[:_BEST], "picture"))
     )
 
 
@@ -140,7 +139,3 @@ def _images(folder: epath.Path, most: int | None = None) -> list[np.ndarray]:
             small = image.convert("RGB").resize((_CELL, _CELL), Image.Resampling.BOX)
             images.append(np.asarray(small))
     return images
-
-
-def _strip(images: Sequence[np.ndarray]) -> Image.Image:
-    return Image.fromarray(np.concatenate(images, axis=1))

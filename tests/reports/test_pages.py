@@ -159,7 +159,7 @@ def test_a_page_of_many_subjects(folder):
     )
     links = [each["href"] for each in page.all("a")]
     assert [link for link in links if not link.startswith("#")] == ["rex/report.html"]
-    assert len(page.all("img")) == 4  # photos and pictures of two
+    assert len(page.all("img")) == 8  # two photos and two pictures of each of two
 
 
 def test_an_experiments_page(folder):
