@@ -10,6 +10,7 @@ by the locks of the run directories: each takes one that is not done and not own
 the subjects of a process that died go to the others.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -275,6 +276,8 @@ class _ManyRuns:
             log.warning("%s failed: %s", subject.name, text)
         else:
             log.warning("%s failed", subject.name, exc_info=error)
+            with contextlib.suppress(BoothError, OSError):  # the first error counts
+                RunDirectory(self._workdir / subject.name).record(status=text)
         self.failures[subject.name] = Failure(text, code)
 
     def _record_cost(

@@ -164,6 +164,8 @@ def test_one_that_fails_does_not_stop_the_others(photos, tmp_path, instead):
     page = (work / "index.html").read_text()
     assert "ada: NotFinite: step 3 is not finite" in page
     assert "bob: RuntimeError: odd" in page
+    manifest = json.loads((work / "bob" / "manifest.json").read_text())
+    assert manifest["status"] == "RuntimeError: odd"  # for other processes' pages
     assert 'href="eve/report.html"' in page
     # Run again, it tries these alone, and then none.
     again = instead(Runs())
@@ -275,11 +277,11 @@ def bits(work):
     return found
 
 
-def command(work, *more):
+def command(work, *more, config="subjects"):
     return subprocess.Popen(
         [
             *(sys.executable, "-m", "imagen_booth.train"),
-            "--config=configs/subjects.py:tiny",
+            f"--config=configs/{config}.py:tiny",
             "--config.sr256.steps=0",
             "--config.sr1024.steps=0",
             "--config.weights.sr256=none",
@@ -321,12 +323,14 @@ def three(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(three, tmp_path_factory):
-    """The same subjects, each trained by itself."""
+    """The same subjects, each by a command of its own: it sets how a CPU computes."""
     work = tmp_path_factory.mktemp("alone")
-    good, _ = many_subjects.check(*settings(three), epath.Path(work), frozenset())
-    for subject in good:
-        folder = epath.Path(work / subject.name)
-        dreambooth.run(subject.job, folder, frozenset())
+    for name, noun in (("cat", "cat"), ("dog", "dog"), ("dog6", "dog")):
+        subject = (
+            f"--config.subject.photos={three / name}",
+            f"--config.subject.class_noun={noun}",
+        )
+        assert command(work / name, *subject, config="subject").wait() == 0
     return work
 
 
