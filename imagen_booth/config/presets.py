@@ -160,7 +160,7 @@ def _toybox(name: str) -> Job:
             class_rows=4,
             # Without null text the subject showed in fewer prompts, and noise with it.
             null_text=0.125,
-            optim=OptimConfig(lr=3e-4, warmup=10, decay="cosine"),
+            optim=OptimConfig(lr=5e-4, warmup=10, decay="cosine"),
             weighting="v_max_10",
         ),
         sr256=sr,
