@@ -20,6 +20,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 from etils import epath
 
 from imagen_booth import dreambooth
@@ -229,18 +230,19 @@ class _ManyRuns:
         for (cascade, source, devices), prompts in groups.items():
             encoder, vocabulary, cleaning, cache = source
             mesh, dtype, rules = devices
-            embed_prompts(
-                cascade,
-                prompts,
-                weights=encoder,
-                vocabulary=vocabulary,
-                cleaning=cleaning,
-                cache=cache,
-                mesh=mesh,
-                dtype=dtype,
-                rules=rules,
-                load=loads,
-            )
+            with jax.set_mesh(mesh):  # as in a run: it decides how rows are spread
+                embed_prompts(
+                    cascade,
+                    prompts,
+                    weights=encoder,
+                    vocabulary=vocabulary,
+                    cleaning=cleaning,
+                    cache=cache,
+                    mesh=mesh,
+                    dtype=dtype,
+                    rules=rules,
+                    load=loads,
+                )
         self._shared["text"] = time.perf_counter() - begun
 
     def _run_one(self, subject: AcceptedSubject) -> None:
