@@ -8,7 +8,8 @@
 # The folder is one of weights: --config.weights.base=FOLDER trains and samples with it.
 #
 # Variables:
-#   INIT    weights to start from: a folder, shipped or random; default shipped
+#   INIT    weights to start from: a folder, shipped or random; default shipped. Stages
+#           that the folder lacks start from shipped weights
 #   TOY     1 for a step of each stage, to try all of it on a CPU
 #   PYTHON  default python3
 #

@@ -144,7 +144,9 @@ def run(
             are.
         plans: The stages in order.
         cascade: Name of the cascade.
-        init: Weights that stages start from: a folder, ``shipped`` or ``random``.
+        init: Weights that stages start from: a folder, ``shipped`` or ``random``. A
+            stage has the network that its weights describe; stages that the folder
+            lacks start from shipped weights.
         text: Weights of the text encoder, which stays as it is.
         workers: Processes that make scenes; 0 for one on each core but one.
 
@@ -152,7 +154,10 @@ def run(
         InputError: Weights that do not exist or do not fit.
         NotFinite: Training diverged.
     """
-    model = by_name(cascade)
+    sources = {
+        stage.name: _source(stage.name, init) for stage in by_name(cascade).stages
+    }
+    model = load.resolve(by_name(cascade), sources | {"text": text})
     jax.devices()  # before the other processes are kept away from the device
     with _scene_makers(workers) as makers:
         for plan in plans:
@@ -160,7 +165,14 @@ def run(
             if spent >= plan.seconds:
                 log.info("%s: finished before", plan.stage)
                 continue
-            _StageTraining(model, plan, folder, init, text).train(makers, spent)
+            source = sources[plan.stage]
+            _StageTraining(model, plan, folder, source, text).train(makers, spent)
+
+
+def _source(stage: str, init: str) -> str:
+    if init in ("shipped", "random"):
+        return init
+    return init if (epath.Path(init) / f"{stage}.safetensors").exists() else "shipped"
 
 
 @dataclasses.dataclass
@@ -317,7 +329,16 @@ class _StageTraining:
             "held_out": held_out,
         }
         entry = {"steps": steps, "prior": origin, "licence": model.licence}
-        native.write(folder, plan.stage, weights, None, entry, np.dtype(jnp.bfloat16))
+        named = by_name(model.name).stage(plan.stage)
+        own = dataclasses.replace(self.stage, crop=named.crop)
+        native.write(
+            folder,
+            plan.stage,
+            weights,
+            None if own == named else own,
+            entry,
+            np.dtype(jnp.bfloat16),
+        )
         native.record(
             folder, cascade=model.name, licence=model.licence, pretrained=True
         )

@@ -14,6 +14,7 @@ from imagen_booth.training import pretrain_on_device
 from imagen_booth.training.pretrain_on_device import Pool, StagePlan
 from imagen_booth.weights import load, native
 
+SHIPPED = load.shipped_folder("toybox").parent
 QUICK = (
     StagePlan(
         stage="base", seconds=0.1, pictures=8, chunk=4, rows=4, lr=1e-3, held_out=4
@@ -85,6 +86,26 @@ def test_a_finished_stage_stays_and_an_unfinished_one_resumes(tmp_path, monkeypa
     assert second["steps"] > first["steps"]
     assert second["seconds"] >= longer.seconds
     assert (tmp_path / "base.safetensors").read_bytes() != before
+
+
+@pytest.mark.parametrize(
+    ("init", "widths"),
+    [("shipped", (96, 160)), (str(SHIPPED / "toybox_base_2"), (48, 96, 160))],
+)
+def test_a_stage_has_the_network_of_its_weights(init, widths, tmp_path, monkeypatch):
+    seen = []
+
+    class Trained:
+        def __init__(self, model, plan, folder, source, text):
+            seen.append((model.stage(plan.stage).model.widths, source))
+
+        def train(self, makers, spent):
+            pass
+
+    monkeypatch.setattr(pretrain_on_device, "_StageTraining", Trained)
+    pretrain_on_device.run(epath.Path(tmp_path), init=init, workers=1)
+    assert seen[0] == (widths, init)
+    assert [source for _, source in seen[1:]] == ["shipped", "shipped"]
 
 
 def test_rate_rises_by_steps_and_falls_by_time():
