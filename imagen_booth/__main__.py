@@ -16,13 +16,17 @@ USAGE = 2  # exit code of bad usage, as in every command
 
 
 def commands() -> dict[str, str]:
-    """First line of the help by command; commands are the modules with a ``main``."""
-    found = {}
-    for path in sorted(pathlib.Path(__file__).parent.glob("[a-z]*.py")):
+    """First line of the help by command.
+
+    Commands are the modules with a ``main``, and the packages with one in ``__main__``.
+    """
+    folder, found = pathlib.Path(__file__).parent, {}
+    for path in (*folder.glob("[a-z]*.py"), *folder.glob("*/__main__.py")):
         tree = ast.parse(path.read_text())
         if any(isinstance(n, ast.FunctionDef) and n.name == "main" for n in tree.body):
-            found[path.stem] = (ast.get_docstring(tree) or "").partition("\n")[0]
-    return found
+            name = path.stem if path.parent == folder else path.parent.name
+            found[name] = (ast.get_docstring(tree) or "").partition("\n")[0]
+    return dict(sorted(found.items()))
 
 
 def main() -> None:
