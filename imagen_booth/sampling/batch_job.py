@@ -439,7 +439,7 @@ class _BatchSampler:
             "identifier": run.identifier,
             "stage": each.stage.name,
             "weights": each.weights,
-            "finetuned_steps": str(each.steps),
+            "tuned_steps": str(each.steps),
             **({"learned": self.learned.digest()} if self.learned else {}),
         }
         if each.stage.name in run.licences:

@@ -298,7 +298,7 @@ def image_metadata(
         "stage": loaded.stage.name,
         "weights": loaded.part.fingerprint,
         "weights_licence": loaded.part.licence,
-        "finetuned_steps": str(loaded.steps),
+        "tuned_steps": str(loaded.steps),
         "sampler": json.dumps(dataclasses.asdict(config)),
     }
 

@@ -365,7 +365,7 @@ def test_every_picture_tells_its_story(run, painted, tmp_path):
         assert story.get("negative_prompt", "") == row["negative_prompt"]
         assert (story["run"], story["cascade"]) == ("run", "tiny")
         assert {"licence", "weights", "sampler", "subject"} <= story.keys()
-        assert {"identifier", "finetuned_steps", "software"} <= story.keys()
+        assert {"identifier", "tuned_steps", "software"} <= story.keys()
         colour = image_files.load_png(folder / row["file"])[0, 0, 0]
         assert colour == row["seed"]
     page = (folder / "index.html").read_text()

@@ -128,8 +128,8 @@ def test_a_run_by_description_tunes_nothing(tmp_path):
     story = image_files.read_png_metadata(work / "samples/final/64/00_0.png")
     assert story["prompt"] == prompt
     assert {"run", "cascade", "subject", "seed", "licence", "weights"} <= story.keys()
-    assert {"stage", "sampler", "finetuned_steps", "weights_licence"} <= story.keys()
-    assert story["finetuned_steps"] == "0"
+    assert {"stage", "sampler", "tuned_steps", "weights_licence"} <= story.keys()
+    assert story["tuned_steps"] == "0"
     page = (work / "report.html").read_text()
     assert "Nothing was tuned" in page
     run = finished_run.read_run(work)
