@@ -78,18 +78,14 @@ def main() -> None:
     # Slow imports come after the flags, so that --help and bad flags answer at once.
     from etils import epath
 
-    from imagen_booth.config.build import has_many, to_job, to_subjects
+    from imagen_booth.config.build import to_any_job
     from imagen_booth.preflight import checks
     from imagen_booth.reports import subject_costs
     from imagen_booth.weights import fetch
 
     file = config_flags.get_config_filename(flags.FLAGS["config"])
     workdir = _WORKDIR.value or cli.default_workdir(file)
-    subjects = None
-    if has_many(_CONFIG.value):
-        subjects, job = to_subjects(_CONFIG.value)
-    else:
-        job = to_job(_CONFIG.value)
+    subjects, job = to_any_job(_CONFIG.value)
     job = fetch.with_fetched(job)
     if _TOPOLOGY.value is not None:
         from imagen_booth.preflight import tpu_report

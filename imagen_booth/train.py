@@ -40,15 +40,11 @@ def main() -> None:
     from etils import epath
 
     from imagen_booth import dreambooth, many_subjects
-    from imagen_booth.config.build import has_many, to_job, to_subjects
+    from imagen_booth.config.build import to_any_job
     from imagen_booth.distributed import processes
     from imagen_booth.weights import fetch
 
-    subjects = None
-    if has_many(_CONFIG.value):
-        subjects, job = to_subjects(_CONFIG.value)
-    else:
-        job = to_job(_CONFIG.value)
+    subjects, job = to_any_job(_CONFIG.value)
     job = fetch.with_fetched(job)
     workdir = _WORKDIR.value or cli.default_workdir(
         config_flags.get_config_filename(flags.FLAGS["config"])

@@ -13,7 +13,7 @@ from absl.testing import flagsaver
 from paths import ROOT
 
 from imagen_booth import cascade, models
-from imagen_booth.config.build import has_many, to_job, to_subjects
+from imagen_booth.config.build import to_any_job
 from imagen_booth.diffusion import loss
 
 PAGES = sorted(
@@ -63,8 +63,7 @@ def test_command_is_understood(line, monkeypatch):
             verbs = getattr(command, "VERBS", {None: 0})
             assert len(words) <= verbs[verb]
             if name == "imagen_booth.train":
-                config = flags.FLAGS.config
-                (to_subjects if has_many(config) else to_job)(config)
+                to_any_job(flags.FLAGS.config)
         finally:
             del sys.modules[module_of(name)]
 

@@ -168,6 +168,15 @@ def has_many(config: ml_collections.ConfigDict) -> bool:
     return "subjects" in config
 
 
+def to_any_job(config: ml_collections.ConfigDict) -> tuple[Subjects | None, Job]:
+    """A fine-tuning config for one subject, whose first part is None, or for many.
+
+    Raises:
+        InputError: as ``to_job``.
+    """
+    return to_subjects(config) if has_many(config) else (None, to_job(config))
+
+
 def to_subjects(config: ml_collections.ConfigDict) -> tuple[Subjects, Job]:
     """A config for many subjects as plain data: what to train, and all else.
 
