@@ -4,11 +4,11 @@
     python -m imagen_booth.reproduce --studies=prior,noun --workdir=runs/reproduce
 
 Studies: vanilla, sr, fidelity, prior, prior_source (class images or the frozen model),
-baselines (DreamBooth, no prior loss, Textual Inversion, prompts only), noun,
-identifier, photos, sampler (of class images). The command first logs the runs and their
-estimated cost. All studies take many hours. After a stop, the same command resumes;
-runs of a smaller --quick are used again. The results are DIR/reproduce.html and
-DIR/results.json.
+adapters (LoRA or all parameters), baselines (DreamBooth, no prior loss, Textual
+Inversion, prompts only), noun, identifier, photos, sampler (of class images). The
+command first logs the runs and their estimated cost. All studies take many hours. After
+a stop, the same command resumes; runs of a smaller --quick are used again. The results
+are DIR/reproduce.html and DIR/results.json.
 """
 
 import dataclasses
@@ -53,6 +53,7 @@ def main() -> None:
         names,
         size,
         to_job(textual_inversion("toybox")).text,
+        to_job(dreambooth("toybox:lora")).base,
     )
     print(f"open {page}")
 

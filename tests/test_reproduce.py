@@ -37,6 +37,7 @@ from imagen_booth.training import train_step
 
 HERE = epath.Path("work")
 TEXT = build.to_job(presets.textual_inversion("tiny")).text
+ADAPTED = build.to_job(presets.dreambooth("tiny:lora")).base
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def job():
 
 
 def planned(job, size=plan.FULL, names=plan.STUDIES):
-    studies = plan.plan_studies(job, by_name("tiny"), HERE, names, size, TEXT)
+    studies = plan.plan_studies(job, by_name("tiny"), HERE, names, size, TEXT, ADAPTED)
     return {study.name: study.arms for study in studies}
 
 
@@ -53,11 +54,13 @@ def test_the_plan_has_every_study_and_shares_runs(job):
     studies = planned(job)
     assert list(studies) == list(plan.STUDIES)
     runs = plan.distinct_runs(
-        plan.plan_studies(job, by_name("tiny"), HERE, plan.STUDIES, plan.FULL, TEXT)
+        plan.plan_studies(
+            job, by_name("tiny"), HERE, plan.STUDIES, plan.FULL, TEXT, ADAPTED
+        )
     )
     # prior 8 x 3 x 2, baselines and sr 8 x 2 more, then over 3 subjects: sampler 3,
-    # noun 3, identifier 2, photos 4; prior_source 8 x 2 x 11 more.
-    assert len(runs) == 48 + 16 + 16 + 9 + 9 + 6 + 12 + 176
+    # noun 3, identifier 2, photos 4; prior_source 8 x 2 x 11, adapters 8 x 4 more.
+    assert len(runs) == 48 + 16 + 16 + 9 + 9 + 6 + 12 + 176 + 32
     assert len({run.name for run in runs}) == len(runs)
     usual = studies["fidelity"][plan.TUNED]
     assert len(usual) == 3
@@ -82,7 +85,9 @@ def test_the_plan_has_every_study_and_shares_runs(job):
 def test_the_quick_form_is_part_of_the_full_one(job):
     full, quick = (
         plan.distinct_runs(
-            plan.plan_studies(job, by_name("tiny"), HERE, plan.STUDIES, size, TEXT)
+            plan.plan_studies(
+                job, by_name("tiny"), HERE, plan.STUDIES, size, TEXT, ADAPTED
+            )
         )
         for size in (plan.FULL, plan.QUICK)
     )
@@ -222,7 +227,9 @@ def test_the_plan_is_priced_without_what_is_shared_or_done(job, monkeypatch):
     monkeypatch.setattr(cost, "run_flops", lambda store, run, measured: 60.0)
     monkeypatch.setattr(cost, "class_image_flops", lambda store, job: 6000.0)
     names = ["prior", "noun"]
-    studies = plan.plan_studies(job, by_name("tiny"), HERE, names, plan.QUICK, TEXT)
+    studies = plan.plan_studies(
+        job, by_name("tiny"), HERE, names, plan.QUICK, TEXT, ADAPTED
+    )
     done = {studies[0].arms[plan.ON][0].name}
     lines = cost.cost_table(mock.Mock(), studies, done, (1.0, 0.02), 0).splitlines()
     # 3 runs to go at a minute, and one set of class images: the other's run is done.
@@ -238,7 +245,7 @@ def test_class_images_by_other_samplers_are_paid_for(job, monkeypatch):
     monkeypatch.setattr(cost, "run_flops", lambda store, run, measured: 0.0)
     monkeypatch.setattr(cost, "class_image_flops", lambda store, job: 60.0)
     studies = plan.plan_studies(
-        job, by_name("tiny"), HERE, ["baselines", "sampler"], plan.QUICK, TEXT
+        job, by_name("tiny"), HERE, ["baselines", "sampler"], plan.QUICK, TEXT, ADAPTED
     )
     lines = cost.cost_table(mock.Mock(), studies, (), (1.0, 0.02), 0).splitlines()
     # Of two nouns: one set each by default, and one each by either other sampler.
@@ -281,7 +288,7 @@ def test_no_measured_picture_shares_noise_with_a_class_image(job, tmp_path):
     seeds = {request.seed for request in requests}
     real = build.to_job(presets.dreambooth("toybox"))
     studies = plan.plan_studies(
-        real, by_name("toybox"), HERE, plan.STUDIES, plan.FULL, TEXT
+        real, by_name("toybox"), HERE, plan.STUDIES, plan.FULL, TEXT, ADAPTED
     )
     for run in plan.distinct_runs(studies):
         first, count = run.job.seed, run.job.class_images.count
@@ -497,11 +504,19 @@ def little(monkeypatch):
 def test_the_four_way_comparison_on_the_tiny_cascade(job, little, tmp_path):
     """Every arm is run, measured by the same four scores, and on the page."""
     folder = epath.Path(tmp_path)
-    names = ["baselines", "sampler", "prior_source"]
-    path = runner.run_studies(job, folder, names, plan.QUICK, TEXT)
+    names = ["baselines", "sampler", "prior_source", "adapters"]
+    path = runner.run_studies(job, folder, names, plan.QUICK, TEXT, ADAPTED)
     results = json.loads((folder / "results.json").read_text())["studies"]
     for scores in results["prior_source"]["tables"][0].values():
         assert scores.pop("seconds")["mean"] > 0
+    adapters = results["adapters"]["tables"][0]
+    costs = {
+        arm: [scores.pop(n)["mean"] for n in ("seconds_tuning", "memory", "export")]
+        for arm, scores in adapters.items()
+    }
+    for arm in plan.ADAPTERS:  # less to keep, and less to export
+        assert 0 < costs[arm][1] < costs[plan.WHOLE][1]
+        assert 0 < costs[arm][2] < costs[plan.WHOLE][2] / 2
     for name, arms in planned(job, plan.QUICK, names).items():
         [table] = results[name]["tables"]
         assert set(table) == set(arms)
@@ -551,11 +566,11 @@ def test_all_studies_on_the_tiny_cascade(job, little, tmp_path, monkeypatch):
 
     monkeypatch.setattr(dreambooth, "run", stopping)
     with pytest.raises(Stopped):
-        runner.run_studies(job, folder, plan.STUDIES, plan.QUICK, TEXT)
-    path = runner.run_studies(job, folder, plan.STUDIES, plan.QUICK, TEXT)
+        runner.run_studies(job, folder, plan.STUDIES, plan.QUICK, TEXT, ADAPTED)
+    path = runner.run_studies(job, folder, plan.STUDIES, plan.QUICK, TEXT, ADAPTED)
     # The first run is not done again, the one that was stopped is.
     assert started[1] == started[2]
-    assert len(started) == len(set(started)) + 1 == 20
+    assert len(started) == len(set(started)) + 1 == 24
     results = json.loads((folder / "results.json").read_text())
     assert set(results["studies"]) == set(plan.STUDIES)
     # Of one subject only this much can be claimed: every claim has its verdict.
@@ -569,8 +584,8 @@ def test_all_studies_on_the_tiny_cascade(job, little, tmp_path, monkeypatch):
     assert "these weights are random" in path.read_text()
     drawn = folder / "pictures" / "subject" / "dog_301" / "drawn.json"
     before = drawn.stat().mtime
-    runner.run_studies(job, folder, ["prior"], plan.QUICK, TEXT)
-    assert len(started) == 20
+    runner.run_studies(job, folder, ["prior"], plan.QUICK, TEXT, ADAPTED)
+    assert len(started) == 24
     assert drawn.stat().mtime == before
     again = json.loads((folder / "results.json").read_text())
     assert set(again["studies"]) == set(plan.STUDIES)

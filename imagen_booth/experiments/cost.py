@@ -12,7 +12,7 @@ from imagen_booth.config.schema import Job
 from imagen_booth.diffusion import sampler
 from imagen_booth.experiments.image_store import ImageStore
 from imagen_booth.experiments.plan import Run, Study, distinct_runs
-from imagen_booth.preflight import jaxpr_cost, memory
+from imagen_booth.preflight import aot_compile, jaxpr_cost, memory
 from imagen_booth.weights.load import network, shapes
 
 BASE = "base"
@@ -63,6 +63,24 @@ def class_image_flops(store: ImageStore, job: Job) -> float:
     stage = store.cascade.stage(BASE)
     calls = sampler.network_calls(stage.schedule, job.class_images.sampler)
     return job.class_images.count * calls * _cost(store, stage, job).row_flops
+
+
+def training_memory(store: ImageStore, job: Job) -> tuple[float, float]:
+    """Memory of a step of the base stage on this machine, and size of its export.
+
+    Returns:
+        The compiler's peak in MiB on each device, and the megabytes in bfloat16 of the
+        parameters that train.
+    """
+    stage, tuning = store.cascade.stage(BASE), job.finetuning(BASE)
+    step = aot_compile.train_step(
+        store.cascade, stage, tuning, store.mesh, store.dtype, job.mesh.rules
+    )
+    device = store.mesh.devices.flat[0].device_kind
+    figures = aot_compile.compile_program(step, store.mesh, 0, store.cache, device)
+    state, *_ = step.inputs
+    trained = sum(leaf.size for leaf in jax.tree.leaves(state.trainable))
+    return figures.peak / 2**20, 2 * trained / 1e6
 
 
 def measure_speed(store: ImageStore) -> tuple[float, float]:

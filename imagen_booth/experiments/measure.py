@@ -9,7 +9,7 @@ from etils import epath
 
 from imagen_booth.data import image_files
 from imagen_booth.evaluation import scores, toybox_judge
-from imagen_booth.experiments import claims, judge_readings, plan
+from imagen_booth.experiments import claims, cost, judge_readings, plan
 from imagen_booth.experiments.image_store import ImageStore
 from imagen_booth.experiments.judge_readings import ImageReadings, RunReadings
 from imagen_booth.experiments.plan import APPLICATIONS, Run, Study
@@ -56,7 +56,8 @@ class Measurements:
         Returns:
             ``tables``: scores by arm and metric; ``claims``: see ``claims.verdicts``;
             ``pictures``: captions, each with the files shown side by side;
-            ``notes``: sentences.
+            ``notes``: sentences; ``drift``, of some studies: PRES and subject fidelity
+            by arm and subject.
         """
         special = {
             "vanilla": self._vanilla,
@@ -64,6 +65,7 @@ class Measurements:
             "baselines": self._four_scores,
             "prior": self._prior,
             "prior_source": self._prior_sources,
+            "adapters": self._adapters,
             "sampler": self._four_scores,
             "sr": self._super_resolution,
         }
@@ -201,7 +203,7 @@ class Measurements:
         }
 
     def _four_scores(self, study: Study) -> dict[str, Any]:
-        """All four scores of every arm, and one picture of each prompt."""
+        """All four scores of every arm, their plot, and one picture of each prompt."""
         arms = {name: self._all_four(runs) for name, runs in study.arms.items()}
         cells = []
         for runs in list(zip(*study.arms.values(), strict=True))[:SHOWN_SUBJECTS]:
@@ -215,7 +217,8 @@ class Measurements:
             described = study.arms[plan.DESCRIBED]
             words = dict.fromkeys(run.job.subject.description for run in described)
             notes.append(f"The descriptions: {', '.join(words)}.")
-        return entry(study.name, [arms], cells, notes)
+        found = entry(study.name, [arms], cells, notes)
+        return found | {"drift": _drift(study, arms)}
 
     def _prior_sources(self, study: Study) -> dict[str, Any]:
         """All four scores of every arm, its seconds, and one picture of each prompt."""
@@ -240,6 +243,26 @@ class Measurements:
             table[arm]["seconds"] = dataclasses.asdict(scores.summarise(values))
         found["notes"].append(
             "Seconds include compiling. Class images that runs share count in each."
+        )
+        return found
+
+    def _adapters(self, study: Study) -> dict[str, Any]:
+        """All four scores of every arm, and what it costs in time, memory and bytes."""
+        found = self._four_scores(study)
+        [table] = found["tables"]
+        for arm, runs in study.arms.items():
+            seconds = [
+                np.array([self.store.manifest(run.name)["timings"]["tuning base"]])
+                for run in runs
+            ]
+            table[arm]["seconds_tuning"] = dataclasses.asdict(scores.summarise(seconds))
+            costs = cost.training_memory(self.store, runs[0].job)
+            for metric, value in zip(("memory", "export"), costs, strict=True):
+                one = scores.summarise([np.array([value])])
+                table[arm][metric] = dataclasses.asdict(one)
+        found["notes"].append(
+            "Seconds include compiling. Memory is the compiler's peak of a step on "
+            "this machine. An export has two bytes for each parameter that trains."
         )
         return found
 
@@ -337,6 +360,22 @@ def high_frequency_ratio(picture: np.ndarray, truth: np.ndarray) -> float:
 
 def _root_mean_square(values: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(values))))
+
+
+def _drift(study: Study, arms: Arms) -> dict[str, dict[str, tuple[float, float]]]:
+    """By arm and subject: PRES and subject fidelity, where below 0 as 0."""
+    names = dict.fromkeys(
+        _title(run.subject) for runs in study.arms.values() for run in runs
+    )
+    return {
+        arm: {
+            name: (max(float(pres.mean()), 0.0), max(float(subject.mean()), 0.0))
+            for name, pres, subject in zip(
+                names, metrics["pres"], metrics["subject"], strict=True
+            )
+        }
+        for arm, metrics in arms.items()
+    }
 
 
 def _title(subject: ToyboxSubject) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from etils import epath
 
 from imagen_booth.cascade import Cascade
-from imagen_booth.config.schema import FROZEN_MODEL, Job, TextualInversion
+from imagen_booth.config.schema import FROZEN_MODEL, FineTuning, Job, TextualInversion
 from imagen_booth.diffusion import sampler as samplers
 from imagen_booth.errors import InputError
 from imagen_booth.sampling.text_embeddings import load_tokenizer
@@ -36,6 +36,7 @@ STUDIES = (
     "fidelity",
     "prior",
     "prior_source",
+    "adapters",
     "baselines",
     "noun",
     "identifier",
@@ -63,6 +64,15 @@ FROZEN = {
     "frozen model, photos": 0.0,
     "frozen model, photos and noise": 0.5,
     "frozen model, noise": 1.0,
+}
+
+# What trains in the base stage: all its parameters, or an adapter of a rank on kernels.
+WHOLE = "all parameters"
+ADAPTERS = {
+    "LoRA, rank 4": (4, "attention"),
+    "LoRA, rank 16": (16, "attention"),
+    "LoRA, rank 64": (64, "attention"),
+    "LoRA, rank 16, all kernels": (16, "all"),
 }
 
 PRIOR_SEEDS = 2  # at most, in the study "prior_source"
@@ -184,6 +194,7 @@ def plan_studies(
     names: Collection[str],
     size: StudySize,
     text: TextualInversion,
+    adapted: FineTuning,
 ) -> list[Study]:
     """The studies of the given names, in the order of ``STUDIES``.
 
@@ -194,12 +205,14 @@ def plan_studies(
         names: Names of studies.
         size: Number of subjects, seeds and photos.
         text: Settings of Textual Inversion on this cascade.
+        adapted: Settings of its base stage with an adapter; rank and kernels are
+            replaced.
 
     Raises:
         InputError: A name is not in ``STUDIES``, or there is no name.
     """
     check_names(names)
-    runs = _RunBuilder(job, cascade, folder, text)
+    runs = _RunBuilder(job, cascade, folder, text, adapted)
     subjects = SUBJECTS[: size.subjects]
     studies = {
         "vanilla": {},
@@ -237,6 +250,7 @@ class _RunBuilder:
     cascade: Cascade
     folder: epath.Path
     text: TextualInversion
+    adapted: FineTuning
 
     def default(
         self,
@@ -274,6 +288,15 @@ class _RunBuilder:
         if weight != self.job.base.prior_weight:
             marks.append(f"weight_{weight:g}")
         return self._run(subject, marks, _base_only(job))
+
+    def adapter(self, subject: ToyboxSubject, rank: int, kernels: str) -> Run:
+        """An adapter in place of all parameters; alpha is the rank, as by default."""
+        adapter = dataclasses.replace(
+            self.adapted.adapter, rank=rank, alpha=float(rank), kernels=kernels
+        )
+        base = dataclasses.replace(self.adapted, adapter=adapter, preview_every=0)
+        job = dataclasses.replace(self._job(subject), base=base)
+        return self._run(subject, [f"lora_{kernels}_{rank}"], _base_only(job))
 
     def no_noun(self, subject: ToyboxSubject) -> Run:
         """Prompts with two rare words, the second in the place of the class noun.
@@ -421,6 +444,13 @@ def _method_studies(
             DESCRIBED: _over(subjects, runs.prompts_only),
         },
         "prior": {ON: prior(True), OFF: prior(False)},
+        "adapters": {
+            WHOLE: _over(subjects, runs.default),
+            **{
+                name: _over(subjects, runs.adapter, rank=rank, kernels=kernels)
+                for name, (rank, kernels) in ADAPTERS.items()
+            },
+        },
         "sampler": {
             ANCESTRAL: _over(few, runs.default),
             MORE_STEPS: _over(few, runs.class_sampler, mark="class_more"),

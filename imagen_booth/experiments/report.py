@@ -15,6 +15,7 @@ from imagen_booth.data import image_files
 from imagen_booth.experiments import claims
 from imagen_booth.experiments.plan import STUDIES
 from imagen_booth.reports import html
+from imagen_booth.reports.curves import scatter
 from imagen_booth.sampling.cascade_sampler import grid
 
 NAME = "reproduce.html"
@@ -31,6 +32,9 @@ METRICS = {
     "pres": ("PRES, lower is better", "PRES", 3),
     "div": ("DIV, higher is better", "DIV", 3),
     "seconds": ("seconds of class images and steps", "", 0),
+    "seconds_tuning": ("seconds of steps", "", 0),
+    "memory": ("MiB at a step's peak", "", 0),
+    "export": ("MB of an export", "", 2),
     "error_256": ("high-frequency error at 256 px", "", 2),
     "amount_256": ("detail at 256 px", "", 2),
     "error_1024": ("high-frequency error at 1024 px", "", 2),
@@ -70,6 +74,11 @@ def write(folder: epath.Path, results: Mapping[str, Any]) -> epath.Path:
         verdicts=VERDICTS,
         open_verdict=claims.OPEN,
         enough_subjects=claims.ENOUGH,
+        drift={
+            name: scatter(each["drift"])
+            for name, each in studies.items()
+            if "drift" in each
+        },
         pictures={name: _pictures(folder, each) for name, each in studies.items()},
     )
     path = folder / NAME

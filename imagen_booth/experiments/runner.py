@@ -8,7 +8,7 @@ from typing import Any
 from etils import epath
 
 from imagen_booth import dreambooth, storage
-from imagen_booth.config.schema import Job, TextualInversion
+from imagen_booth.config.schema import FineTuning, Job, TextualInversion
 from imagen_booth.data import image_files
 from imagen_booth.evaluation import toybox_judge
 from imagen_booth.experiments import cost, plan, report
@@ -29,6 +29,7 @@ def run_studies(
     names: Collection[str],
     size: StudySize,
     text: TextualInversion,
+    adapted: FineTuning,
 ) -> epath.Path:
     """Logs the cost of the studies, then runs and measures them one by one.
 
@@ -39,6 +40,7 @@ def run_studies(
         names: Names of studies.
         size: Number of subjects, seeds and photos.
         text: Settings of Textual Inversion on this cascade.
+        adapted: Settings of its base stage with an adapter.
 
     Returns:
         Path of the page.
@@ -50,7 +52,7 @@ def run_studies(
     """
     plan.check_names(names)
     store = ImageStore(job, folder)
-    studies = plan.plan_studies(job, store.cascade, folder, names, size, text)
+    studies = plan.plan_studies(job, store.cascade, folder, names, size, text, adapted)
     judge = toybox_judge.load()  # fails now rather than after hours
     runs = plan.distinct_runs(studies)
     to_do = [run.name for run in runs if not store.is_finished(run.name, run.job)]
