@@ -39,9 +39,8 @@ class Tokenizer:
         self.length = length
         name = "bytes" if isinstance(model, bytes) else os.fspath(model)
         try:
-            proto = model
-            if not isinstance(model, bytes):
-                proto = epath.Path(model).read_bytes()
+            given = isinstance(model, bytes)
+            proto = model if given else epath.Path(model).read_bytes()
             self._model = sentencepiece.SentencePieceProcessor()
             self._model.LoadFromSerializedProto(proto)
         except OSError as error:
