@@ -143,10 +143,16 @@ def test_imports_go_down():
     for name in order:
         floors[name] = 1 + max((floors[other] for other in found[name]), default=0)
     highest = max(floors.values())
-    for floor in range(highest, 0, -1):
-        print(f"floor {floor:2}:", *sorted(n for n in floors if floors[n] == floor))
+    lines = [
+        f"floor {floor:2}: " + " ".join(sorted(n for n in floors if floors[n] == floor))
+        for floor in range(highest, 0, -1)
+    ]
+    print(*lines, sep="\n")
     top = next(name for name in floors if floors[name] == highest)
     assert highest <= FLOORS, f"{top} is on floor {highest}, above {found[top]}"
+    page = (ROOT.parent / "docs" / "architecture.md").read_text()
+    drawn = [line.strip() for line in page.splitlines() if "    floor " in line]
+    assert drawn == lines, "docs/architecture.md shows other floors"
 
 
 def test_no_circles_between_modules():

@@ -553,7 +553,7 @@ def test_the_notebook_stops_where_another_device_answers(monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     ("device", "extras"),
-    [("cpu", "[gcs]"), ("tpu", "[tpu,gcs]"), ("gpu", "[cuda,gcs]")],
+    [("cpu", "[gcs,hub]"), ("tpu", "[tpu,gcs,hub]"), ("gpu", "[cuda,gcs,hub]")],
 )
 def test_the_notebook_installs_beside_the_runtime(
     device, extras, tmp_path, monkeypatch

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import pathlib
 import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -64,7 +63,8 @@ def load_tokenizer(cascade: Cascade, vocabulary: str) -> Tokenizer:
 
     Args:
         vocabulary: ``shipped``, or the path of a SentencePiece model, or of a folder
-            that holds ``spiece.model`` or ``tokenizer/spiece.model``.
+            that holds ``spiece.model`` or ``tokenizer/spiece.model``; local or
+            ``gs://``.
 
     Raises:
         InputError: The cascade has no vocabulary of its own and none is given, or it
@@ -77,7 +77,7 @@ def load_tokenizer(cascade: Cascade, vocabulary: str) -> Tokenizer:
             f"config.weights.vocabulary is {vocabulary!r}: the {cascade.name} cascade "
             "reads T5's vocabulary; give the path of its spiece.model"
         )
-    path = pathlib.Path(vocabulary)
+    path = epath.Path(vocabulary)
     if path.is_dir():
         places = [path / "spiece.model", path / "tokenizer" / "spiece.model"]
         path = next((place for place in places if place.exists()), None)

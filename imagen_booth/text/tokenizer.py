@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import sentencepiece
+from etils import epath
 
 from imagen_booth.errors import InputError
 
@@ -24,7 +25,7 @@ class Tokenizer:
     """A SentencePiece model and a length in tokens.
 
     Args:
-        model: Path of a local SentencePiece model file, or its bytes.
+        model: Path of a SentencePiece model, local or ``gs://``, or its bytes.
         length: Tokens per text L, including the end mark.
 
     Raises:
@@ -38,13 +39,14 @@ class Tokenizer:
         self.length = length
         name = "bytes" if isinstance(model, bytes) else os.fspath(model)
         try:
-            proto = model if isinstance(model, bytes) else Path(model).read_bytes()
+            given = isinstance(model, bytes)
+            proto = model if given else epath.Path(model).read_bytes()
             self._model = sentencepiece.SentencePieceProcessor()
             self._model.LoadFromSerializedProto(proto)
         except OSError as error:
             raise InputError(
-                f"The vocabulary {name} cannot be read: {error.strerror}. Give the"
-                " path of a SentencePiece model, for T5 its spiece.model."
+                f"The vocabulary {name} cannot be read: {error.strerror or error}."
+                " Give the path of a SentencePiece model, for T5 its spiece.model."
             ) from error
         except RuntimeError as error:
             raise InputError(

@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 
+import gcs
 import jax
 import numpy as np
 import pytest
@@ -47,6 +48,17 @@ def test_the_vocabulary_may_be_a_folder(tmp_path, place):
     shutil.copy(EMBEDDED, tmp_path / place)
     given = tmp_path / place if place == "x.model" else tmp_path
     assert load_tokenizer(IF_M, str(given)).token_ids("a dog")
+
+
+def test_the_vocabulary_may_be_in_a_bucket():
+    pytest.importorskip("gcsfs")
+    with gcs.emulator():
+        folder = epath.Path(f"gs://{gcs.BUCKET}/vocabulary")
+        (folder / "spiece.model").write_bytes(EMBEDDED.read_bytes())
+        for path in (folder, folder / "spiece.model"):
+            assert load_tokenizer(IF_M, str(path)).token_ids("a dog")
+        with pytest.raises(InputError, match="gs://bucket/missing cannot be read"):
+            load_tokenizer(IF_M, f"gs://{gcs.BUCKET}/missing")
 
 
 def test_a_folder_without_a_vocabulary(tmp_path):
