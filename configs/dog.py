@@ -2,8 +2,8 @@
 
     python -m imagen_booth.train --config=configs/dog.py
 
-After a colon follows another cascade: :tiny (random, for tests), :if_m, :if_l,
-:if_xl (DeepFloyd IF with T5 v1.1 XXL), :imagen (the paper's shapes).
+Another cascade follows a colon: :tiny (random, for tests), :if_m, :if_l, :if_xl
+(DeepFloyd IF with T5 v1.1 XXL), :imagen (the paper's shapes).
 """
 
 from imagen_booth.config.presets import dreambooth

@@ -1,4 +1,4 @@
-"""A toy dog tuned naively, lambda 0: no class images keep the class from drifting.
+"""A toy dog without prior preservation (lambda 0), to see how the class drifts.
 
     python -m imagen_booth.train --config=configs/no_prior.py
 

@@ -3,9 +3,9 @@
     python -m imagen_booth.pretrain --config=configs/pretrain.py:toybox_base \\
         --workdir=runs/toybox_base
 
-With sr1024_div2k instead, the 256 -> 1024 stage learns from the photographs of DIV2K,
+With sr1024_div2k instead, the 256 -> 1024 stage trains on the photographs of DIV2K,
 which have no captions; tfds build div2k/bicubic_x4 --file_format=array_record fetches
-them first. Any other set that TFDS has prepared goes by --config.source.
+them first. --config.source takes any other set that TFDS has prepared.
 """
 
 from imagen_booth.config.presets import pretraining

@@ -1,11 +1,11 @@
-"""A toy dog by its description alone: the frozen cascade, with nothing tuned.
+"""A toy dog by its description alone: the frozen cascade, without fine-tuning.
 
     python -m imagen_booth.train --config=configs/prompts_only.py
     python -m imagen_booth.train --config=configs/prompts_only.py \\
         --config.subject.photos=DIR --config.subject.class_noun=dog \\
         --config.subject.description="small brown dog with a white chest"
 
-The description stands for "[V] [N]" in every prompt; photos are only compared with.
+The description replaces "[V] [N]" in every prompt; the photos are only for comparison.
 Cascades follow after a colon as in configs/dog.py.
 """
 

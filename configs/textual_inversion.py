@@ -3,7 +3,7 @@
     python -m imagen_booth.train --config=configs/textual_inversion.py
 
 --config.subject.tokens=2 or 3 learns as many vectors; --config.text.initializer=WORD
-starts them from another word than the class noun. Prompts are written as ever: the
+starts them from another word than the class noun. Prompts are written as usual: the
 identifier stands for "[V] [N]". Cascades follow after a colon as in configs/dog.py.
 """
 

@@ -275,12 +275,12 @@ def notices(cascade: Cascade) -> list[str]:
     if cascade.licence == DEEPFLOYD:
         messages.append(
             "the DeepFloyd IF License Agreement covers these weights and what is "
-            "fine-tuned from them: research without commercial purpose only"
+            "fine-tuned from them: non-commercial research only"
         )
     if cascade.licence == DEEPFLOYD and cascade.stages[-1].resolution < 1024:
         messages.append(
-            f"pictures end at {cascade.stages[-1].resolution} px, as config.weights "
-            f"says {NONE!r} for the stages above"
+            f"pictures end at {cascade.stages[-1].resolution} px, because "
+            f"config.weights is {NONE!r} for the stages above"
         )
     return messages
 

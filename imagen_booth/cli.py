@@ -54,7 +54,7 @@ def run(
             raise
         _fail(str(error), StorageError.exit_code)
     except KeyboardInterrupt:
-        _fail("interrupted; run the same command again to go on", supervisor.AGAIN)
+        _fail("interrupted; run the same command again to resume", supervisor.AGAIN)
     except Exception as error:
         if message := _jax_refusal(error) or _device_failure(error):
             _fail(message, USAGE)
@@ -193,11 +193,11 @@ def define_hosts() -> None:
     flags.DEFINE_integer(
         "processes",
         0,
-        "number of processes; goes with --coordinator; 1 without it: this process "
-        "works by itself, in a cluster too",
+        "number of processes, with --coordinator; --processes=1 alone makes this "
+        "process work by itself, even in a cluster",
     )
     flags.DEFINE_integer(
-        "process_id", -1, "number of this process, from 0; goes with --coordinator"
+        "process_id", -1, "number of this process, from 0, with --coordinator"
     )
 
 
@@ -217,7 +217,7 @@ def start_hosts() -> None:
 
 
 def _is_lost_host(error: Exception) -> bool:
-    """Whether an error says that another host is gone."""
+    """Whether an error means that another host is lost."""
     processes = sys.modules.get("imagen_booth.distributed.processes")
     return processes is not None and processes.is_lost_host(error)
 
@@ -234,8 +234,8 @@ def _jax_refusal(error: BaseException) -> str | None:
 def _device_failure(error: Exception) -> str | None:
     """One sentence if jax finds no device to work on.
 
-    It reports that in several ways, one of them an assertion without a message, so it
-    is asked again.
+    It reports that in several ways, one of them an assertion without a message, so the
+    devices are requested once more.
     """
     if not isinstance(error, AssertionError | RuntimeError):
         return None
@@ -292,7 +292,7 @@ def _missing_file(path: str) -> str:
 
 def _unknown_flag(name: str) -> str:
     if name.startswith("config.") and "config" in flags.FLAGS:
-        return f"--{name} needs a --config=FILE.py that it can change"
+        return f"--{name} changes a setting of --config=FILE.py, which is missing"
     near = _nearest(name, flags.FLAGS)
     return f"--{name} is not a flag; " + (
         f"did you mean --{near}?" if near else "--help lists them"

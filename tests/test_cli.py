@@ -31,7 +31,7 @@ def command(name, *arguments, **environ):
         ("train", "--config=configs/dgo.py", "did you mean --config=configs/dog.py?"),
         ("train", "--config=", "--config needs a value"),
         ("train", "", "--config is missing"),
-        ("train", "--config.seed=3", "needs a --config=FILE.py"),
+        ("train", "--config.seed=3", "--config=FILE.py, which is missing"),
         ("train", "configs/dog.py", "'configs/dog.py' is not expected"),
         (
             "train",

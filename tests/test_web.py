@@ -362,7 +362,7 @@ def test_gallery_compare_and_delete(new_page, base_root):
     page.get_by_role("button", name="Leave it").click()
     assert (base_root / "tom").exists()
     page.get_by_role("button", name="Delete ...").click()
-    page.get_by_role("button", name="Delete for good").click()
+    page.get_by_role("button", name="Delete permanently").click()
     until(lambda: not (base_root / "tom").exists(), PATIENCE)
     until(lambda: "tom" not in page.locator("#runs").inner_text(), PATIENCE)
 

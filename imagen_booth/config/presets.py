@@ -87,7 +87,7 @@ def many_subjects(arg: str | None) -> Any:
 
 
 def textual_inversion(arg: str | None) -> Any:
-    """Textual Inversion on a cascade, as a locked ConfigDict; no network is tuned.
+    """Textual Inversion on a cascade, as a locked ConfigDict; networks stay frozen.
 
     Args:
         arg: as for ``dreambooth``.
@@ -96,12 +96,12 @@ def textual_inversion(arg: str | None) -> Any:
         InputError: unknown cascade or variant.
     """
     config = dreambooth(arg)
-    _tune_nothing(config)
+    _freeze_all(config)
     steps, lr = _INVERSIONS.get(config.cascade, (5000, 0.04))
     config.text.steps, config.text.optim.lr = steps, lr
     if config.cascade in _INVERSIONS:
-        # Few rows at a low rate drifted at random; and text tells most where noise is
-        # high, which a weight on x0 asks for.
+        # Few rows at a low rate drifted at random; and text matters most where noise is
+        # high, which a weight on x0 favours.
         config.text.subject_rows = 8
         config.text.weighting = "x0"
         config.text.optim.decay = "cosine"
@@ -117,7 +117,7 @@ _INVERSIONS = {"toybox": (250, 0.2), "tiny": (4, 1e-2)}
 
 
 def prompts_only(arg: str | None) -> Any:
-    """The cascade as it came, told what the subject looks like; nothing is tuned.
+    """The frozen cascade, with a description of the subject in each prompt.
 
     Args:
         arg: as for ``dreambooth``.
@@ -126,20 +126,20 @@ def prompts_only(arg: str | None) -> Any:
         InputError: unknown cascade or variant.
     """
     config = dreambooth(arg)
-    _tune_nothing(config)
+    _freeze_all(config)
     config.subject.description = TOYBOX
     return config
 
 
-def _tune_nothing(config: Any) -> None:
+def _freeze_all(config: Any) -> None:
     config.base.steps = config.sr256.steps = config.sr1024.steps = 0
 
 
 def _toybox(name: str) -> Job:
     ancestral = SamplerConfig("ancestral", 25, guidance=2.0, threshold="dynamic")
-    # A solver of 24 steps broke the bodies of animals: noise anew at each step mends
+    # A solver of 24 steps broke the bodies of animals: new noise at each step corrects
     # what a network of this size gets wrong at the one before.
-    drawing = dataclasses.replace(ancestral, steps=32, guidance=3.0)
+    base = dataclasses.replace(ancestral, steps=32, guidance=3.0)
     sharpen = SamplerConfig("dpmpp_2m", 10, threshold="static")
     # With more steps to 256 px outlines became grainy, and farther from true renders.
     smooth = dataclasses.replace(sharpen, steps=4)
@@ -170,7 +170,7 @@ def _toybox(name: str) -> Job:
             PROMPTS,
             seeds=1,
             batch=8,
-            base=drawing,
+            base=base,
             sr256=smooth,
             sr1024=sharpen,
         ),
@@ -243,7 +243,7 @@ PHOTO_TUNING = FineTuning(
 
 
 def _deepfloyd(name: str) -> Job:
-    """Rates and lengths that diffusers' guide found for IF, with true SR tuning."""
+    """Rates and lengths of diffusers' guide for IF."""
     base = SamplerConfig(
         "ancestral",
         100,

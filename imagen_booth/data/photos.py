@@ -349,7 +349,10 @@ def _remarks(
     cut = 1 - min(photo.width, photo.height) / max(photo.width, photo.height)
     if crop.mode == "centre" and cut > _MOST_CUT:
         detail = f" ({photo.width} x {photo.height}, {cut:.0%} outside the crop)"
-        text = "the crop drops much; if the subject is cut, use crop 'pad' or a shift"
+        text = (
+            "the crop removes much; if it cuts the subject, set "
+            "config.subject.crop='pad' or config.subject.shift"
+        )
         remarks.append(_Remark(photo.name, detail, text))
     image = Image.fromarray(pixels).convert("L")
     # These two measures do not depend on the aspect, so the photo may be squashed here.

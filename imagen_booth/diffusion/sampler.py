@@ -54,20 +54,21 @@ class SamplerConfig:
       method: 'ancestral', 'ddim' or 'dpmpp_2m'.
       steps: Number of network calls; the name of a list in `schedule.SECTIONS` or
         `schedule.STEP_LISTS`; the path of a file with a list; or a list, noisiest step
-        first, of what `spacing` says.
+        first, in the unit that `spacing` names.
       spacing: Spacing of the times: 'linspace', 'leading' or 'trailing', see the
-        schedule's `times`; of a list 'time', 'logsnr' or 'sigma' (noise over picture).
-        On the table, use
-        'trailing' with dpmpp_2m: grids that include index 0 reach it by a step so long
-        in log-SNR that the extrapolation loses more than it gains.
+        schedule's `times`. For a list, its unit: 'time', 'logsnr' or 'sigma' (noise
+        over picture). On IF's table, use 'trailing' with dpmpp_2m: grids that include
+        index 0 reach it by a step so long in log-SNR that the extrapolation loses more
+        than it gains.
       variance: Variance of the ancestral noise. 'learned' takes the network's; a number
-        is the stochasticity g: 0 is DDPM's fixed_small, 1 its fixed_large.
+        g interpolates from DDPM's fixed_small (0) to its fixed_large (1).
       guidance: Weight of classifier-free guidance; 1 is off.
       guidance_interval: Least and greatest noise level (sigma, noise over picture) of
         the steps with guidance; other steps take the conditional prediction alone, at
         half the cost. None guides all steps. Source: arXiv 2404.07724.
       threshold: Threshold of x0 at every step: 'none', 'static' or 'dynamic'.
-      ratio, cap: Arguments of the dynamic threshold.
+      ratio: Quantile of |x0| at which the dynamic threshold clips.
+      cap: Upper bound of the dynamic threshold; None for no bound.
 
     Raises:
       InputError: A field has a value that is not allowed.

@@ -43,4 +43,4 @@ class StopRequest:
         For work that has nothing to save.
         """
         if processes.any_host(self.asked):
-            raise Stopped("stopped as asked; run the same command again to go on")
+            raise Stopped("stopped by a signal; run the same command again to resume")

@@ -15,7 +15,7 @@ from typing import Any
 
 AGAIN = 75  # exit code: run the same command again
 LOST = (
-    "another host was lost; run the same command on every host again to go on from "
+    "another host was lost; run the same command on every host again to resume from "
     "the last checkpoint"
 )
 MARK = "IMAGEN_BOOTH_WATCHED"  # the child's variable: "PARENT:PIPE"

@@ -158,7 +158,7 @@ def missing_context(
     evidence = [
         Evidence(
             images.pictures[number].file,
-            f"asked for {places[number]}, shows {read[number]}"
+            f"prompt: {places[number]}, picture: {read[number]}"
             + (" only" if read[number] == PLAIN else ""),
         )
         for number in sorted(missed, key=lambda n: -readings.sure["context"][n])
@@ -168,7 +168,7 @@ def missing_context(
 
 
 ENTANGLED_RULE = (
-    "Seen if likeness to the photos depends on the place (less than "
+    "Seen if similarity to the photos depends on the place (less than "
     f"{CHANCE:.0%} of random shuffles of the pictures differ as much between places) "
     "and is lower in some place than that of any photo to the others; or if all "
     "pictures of a place show one colour that no photo has, no prompt asks for, and "
@@ -216,7 +216,7 @@ def entangled(
     drifts = chance < CHANCE and means[worst] < least
     changed = _changed_colour(groups, readings, photos)
     finding = (
-        f"Likeness to the photos is {max(means.values()):.2f} in the best place and "
+        f"Similarity to the photos is {max(means.values()):.2f} in the best place and "
         f"{means[worst]:.2f} in the worst ({worst}); the lowest of a photo to "
         f"the others is {least:.2f}. In {chance:.1%} of random shuffles, pictures "
         "differ as much between places"
@@ -228,7 +228,7 @@ def entangled(
         Evidence(
             images.pictures[number].file,
             f"{images.pictures[number].prompt}: {readings.words['colour'][number]}, "
-            f"likeness {likeness[number]:.2f}",
+            f"similarity {likeness[number]:.2f}",
         )
         for number in sorted(shown, key=lambda number: likeness[number])
     ]

@@ -75,22 +75,24 @@ CLAIMS = (
         plan.UNTUNED,
     ),
     *(
-        Claim("baselines", f"DreamBooth {does} than {beside}.", metric, *sides)
-        for does, beside, metric, sides in (
+        Claim(
+            "baselines",
+            f"DreamBooth has higher {metric} fidelity than {beside}.",
+            metric,
+            *sides,
+        )
+        for beside, metric, sides in (
             (
-                "serves the subject better",
                 "Textual Inversion",
                 "subject",
                 (plan.DREAMBOOTH, plan.INVERTED),
             ),
             (
-                "serves the prompt better",
                 "Textual Inversion",
                 "prompt",
                 (plan.DREAMBOOTH, plan.INVERTED),
             ),
             (
-                "serves the subject better",
                 "a description in the prompt",
                 "subject",
                 (plan.DREAMBOOTH, plan.DESCRIBED),
@@ -124,15 +126,16 @@ CLAIMS = (
         for claim in (
             Claim(
                 "prior_source",
-                f"The {source} as source of the term, keeps the class from drifting "
-                "(PRES lower than without the term).",
+                f"With the prior term from the {source}, the class drifts less than "
+                "without the term (PRES lower).",
                 "pres",
                 plan.NO_PRIOR,
                 plan.prior_arm(source, 1.0),
             ),
             Claim(
                 "prior_source",
-                f"The {source}, keeps it better than class images do (PRES lower).",
+                f"With the prior term from the {source}, the class drifts less than "
+                "with class images (PRES lower).",
                 "pres",
                 plan.prior_arm(plan.IMAGES, 1.0),
                 plan.prior_arm(source, 1.0),
@@ -142,24 +145,28 @@ CLAIMS = (
     *(
         Claim(
             "sampler",
-            f"Class images by {words} keep the class from drifting (PRES lower).",
+            f"Class images by {better} keep the class from drifting better than those "
+            f"by {worse} (PRES lower).",
             "pres",
             above,
             below,
         )
-        for words, above, below in (
+        for better, worse, above, below in (
             (
-                "the ancestral sampler better than by a solver of few steps",
+                "the ancestral sampler",
+                "a solver of few steps",
                 plan.SOLVER,
                 plan.ANCESTRAL,
             ),
             (
-                "the ancestral sampler better than by a solver of ten named steps",
+                "the ancestral sampler",
+                "a solver of ten named steps",
                 plan.LISTED,
                 plan.ANCESTRAL,
             ),
             (
-                "ten times the ancestral steps better than by the default's",
+                "ten times the ancestral steps",
+                "the default's",
                 plan.ANCESTRAL,
                 plan.MORE_STEPS,
             ),
@@ -167,7 +174,7 @@ CLAIMS = (
     ),
     Claim(
         "noun",
-        "The correct class noun serves the subject better than none, both without "
+        "The correct class noun gives higher subject fidelity than none, both without "
         "prior loss.",
         "subject",
         plan.CORRECT_ALONE,
@@ -175,28 +182,28 @@ CLAIMS = (
     ),
     Claim(
         "noun",
-        "The correct class noun serves the subject better than a wrong one.",
+        "The correct class noun gives higher subject fidelity than a wrong one.",
         "subject",
         plan.CORRECT,
         plan.WRONG,
     ),
     Claim(
         "identifier",
-        "A rare identifier serves the subject better than a common word.",
+        "A rare identifier gives higher subject fidelity than a common word.",
         "subject",
         plan.RARE,
         plan.COMMON,
     ),
     Claim(
         "identifier",
-        "A rare identifier serves the subject better than random characters.",
+        "A rare identifier gives higher subject fidelity than random characters.",
         "subject",
         plan.RARE,
         plan.CHARACTERS,
     ),
     Claim(
         "photos",
-        "Four photos serve the subject better than one.",
+        "Four photos give higher subject fidelity than one.",
         "subject",
         "4",
         "1",
@@ -204,8 +211,8 @@ CLAIMS = (
     *(
         Claim(
             "sr",
-            f"At {size} px, details are nearer the truth fine-tuned at the low level "
-            f"than {words}.",
+            f"At {size} px, details after fine-tuning at the low level are nearer the "
+            f"true ones than {words}.",
             f"error_{size}",
             arm,
             plan.LOW,

@@ -95,7 +95,7 @@ class _Run:
         cascade = " ".join(filter(None, ("The", self.cascade.get("name"), "cascade")))
         if self.manifest.get("status") != "done":
             return (
-                f"{cascade} is to be fine-tuned on {photos}. The run is not finished; "
+                f"{cascade} is being fine-tuned on {photos}. The run is not finished; "
                 "this page shows the results so far."
             )
         seconds = sum((self.manifest.get("timings") or {}).values())
@@ -110,8 +110,8 @@ class _Run:
                 done += f"{photos}{took}. No network was fine-tuned."
         elif self.config.get("subject.description"):
             return (
-                f"Nothing was tuned: the prompts describe the subject of {photos} in "
-                f"words, as “{prompt}”."
+                f"No network was fine-tuned: prompts describe the subject of {photos} "
+                f"in words, as “{prompt}”."
             )
         pretrained = all(part.get("pretrained") for part in self.weights.values())
         if prompt and pretrained:  # a prompt means nothing to random weights

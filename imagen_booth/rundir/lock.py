@@ -138,7 +138,7 @@ class FolderLock:
             self._seen = data, time.monotonic()
             if alive is None:
                 log.info(
-                    "%s has an owner: %s; waiting up to %d s for a sign of life",
+                    "%s is owned by %s; waiting up to %d s to see whether it is alive",
                     self._folder,
                     _words(record),
                     STALE,
@@ -171,11 +171,11 @@ class FolderLock:
                 self._files.write(_name(self._number), self._record())
             except Exception as error:  # the next one may be written
                 log.warning(
-                    "%s: no sign of life could be written: %s", self._folder, error
+                    "%s: the heartbeat could not be written: %s", self._folder, error
                 )
 
     def release(self) -> None:
-        """Says in the record that the folder is free."""
+        """Marks the folder as free in the record."""
         if self._heart is None:
             return
         self._done.set()

@@ -282,7 +282,7 @@ class _BatchSampler:
     def summary(self) -> str:
         """One sentence on the job's time and the host's share of it."""
         if not self.sampled:
-            return "nothing was missing"
+            return "every image was there already"
         total = self.clock.total()
         networks, loading = (self.clock.spent[what] for what in (NETWORKS, LOADING))
         rest = total - networks - loading

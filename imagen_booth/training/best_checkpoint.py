@@ -8,7 +8,7 @@ From these, ``score`` says how good a step is:
 
 S is the similarity of the subject's previews to the photos, and C that of the class's
 previews: the mean of colour and layout similarity over all pairs of a preview and a
-photo (``evaluation.similarity``). The subtraction takes off what the class has moved
+photo (``data.similarity``). The subtraction takes off what the class has moved
 towards the subject since step 0, so a model that samples the subject for every prompt
 gains nothing. The highest score wins, and the earliest step of equal ones. Step 0, the
 stage before fine-tuning, does not take part.
@@ -29,8 +29,8 @@ from imagen_booth.train_state import Params
 from imagen_booth.training.previews import PreviewScores, preview_file, read_scores
 
 RULE = {
-    False: "likeness of the subject's previews to the photos, less what that of the "
-    "class's has grown since step 0",
+    False: "similarity of the subject's previews to the photos, minus the growth of "
+    "that of the class's previews since step 0",
     True: "PSNR of enlarged photos against the photos, dB",
 }
 

@@ -68,7 +68,7 @@ def check_class_noun(subject: Subject, prior: str = CLASS_IMAGES) -> None:
         if prior == FROZEN_MODEL:
             needed = f", but config.prior={prior!r} predicts images of a class prompt"
         raise InputError(
-            f"config.subject.class_noun is empty{needed}; say what the subject is, "
+            f"config.subject.class_noun is empty{needed}; name what the subject is, "
             "e.g. --config.subject.class_noun=dog"
         )
     alone = prompts.noun_of(noun)

@@ -165,8 +165,8 @@ def subject_description(subject: Subject) -> str:
     if not subject.photos.startswith(TOYBOX_PREFIX):
         raise InputError(
             f"config.subject.description={TOYBOX!r}, but the subject of "
-            f"config.subject.photos={subject.photos!r} is not of the toybox; say what "
-            "it looks like, such as 'small brown dog with a white chest'"
+            f"config.subject.photos={subject.photos!r} is not of the toybox; describe "
+            "what it looks like, such as 'small brown dog with a white chest'"
         )
     return toys.describe(toybox_subject(subject.photos))
 

@@ -82,7 +82,7 @@ def read_tokens(job: Job, cascade: Cascade, prompts: PromptTexts) -> InversionTo
     ids = tuple(dict.fromkeys(prompts.ids))
     if not ids or UNKNOWN in ids:
         raise InputError(
-            f"config.subject.identifier={name!r} holds what the vocabulary lacks, so "
+            f"config.subject.identifier={name!r} is not in the vocabulary, so "
             "there is no row of its own to learn; leave it empty to draw rare tokens"
         )
     filled = []

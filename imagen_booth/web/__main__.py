@@ -3,11 +3,11 @@
     python -m imagen_booth.web
     python -m imagen_booth.web --root=runs --port=7860
 
-It shows the runs below --root, and starts the same commands that you could start
-yourself, one at a time; it shows each command. Training goes on when the browser or
-this server is closed. It needs pip install 'imagen_booth[web]'.
+It shows the runs below --root, and runs the same commands that you could run yourself,
+one at a time; it shows each command. Training continues when the browser or this server
+is closed. It needs pip install 'imagen_booth[web]'.
 
-The page answers this machine alone. From elsewhere, use a tunnel (ssh -L
+The page can be opened from this machine only. From elsewhere, use a tunnel (ssh -L
 7860:127.0.0.1:7860 HOST), or --share or --host with a password.
 """
 
@@ -34,8 +34,8 @@ _PASSWORD = flags.DEFINE_string(
 _SETTING = flags.DEFINE_multi_string(
     "setting",
     [],
-    "setting of every training, config.NAME=VALUE; after CASCADE: of that cascade "
-    "alone, such as if_m:config.weights.base=DIR",
+    "setting of every training, config.NAME=VALUE, or of one cascade alone, "
+    "CASCADE:config.NAME=VALUE, such as if_m:config.weights.base=DIR",
 )
 _CLIP = cli.define_path(
     "clip", "", "folder of openai/clip-vit-base-patch32, to suggest class nouns"

@@ -21,19 +21,19 @@ def build(booth: Booth, run: gr.Dropdown, tabs: gr.Tabs) -> tuple[Any, list[Any]
         The function that refreshes the tab from (names, seen), and its outputs.
     """
     table = gr.Dataframe(
-        headers=["run", "status", "class noun", "cascade", "begun (UTC)", "took",
+        headers=["run", "status", "class noun", "cascade", "started (UTC)", "took",
             "pictures"],
         label="Runs: choose one to open it", interactive=False, wrap=True,
         elem_id="runs",
     )  # fmt: skip
     jobs = gr.Dataframe(
         headers=["job", "run", "state", "submitted (UTC)", "command"],
-        label="Jobs: one at a time, the newest first", interactive=False, wrap=True,
+        label="Jobs, newest first; one runs at a time", interactive=False, wrap=True,
         column_widths=["10%", "15%", "10%", "20%", "45%"], elem_id="jobs",
     )  # fmt: skip
     with gr.Row():
         waiting = gr.Dropdown([], label="Waiting jobs", value=None)
-        withdraw = gr.Button("Take it out of the queue")
+        withdraw = gr.Button("Remove from the queue")
     gr.Markdown("## Compare two runs")
     sides = []
     with gr.Row():
@@ -56,8 +56,8 @@ def build(booth: Booth, run: gr.Dropdown, tabs: gr.Tabs) -> tuple[Any, list[Any]
     with gr.Group(visible=False) as question:
         asked = gr.Textbox(label="Are you sure?", interactive=False)
         with gr.Row():
-            sure = gr.Button("Delete for good", variant="stop")
-            leave = gr.Button("Leave it")
+            sure = gr.Button("Delete permanently", variant="stop")
+            leave = gr.Button("Cancel")
     tab = _RunsTab(booth)
     table.select(tab.open, None, [run, tabs], **PRIVATE)
     (left, left_pictures), (right, right_pictures) = sides
@@ -154,8 +154,8 @@ class _RunsTab:
         run = self.booth.open(name)
         count = len(self.booth.runs.pictures(run))
         text = (
-            f"{run.name} goes with its {count} pictures, its photos and its "
-            "checkpoints. This cannot be undone."
+            f"This deletes {run.name} with {count} pictures, its photos and its "
+            "checkpoints, and cannot be undone."
         )
         return gr.Group(visible=True), text
 
@@ -169,7 +169,7 @@ class _RunsTab:
 
     @explained
     def withdraw(self, job: str | None) -> Any:
-        """Takes a waiting job out of the queue."""
+        """Removes a waiting job from the queue."""
         for record in self.booth.queue.records():
             if record.id == job and record.state == QUEUED:
                 self.booth.queue.stop(record)

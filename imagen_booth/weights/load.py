@@ -166,7 +166,7 @@ def locate(cascade: Cascade, name: str, source: str) -> epath.Path | None:
         )
         raise InputError(
             f"{field} is empty: the {cascade.name} cascade has no weights of its own. "
-            f"{how} a folder of weights, or 'random' to try the machinery"
+            f"{how} a folder of weights, or 'random' to try the programs"
         )
     if source == "random":
         return None

@@ -360,13 +360,13 @@ def test_warnings(tmp_path):
         "a copy.png and b.jpg look almost the same",
         "flat.png: almost no contrast",
         "soft.png: looks blurred",
-        "wide.png (900 x 300, 67% outside the crop): the crop drops",
+        "wide.png (900 x 300, 67% outside the crop): the crop removes",
         "no photo is large enough for the 1024 px stage: sr1024 is not",
     ):
         assert sentence in said
     assert "wide.png: looks" not in said
     assert "wide.png and" not in said
-    assert "drops" not in "".join(look(tmp_path, "pad").warnings)
+    assert "crop removes" not in "".join(look(tmp_path, "pad").warnings)
 
 
 def test_many_photos_with_one_fault_share_a_warning(tmp_path):

@@ -225,7 +225,7 @@ def test_the_report_names_them(workdir):  # noqa: F811
     found = {"pictures": 4, "photos": 3, "by": "plain measures", "modes": modes}
     (workdir / failure_modes.FILE).write_text(json.dumps(found))
     page = Page(run_report.write(workdir))
-    assert "Place not drawn: seen" in page.text
+    assert "Place missing: seen" in page.text
     assert "1 of 4 <shown>." in page.text
     assert "Subject and place entangled: not measured" in page.text
     assert "Overfitted: not seen" in page.text

@@ -229,7 +229,7 @@ def test_an_unfinished_run_says_so(workdir, status):
     facts["status"] = status
     (workdir / "manifest.json").write_text(json.dumps(facts))
     page = Page(run_report.write(workdir))
-    assert "The toybox cascade is to be fine-tuned on 3 photos of a dog." in page.text
+    assert "The toybox cascade is being fine-tuned on 3 photos of a dog." in page.text
     assert "not finished" in page.text
     early = "The run ended early. Stopped: SIGTERM came" in page.text
     assert early == (status == "Stopped: SIGTERM came")

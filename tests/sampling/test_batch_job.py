@@ -618,7 +618,7 @@ def test_a_job_says_where_its_time_went(run, painted, tmp_path, caplog, monkeypa
     assert each == pytest.approx(1000 * rest / 16, abs=10)
     caplog.clear()
     draw(run, file, seeds=4)
-    assert "nothing was missing" in caplog.text
+    assert "every image was there already" in caplog.text
 
 
 def test_packing_goes_on_while_the_next_batch_is_drawn(

@@ -90,7 +90,7 @@ def test_only_the_toybox_describes_by_itself():
     )
     own = dataclasses.replace(told, photos="photos/dog")
     with pytest.raises(
-        InputError, match="description='toybox', but .*say what it looks"
+        InputError, match="description='toybox', but .*describe what it looks"
     ):
         subject_prompts.subject_description(own)
     own = dataclasses.replace(own, description="small brown dog")
@@ -131,7 +131,7 @@ def test_a_run_by_description_tunes_nothing(tmp_path):
     assert {"stage", "sampler", "tuned_steps", "weights_licence"} <= story.keys()
     assert story["tuned_steps"] == "0"
     page = (work / "report.html").read_text()
-    assert "Nothing was tuned" in page
+    assert "No network was fine-tuned: prompts" in page
     run = finished_run.read_run(work)
     for each in batch_plan.stage_passes(run, np.dtype("float32")):
         assert each.uses_identifier

@@ -287,7 +287,7 @@ def test_lessons_that_cannot_be_taught(job, changes, said):
 @pytest.mark.parametrize(
     ("identifier", "said"),
     [
-        ("\U0001f436", "holds what the vocabulary lacks"),
+        ("\U0001f436", "is not in the vocabulary"),
         ("photo", "shares the token '▁photo' with 'a photo of a dog'"),
     ],
 )
