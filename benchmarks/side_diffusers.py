@@ -173,5 +173,5 @@ class Side:
 def _guided(out):
     """eps by classifier-free guidance, and the variance of the rows with text."""
     eps, variance = out.float().split(3, dim=1)
-    told, untold = eps.chunk(2)
-    return untold + 7.0 * (told - untold), variance[: len(told)]
+    cond, uncond = eps.chunk(2)
+    return uncond + 7.0 * (cond - uncond), variance[: len(cond)]

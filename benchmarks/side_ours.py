@@ -113,21 +113,23 @@ class Side:
         return jaxpr_cost.count_flops(step, params, *inputs)
 
     def prepare_sample(self):
-        """Compiles the sampler by drawing a batch; operations of one."""
+        """Compiles the sampler by sampling a batch; counts the operations of one."""
         config = dataclasses.replace(
             to_job(dreambooth("if_m")).pictures.base, steps=SAMPLING_STEPS
         )
         text, null = self._inputs["text"], self._inputs["null"]
         mask = np.ones(text.shape[1], bool)
-        told, untold = ([Embedding(row, mask) for row in rows] for rows in (text, null))
+        prompts, nulls = (
+            [Embedding(row, mask) for row in rows] for rows in (text, null)
+        )
         self._run = lambda: cascade_sampler.sample_stage(
             *(self._stage, self._part, self._part.params, config),
-            *(told, untold, range(len(text))),
+            *(prompts, nulls, range(len(text))),
             mesh=self._mesh,
         )
         parameters = self._part.params
         inputs = cascade_sampler.sampler_inputs(
-            told, untold, range(len(text)), None, 0.0, rows=None, devices=1
+            prompts, nulls, range(len(text)), None, 0.0, rows=None, devices=1
         )
         program = cascade_sampler.sampler_program(self._stage, self._part.apply, config)
         return jaxpr_cost.count_flops(

@@ -193,7 +193,7 @@ class _ManyRuns:
         done = len(self._subjects) - len(waiting)
         log.info("%d subjects, %d of them done", len(self._subjects), done)
         self._embed_prompts([self._subjects[name] for name in waiting])
-        told = False
+        logged = False
         while waiting:
             taken = False
             for name, lock in list(waiting.items()):
@@ -208,9 +208,9 @@ class _ManyRuns:
                     finally:
                         lock.release()
             if waiting and not taken:
-                if not told:
+                if not logged:
                     log.info("other processes run %s", ", ".join(waiting))
-                told = True
+                logged = True
                 time.sleep(PAUSE)
 
     def _embed_prompts(self, subjects: Sequence[AcceptedSubject]) -> None:

@@ -243,8 +243,8 @@ def test_the_first_subject_pays_for_what_is_shared():
     assert subject_costs.table(costs, 3600.0) == [
         ("seconds", "first subject", "each of 2 further"),
         ("text", "30.0", "0.0"),
-        ("tuning base", "60.0", "45.0"),
-        ("in all", "90.0", "45.0"),
+        ("fine-tuning base", "60.0", "45.0"),
+        ("total", "90.0", "45.0"),
         ("chip-hours", "0.0500", "0.0250"),
         ("dollars", "180.0000", "90.0000"),
     ]

@@ -93,7 +93,7 @@ def test_the_quick_form_is_part_of_the_full_one(job):
     )
     assert set(quick) <= set(full)
     assert len({run.subject for run in quick}) == 2
-    assert len(quick) == 4 + 4 + 4 + 6 + 4 + 4 + 6 + 6
+    assert len(quick) == 4 + 4 + 4 + 6 + 4 + 4 + 6 + 6 + 8
 
 
 def test_the_arms_of_the_prior_loss_differ_in_nothing_else(job):

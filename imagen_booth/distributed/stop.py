@@ -14,11 +14,11 @@ class StopRequest:
     another request, a signal sets the flags of both.
 
     Attributes:
-        asked: Whether this process got a signal.
+        requested: Whether this process got a signal.
     """
 
     def __init__(self) -> None:
-        self.asked = False
+        self.requested = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -31,7 +31,7 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _ask(self, number: int, frame: Any) -> None:
-        self.asked = True
+        self.requested = True
         before = self._before[number]
         signal.signal(number, before)
         if isinstance(getattr(before, "__self__", None), StopRequest):
@@ -42,5 +42,5 @@ class StopRequest:
 
         For work that has nothing to save.
         """
-        if processes.any_host(self.asked):
+        if processes.any_host(self.requested):
             raise Stopped("stopped by a signal; run the same command again to resume")

@@ -21,6 +21,12 @@ _ENVIRONMENT = jinja2.Environment(
 )
 
 
+def part_label(part: str) -> str:
+    """The name, for readers, of a part of a run's time in its manifest."""
+    names = {"learning words": "Textual Inversion", "the rest": "other"}
+    return names.get(part, part.replace("tuning ", "fine-tuning "))
+
+
 @dataclasses.dataclass(frozen=True)
 class Picture:
     """A picture on a page, with its caption.

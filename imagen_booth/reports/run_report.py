@@ -54,7 +54,9 @@ def write(workdir: epath.Path) -> epath.Path:
     workdir = epath.Path(workdir)
     for shrink in (1.0, 0.7, 0.5, 0.35, 0.25):
         run = _Run(workdir, shrink)
-        document = html.render("run.html.j2", run=run, duration=_duration).encode()
+        document = html.render(
+            "run.html.j2", run=run, duration=_duration, part_label=html.part_label
+        ).encode()
         if len(document) <= _MOST_BYTES:
             break
     path = workdir / "report.html"

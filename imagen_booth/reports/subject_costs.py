@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from etils import epath
 
+from imagen_booth.reports.html import part_label
 from imagen_booth.storage import from_cache, write_atomic
 
 FOLDER = "costs"  # beside the run directories
@@ -76,12 +77,16 @@ def table(costs: Sequence[SubjectCost], price: float) -> list[tuple[str, str, st
         return sum(cost.parts.values()) * cost.chips / 3600
 
     rows = [
-        row(part, "{:.1f}", [[c.parts.get(part, 0.0) for c in kind] for kind in kinds])
+        row(
+            part_label(part),
+            "{:.1f}",
+            [[cost.parts.get(part, 0.0) for cost in kind] for kind in kinds],
+        )
         for part in parts
     ]
     whole = [[sum(cost.parts.values()) for cost in kind] for kind in kinds]
     chip_hours = [[hours(cost) for cost in kind] for kind in kinds]
-    rows.append(row("in all", "{:.1f}", whole))
+    rows.append(row("total", "{:.1f}", whole))
     rows.append(row("chip-hours", "{:.4f}", chip_hours))
     if price:
         dollars = [[price * each for each in kind] for kind in chip_hours]

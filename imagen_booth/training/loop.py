@@ -191,7 +191,7 @@ def train(
             due = last or any(step % every == 0 for every in config.intervals)
             # Hosts agree at the steps whose results are needed, and now and then.
             agree = processes.count() == 1 or step % AGREE_EVERY == 0
-            stopping = agree and not due and processes.any_host(stop.asked)
+            stopping = agree and not due and processes.any_host(stop.requested)
             # Elsewhere the devices have the next step to do when the host looks at one.
             now = due or stopping or trace.ends_after(step - 1)
             look(2 if now else len(unseen) - 1)
@@ -208,7 +208,7 @@ def train(
                 metrics.write(name, step, row | _device_memory())
                 timer.restart(step)
             if due:
-                stopping = not last and processes.any_host(stop.asked)
+                stopping = not last and processes.any_host(stop.requested)
             if step == config.steps:
                 hooks.preview(state, step)  # before the save, which may depend on it
             if last or stopping or step % config.save_every == 0:

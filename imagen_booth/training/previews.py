@@ -39,7 +39,7 @@ class Preview:
         photos: pairs of the subject; a super-resolution preview enlarges their low
             versions, and every preview is compared with them.
         subjects, classes: how many of the pictures show the subject, and its class.
-        story: what else their files say, such as run, cascade and licence.
+        metadata: Further metadata of their files, such as run, cascade and licence.
     """
 
     prompts: Sequence[str]
@@ -50,7 +50,7 @@ class Preview:
     photos: Sequence[ImagePair]
     subjects: int
     classes: int = 0
-    story: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def photo_example(job: Job, stage: Stage, photo: photos.Photo) -> ImagePair:
@@ -67,7 +67,7 @@ def plan_preview(
     stage: Stage,
     prompts: SubjectPrompts,
     subject: Sequence[ImagePair],
-    story: Mapping[str, str],
+    metadata: Mapping[str, str],
 ) -> Preview:
     """What previews of a stage show.
 
@@ -96,7 +96,7 @@ def plan_preview(
         photos=subject,
         subjects=BASE_PICTURES[0],
         classes=BASE_PICTURES[2] if stage.low_resolution is None else 0,
-        story=story,
+        metadata=metadata,
     )
 
 
@@ -177,7 +177,7 @@ def write_preview(
 ) -> None:
     """Writes a preview with its prompts and scores; the first process does."""
     if processes.is_first():
-        story: dict[str, Any] = {
+        entries: dict[str, Any] = {
             "prompts": list(shown.prompts),
             "step": step,
             "measured": found.subject,
@@ -186,8 +186,8 @@ def write_preview(
         image_files.save_png(
             preview_file(folder, step),
             sheet,
-            {name: json.dumps(value) for name, value in story.items()}
-            | dict(shown.story),
+            {name: json.dumps(value) for name, value in entries.items()}
+            | dict(shown.metadata),
         )
 
 
@@ -195,10 +195,11 @@ def read_scores(folder: epath.Path) -> dict[int, PreviewScores]:
     """The scores of the previews in a folder, by step."""
     found = {}
     for path in folder.glob("step_*.png") if folder.exists() else ():
-        story = from_cache(path, image_files.read_png_metadata)
-        if story is None or "measured" not in story:
+        metadata = from_cache(path, image_files.read_png_metadata)
+        if metadata is None or "measured" not in metadata:
             continue
         found[int(path.stem.removeprefix("step_"))] = PreviewScores(
-            json.loads(story["measured"]), json.loads(story.get("measured_class", "{}"))
+            json.loads(metadata["measured"]),
+            json.loads(metadata.get("measured_class", "{}")),
         )
     return found

@@ -45,7 +45,7 @@ class ExportedPart:
         cascade: Name of the cascade, where it is known.
         licence: Licence of the weights it was made from.
         pretrained: False for random weights.
-        story: Further entries for the manifest.
+        entries: Further entries for the manifest.
         steps: Fine-tuning steps; 0 for weights that were only converted.
         sampler: Sampler of the run, whose spacing and threshold are exported; None if
             not known.
@@ -58,7 +58,7 @@ class ExportedPart:
     cascade: str
     licence: str
     pretrained: bool
-    story: Mapping[str, Any]
+    entries: Mapping[str, Any]
     steps: int = 0
     sampler: SamplerConfig | None = None
     scale: float | None = None
@@ -191,7 +191,7 @@ def _fine_tuned(run: _Run, name: str, params: Params, steps: int) -> ExportedPar
         cascade=run.cascade.name,
         licence=run.origin(name).get("licence", own or run.cascade.licence),
         pretrained=True,
-        story={**run.metadata, "steps": steps, "made_from": run.origin(name)},
+        entries={**run.metadata, "steps": steps, "made_from": run.origin(name)},
         steps=steps,
         sampler=build.build(SamplerConfig, sampler, "pictures") if sampler else None,
     )
@@ -225,7 +225,7 @@ def _learned_words(run: _Run) -> ExportedPart:
         cascade=run.cascade.name,
         licence=origin.get("licence", run.cascade.licence),
         pretrained=True,
-        story={
+        entries={
             **run.metadata,
             "steps": steps,
             "made_from": origin,
@@ -297,7 +297,7 @@ def _converted(name: str, found: WeightFiles, cascade: Cascade | None) -> Export
         cascade=cascade.name,
         licence=found.licence,
         pretrained=found.pretrained,
-        story={"made_from": {"source": found.where, "licence": found.licence}},
+        entries={"made_from": {"source": found.where, "licence": found.licence}},
         sampler=SamplerConfig(**found.sampler) if found.sampler else None,
     )
 
@@ -379,7 +379,7 @@ def _write_adapter(
     lora_files.save(folder / lora_files.FILE, part.weights, part.scale, dtype)
     learned = part.network.learned_variance and not part.network.stale_variance
     page = model_card.write(
-        part.network, part.licence, part.story, learned, adapter=True
+        part.network, part.licence, part.entries, learned, adapter=True
     )
     write_atomic(folder / "README.md", page.encode())
     return folder
@@ -414,7 +414,7 @@ def write_native(
             names = [stage.name for stage in known.stages]
             named = known.stage(part.name) if part.name in names else None
         network = None if part.network == named else part.network
-        entry = {**part.story, "licence": part.licence}
+        entry = {**part.entries, "licence": part.licence}
         if part.sampler is not None:
             dynamic = part.sampler.threshold == "dynamic"
             fields = ("spacing", "threshold", *(("ratio", "cap") if dynamic else ()))
@@ -496,7 +496,7 @@ def write_diffusers(
         for name, content in files.items():
             text = json.dumps(content, indent=2) + "\n"
             write_atomic(folder / name, text.encode())
-        page = model_card.write(stage, part.licence, part.story, learned)
+        page = model_card.write(stage, part.licence, part.entries, learned)
         write_atomic(folder / "README.md", page.encode())
         written.append(folder)
     return written

@@ -64,7 +64,7 @@ CLEANING = {
 def write(
     stage: Stage,
     licence: str,
-    story: Mapping[str, Any],
+    entries: Mapping[str, Any],
     learned_variance: bool,
     *,
     adapter: bool = False,
@@ -74,12 +74,12 @@ def write(
     Args:
         stage: The exported stage.
         licence: Licence of the weights it was made from.
-        story: ``steps``, ``subject``, ``run``, ``seed``, ``cleaning`` and
+        entries: ``steps``, ``subject``, ``run``, ``seed``, ``cleaning`` and
             ``made_from``, as far as they are known.
         learned_variance: Whether the network's variance output is up to date.
         adapter: Whether the export is an adapter.
     """
-    origin = story.get("made_from") or {}
+    origin = entries.get("made_from") or {}
     if stage.low_resolution is None:
         task, pipeline = "text-to-image", "IFPipeline"
         purpose = f"samples images of {stage.resolution} px"
@@ -89,26 +89,26 @@ def write(
     return CARD.substitute(
         task=task,
         purpose=purpose,
-        made=_history(story),
+        made=_history(entries),
         what="Adapter (LoRA) of a U-Net" if adapter else "U-Net",
         use=(USE_ADAPTER if adapter else USE).substitute(pipeline=pipeline),
         scheduler=SCHEDULER[adapter],
         variance=VARIANCE[learned_variance],
-        cleaning=CLEANING.get(story.get("cleaning") or "", ""),
+        cleaning=CLEANING.get(entries.get("cleaning") or "", ""),
         licence=licence,
         source=origin.get("source") or "not recorded",
         fingerprint=origin.get("fingerprint") or "not recorded",
     )
 
 
-def _history(story: Mapping[str, Any]) -> str:
+def _history(entries: Mapping[str, Any]) -> str:
     """States how the weights were made."""
-    if not story.get("steps"):
+    if not entries.get("steps"):
         made = "Converted by imagen_booth, not fine-tuned"
     else:
-        made = f"Fine-tuned for {story['steps']} steps with imagen_booth"
-        if story.get("subject"):
-            made += f" on photos of the subject `{story['subject']}`"
-    if story.get("run"):
-        made += f" (run `{story['run']}`, seed {story.get('seed')})"
+        made = f"Fine-tuned for {entries['steps']} steps with imagen_booth"
+        if entries.get("subject"):
+            made += f" on photos of the subject `{entries['subject']}`"
+    if entries.get("run"):
+        made += f" (run `{entries['run']}`, seed {entries.get('seed')})"
     return made

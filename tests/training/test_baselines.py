@@ -125,11 +125,18 @@ def test_a_run_by_description_tunes_nothing(tmp_path):
     assert manifest["subject"]["instance_prompt"] == "a small brown dog"
     assert not [name for name in ("base", "sr256", "text") if (work / name).exists()]
     prompt = "a small brown dog in the snow"
-    story = image_files.read_png_metadata(work / "samples/final/64/00_0.png")
-    assert story["prompt"] == prompt
-    assert {"run", "cascade", "subject", "seed", "licence", "weights"} <= story.keys()
-    assert {"stage", "sampler", "tuned_steps", "weights_licence"} <= story.keys()
-    assert story["tuned_steps"] == "0"
+    metadata = image_files.read_png_metadata(work / "samples/final/64/00_0.png")
+    assert metadata["prompt"] == prompt
+    assert {
+        "run",
+        "cascade",
+        "subject",
+        "seed",
+        "licence",
+        "weights",
+    } <= metadata.keys()
+    assert {"stage", "sampler", "tuned_steps", "weights_licence"} <= metadata.keys()
+    assert metadata["tuned_steps"] == "0"
     page = (work / "report.html").read_text()
     assert "No network was fine-tuned: prompts" in page
     run = finished_run.read_run(work)

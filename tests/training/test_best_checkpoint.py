@@ -106,17 +106,17 @@ def assert_same(one: epath.Path, other: epath.Path) -> None:
 
 @pytest.mark.long
 def test_a_run_ends_with_its_best_step(job, finished, tmp_path):
-    told = kept(finished)
-    scores = {int(step): each for step, each in told["scores"].items()}
+    recorded = kept(finished)
+    scores = {int(step): each for step, each in recorded["scores"].items()}
     assert sorted(scores) == list(range(1, STEPS + 1))
-    assert told["step"] == max(scores, key=lambda step: scores[step]) < STEPS
+    assert recorded["step"] == max(scores, key=lambda step: scores[step]) < STEPS
     # Each preview's file says what was measured, and the first what drift is from.
     seen = previews.read_scores(finished / "samples" / "previews" / "base")
     for step, value in scores.items():
         assert best_checkpoint.score(seen[step], seen[0]) == value
     # The same as a run that ends at that step.
     short = dataclasses.replace(
-        job, keep="last", base=dataclasses.replace(job.base, steps=told["step"])
+        job, keep="last", base=dataclasses.replace(job.base, steps=recorded["step"])
     )
     work = epath.Path(tmp_path) / "run"
     dreambooth.run(short, work, frozenset())
@@ -130,11 +130,11 @@ def test_a_run_ends_with_its_best_step(job, finished, tmp_path):
     assert len(list(folder.glob("*/params"))) == 1
     assert not (folder / "best").exists()
     run = finished_run.read_run(finished)
-    assert finished_run.finetuned_steps(run, run.stages[0]) == told["step"]
-    [parcel] = export.export_run(finished, [])
-    assert parcel.story["steps"] == parcel.steps == told["step"]
+    assert finished_run.finetuned_steps(run, run.stages[0]) == recorded["step"]
+    [part] = export.export_run(finished, [])
+    assert part.entries["steps"] == part.steps == recorded["step"]
     page = (finished / "report.html").read_text()
-    assert f"Kept: step {told['step']}, score" in page
+    assert f"Kept: step {recorded['step']}, score" in page
 
 
 @pytest.mark.long
@@ -218,7 +218,7 @@ def test_patience_ends_a_stage_early(job, finished, tmp_path, monkeypatch):
 def test_the_best_preview_taken_away_from_a_stopped_run(
     job, finished, tmp_path, monkeypatch
 ):
-    """The best of those left would be told of parameters that are not its own."""
+    """The best of those left would be recorded of parameters that are not its own."""
     scores = {int(step): each for step, each in kept(finished)["scores"].items()}
     best = max(scores, key=lambda step: scores[step])
     work = epath.Path(tmp_path) / "run"

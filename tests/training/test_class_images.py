@@ -179,9 +179,13 @@ def test_a_batch_is_written_while_the_next_is_sampled(tmp_path, monkeypatch):
 def test_pictures_say_what_made_them(tmp_path):
     draw(tmp_path, 2)
     folder = class_images.class_image_folder(RECIPE, tmp_path)
-    story = image_files.read_png_metadata(folder / "00001.png")
-    assert (story["prompt"], story["seed"], story["weights"]) == ("a dog", "41", "1234")
-    assert {"stage", "weights_licence", "sampler"} < story.keys()
+    metadata = image_files.read_png_metadata(folder / "00001.png")
+    assert (metadata["prompt"], metadata["seed"], metadata["weights"]) == (
+        "a dog",
+        "41",
+        "1234",
+    )
+    assert {"stage", "weights_licence", "sampler"} < metadata.keys()
     recipe = json.loads((folder / "recipe.json").read_text())
     assert recipe["unet"] == "1234"
     assert recipe["sampler"]["steps"] == 2

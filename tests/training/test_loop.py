@@ -36,7 +36,7 @@ class Run:
 
     def batch(self, step):
         # Read ahead by a step: the signal comes while the one before is in flight.
-        self.stop.asked = self.stop.asked or step == self.stop_at
+        self.stop.requested = self.stop.requested or step == self.stop_at
         return {"image": np.full((4, 1), step, np.float32)}
 
     def diagnose(self, state, batch):
