@@ -22,17 +22,17 @@ OWN = "that of the weights you bring"
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """How prompts become embeddings.
+    """How prompts become embeddings, for all stages of a cascade.
 
     Attributes:
-        encoder: shape of the T5 encoder.
-        length: tokens per prompt, padded and truncated to this.
+        encoder: Shape of the T5 encoder.
+        length: Tokens per prompt, L; shorter prompts are padded, longer ones truncated.
         vocabulary: ``embedded``, or ``t5`` for a ``spiece.model`` the user brings.
-        rare: (first, last) ids from which identifiers are drawn.
-        null: the text of an unconditional row: ``zeros`` (Imagen: embeddings set to
-            zero) or ``empty`` (IF: the encoding of "").
-        masked: the U-Net reads only real tokens; IF reads all positions.
-        lower: prompts are lower-cased and stripped before tokenising.
+        rare: First and last id of the range from which identifiers are drawn.
+        null: Kind of the null text, which stands for no prompt: ``zeros`` (Imagen:
+            embeddings set to zero) or ``empty`` (IF: the encoding of "").
+        masked: Whether the U-Net reads only real tokens; IF reads all positions.
+        lower: Whether prompts are lower-cased and stripped before tokenising.
     """
 
     encoder: T5Config
@@ -50,22 +50,23 @@ class Stage:
 
     Attributes:
         name: ``base``, ``sr256`` or ``sr1024``.
-        resolution: output size in pixels.
-        model: the network's shape.
-        schedule: forward process.
-        prediction: what the network predicts, ``eps``, ``v`` or ``x0``.
-        low_resolution: size in pixels of the image a super-resolution stage is
-            given; None for the base stage.
-        learned_variance: the output carries 3 more channels, the interpolation
+        resolution: Side of the output in pixels.
+        model: Shape of the network.
+        schedule: Noise schedule of the forward process.
+        prediction: What the network predicts, ``eps``, ``v`` or ``x0``.
+        low_resolution: Side in pixels of the image that a super-resolution stage
+            enlarges; None for the base stage.
+        learned_variance: Whether the output has 3 more channels, which interpolate
             between the two ancestral variances.
-        stale_variance: Whether the other channels were fine-tuned without those;
-            sampling then uses the smaller variance.
-        level_map: how the augmentation level reaches the network, ``time`` (the
+        stale_variance: Whether the stage was fine-tuned without a loss on these
+            channels; sampling then uses the smaller variance.
+        level_map: How the augmentation level reaches the network, ``time`` (the
             cosine time of that level, times 1000) or ``if_index`` (position on
             IF's 1000-step table).
-        aligned: enlarge the low-res image with aligned corners, as IF does.
-        normal_level: augmentation level the stage was pretrained at.
-        crop: side in pixels of the square crops it trains on; None for whole images.
+        aligned: Whether the low-res image is enlarged with aligned corners, as in IF.
+        normal_level: Augmentation level (a variance) at which the stage was pretrained
+            and samples as long as it is not fine-tuned.
+        crop: Side in pixels of the square crops it trains on; None for whole images.
         shipped: Folder of its weights in the package, where it is not the cascade's.
         licence: Licence of weights trained for it from nothing, where it is not the
             cascade's.
@@ -91,8 +92,12 @@ class Stage:
         """Side in pixels of the images the stage trains on."""
         return self.crop or self.resolution
 
-    def tuned(self, hybrid: bool) -> "Stage":
-        """After fine-tuning, with or without the loss that trains the variance."""
+    def after_finetuning(self, hybrid: bool) -> "Stage":
+        """The stage after fine-tuning.
+
+        Args:
+            hybrid: Whether the loss trained the learned variance too.
+        """
         stale = self.learned_variance and not hybrid
         return dataclasses.replace(self, stale_variance=stale)
 
@@ -104,7 +109,14 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True)
 class Cascade:
-    """A text encoder and its stages, from low to high resolution."""
+    """A text encoder and its stages: what a model is, without training state.
+
+    Attributes:
+        name: Name after the colon of ``--config``.
+        text: How prompts become embeddings.
+        stages: The stages, from low to high resolution.
+        licence: Licence of the weights.
+    """
 
     name: str
     text: Text
@@ -112,13 +124,17 @@ class Cascade:
     licence: str
 
     def stage(self, name: str) -> Stage:
-        """The stage called ``name``."""
+        """The stage called ``name``.
+
+        Raises:
+            KeyError: The cascade has no such stage.
+        """
         return {stage.name: stage for stage in self.stages}[name]
 
     def having(self, part: Stage | T5Config) -> "Cascade":
         """The cascade with another text encoder, or with a stage replaced or added.
 
-        A replaced stage keeps ``remat``, which says how its network is compiled.
+        A replaced stage keeps ``remat``, which affects only how its network compiles.
         """
         if isinstance(part, T5Config):
             text = dataclasses.replace(self.text, encoder=part)
@@ -149,7 +165,7 @@ class Cascade:
         return dataclasses.replace(self, stages=kept)
 
     def rematerialised(self, names: Collection[str]) -> "Cascade":
-        """With the stages of these names, and no others, compiled with ``remat``."""
+        """The cascade with ``remat`` for the stages of these names and no others."""
         return dataclasses.replace(
             self,
             stages=tuple(
@@ -299,7 +315,7 @@ def by_name(name: str) -> Cascade:
     """The cascade called ``name``.
 
     Raises:
-        InputError: no such cascade.
+        InputError: No such cascade.
     """
     if name not in CASCADES:
         raise InputError(

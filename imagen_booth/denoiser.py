@@ -62,8 +62,15 @@ def _resize_matrix(low: int, high: int, aligned: bool) -> np.ndarray:
 def enlarge(low: Array, scale: int, aligned: bool) -> Array:
     """Bilinear enlargement of [B, h, w, 3] by ``scale``.
 
-    ``aligned`` maps corner pixel centres onto corner pixel centres (IF); otherwise
-    the images' edges coincide, which is the same for a crop and for the whole.
+    Args:
+        low: Images, [B, h, w, 3].
+        scale: Enlargement, 1 or more.
+        aligned: Whether centres of corner pixels map onto centres of corner pixels
+            (IF); otherwise edges coincide, which gives a crop the same pixels as the
+            whole image.
+
+    Returns:
+        Images, [B, h * scale, w * scale, 3].
     """
     rows = _resize_matrix(low.shape[1], low.shape[1] * scale, aligned)
     columns = _resize_matrix(low.shape[2], low.shape[2] * scale, aligned)
@@ -74,10 +81,13 @@ def condition(stage: Stage, low: Array, level: Array, eps: Array) -> Condition:
     """Noise-conditioning augmentation of a low-res image (Imagen, sec. 2.4).
 
     Args:
-        stage: a super-resolution stage.
-        low: [B, h, w, 3] in [-1, 1], ``scale`` times smaller than the output.
-        level: [B] variance of the added noise.
-        eps: [B, H, W, 3] unit Gaussian noise at the output's size.
+        stage: A super-resolution stage.
+        low: Images in [-1, 1], [B, h, w, 3], ``scale`` times smaller than the output.
+        level: Augmentation level of each row, [B]: the variance of the added noise.
+        eps: Unit Gaussian noise at the output's size, [B, H, W, 3].
+
+    Raises:
+        ValueError: ``stage.level_map`` is not known.
     """
     image = augment.corrupt(enlarge(low, stage.scale, stage.aligned), eps, level)
     if stage.level_map == "time":
@@ -104,13 +114,13 @@ def predict(
     """One call of the stage's network on a noisy image.
 
     Args:
-        stage: the stage.
-        apply: ``(x, time, text, text_mask, level) -> [B, H, W, 3 or 6]``.
-        xt: [B, H, W, 3] noisy image.
-        t: [B] time on the stage's schedule.
-        text: [B, L, D] text embeddings.
-        text_mask: [B, L] bool, True where a token is read.
-        cond: the low-res image as ``condition`` made it; None for the base stage.
+        stage: The stage, base or super-resolution.
+        apply: The network, ``(x, time, text, text_mask, level) -> [B, H, W, 3 or 6]``.
+        xt: Noisy image z_t, [B, H, W, 3].
+        t: Time on the stage's schedule, [B]: in [0, 1], or a table index as f32.
+        text: Text embeddings, [B, L, D].
+        text_mask: True where a token is read, bool [B, L].
+        cond: The low-res image as ``condition`` made it; None for the base stage.
     """
     x = xt if cond is None else jnp.concatenate([xt, cond.image], axis=-1)
     level = None if cond is None else cond.level
@@ -134,12 +144,14 @@ def guided_denoiser(
     cond: Condition | None,
     config: sampler.SamplerConfig,
 ) -> Callable[..., tuple[Array, Array | None]]:
-    """The denoiser a sampler calls: guidance, then thresholding of x0.
+    """The denoiser that a sampler calls: guidance, then thresholding of x0.
 
     Both branches of classifier-free guidance go through the network in one call.
     The variance is taken from the conditional branch, as IF's sampler does.
 
     Args:
+        stage: The stage.
+        apply: The network, as in ``predict``.
         text: Text embeddings to move towards, [B, L, D].
         text_mask: Their mask, [B, L].
         null: Null text or negative prompt to move away from, [B, L, D].

@@ -79,7 +79,7 @@ class RunContext:
         cache: The folder shared by runs.
         mesh: The devices.
         dtype: Dtype of the activations.
-        stop: Asks the work to save and end.
+        stop: Whether a signal has come, after which the work saves and ends.
         metrics: Receives the metrics.
         profile: Whether to trace a few early steps of each stage.
         load: Loads a part, as ``weights.load.load`` does.
@@ -362,7 +362,7 @@ def _finetune_stage(
     if config.adapts:
         work.record(adapters={name: recipe(config.adapter)})
     subject = [photo_example(job, stage, photo) for photo in photos]
-    stage = stage.tuned(config.hybrid)
+    stage = stage.after_finetuning(config.hybrid)
     with context.timed(f"tuning {name}"):
         params, result = finetune.finetune_stage(
             stage,

@@ -37,7 +37,7 @@ SCHEMES = ("gs", "s3")  # object stores that a path can name
 
 
 def is_object_store(path: epath.PathLike) -> bool:
-    """Whether a path lies in an object store, such as ``gs://bucket/run``."""
+    """Whether a path is in an object store, such as ``gs://bucket/run``."""
     return "://" in os.fspath(path)
 
 
@@ -80,7 +80,7 @@ def free_space(path: epath.PathLike) -> str:
 
 
 def make_private(folder: pathlib.Path) -> bool:
-    """Makes a local folder for this user alone, and says whether it is that.
+    """Makes a local folder for this user alone; returns whether it is that.
 
     A folder that is there already stays as it is. It does not belong to this user alone
     if another user owns it or may write in it, or if it is a link.
@@ -170,7 +170,7 @@ def read_array(path: epath.PathLike) -> np.ndarray:
 
 
 def from_cache(path: epath.PathLike, read: Callable[[Any], T]) -> T | None:
-    """What a cache holds in a file; None if it is absent or damaged: make it anew.
+    """What a cache holds in a file; None if it is absent or damaged: make it again.
 
     Args:
         read: Reads a file, such as ``read_array``.
@@ -189,7 +189,7 @@ def read_json(path: epath.PathLike, fix: str | None) -> dict[str, Any]:
 
     Args:
         fix: What to do about a damaged file, for the error; None to take it for absent,
-            because it is written anew.
+            because it is written again.
 
     Raises:
         StorageError: The file is empty or damaged, as a power cut leaves it.
@@ -231,7 +231,7 @@ def open_log(path: epath.PathLike) -> Iterator[IO[bytes]]:
 class LineLog:
     """A text file that grows by lines; one process writes it.
 
-    A local file is appended to. An object is written anew with all its lines, at most
+    A local file is appended to. An object is written again with all its lines, at most
     once in ``REWRITE_SECONDS``; ``flush`` writes what is still waiting.
 
     Args:

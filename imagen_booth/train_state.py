@@ -1,7 +1,8 @@
 """The training state, and the one rule for which parameters train.
 
-Parameters are a plain nested dict ``{"unet": ..., "text": ...?}``. Patterns over paths
-choose what trains; the optimizer and the moving average hold only that part.
+Parameters are a plain nested dict ``{"unet": ..., "text": ...?, "adapter": ...?}``.
+Patterns over paths choose what trains; the optimizer and the moving average hold only
+that part.
 """
 
 import dataclasses
@@ -79,7 +80,7 @@ def split(params: Params, patterns: tuple[str, ...]) -> tuple[Params, Params]:
 
 
 def merge(trainable: Params, frozen: Params) -> Params:
-    """Inverse of ``split``."""
+    """Inverse of ``split``: one tree of trainable and frozen parameters."""
     return unflatten(flatten(trainable) | flatten(frozen))
 
 
@@ -89,7 +90,17 @@ def create(
     optimizer: optax.GradientTransformation,
     ema: bool,
 ) -> TrainState:
-    """Makes the state at step 0; works on arrays and under ``jax.eval_shape``."""
+    """Makes the state at step 0; works on arrays and under ``jax.eval_shape``.
+
+    Args:
+        params: All parameters, ``{"unet": ..., "text": ...?, "adapter": ...?}``.
+        patterns: Regular expressions over the paths that train, see ``split``.
+        optimizer: Its state covers the trainable parameters alone.
+        ema: Whether to keep a moving average of the trainable parameters.
+
+    Raises:
+        InputError: A pattern matches no parameter.
+    """
     trainable, frozen = split(params, patterns)
     return TrainState(
         step=jnp.zeros((), jnp.int32),

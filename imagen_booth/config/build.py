@@ -24,12 +24,12 @@ def build(kind: Any, value: Any, where: str) -> Any:
     """``value`` as an instance of ``kind``, recursively.
 
     Args:
-        kind: a frozen dataclass, or the type of one of its fields.
-        value: nested dicts and lists, as JSON has them.
-        where: name of the value, for errors.
+        kind: A frozen dataclass, or the type of one of its fields.
+        value: Nested dicts and lists, as JSON has them.
+        where: Name of the value, for errors.
 
     Raises:
-        InputError: a field that is not known, or a value of another type or out of the
+        InputError: A field that is not known, or a value of another type or out of the
             range that the type declares, see ``limits``.
     """
     if kind is SamplerConfig:
@@ -156,7 +156,7 @@ def to_job(config: ml_collections.ConfigDict) -> Job:
     """A fine-tuning config as plain data.
 
     Raises:
-        InputError: a field that is not known, of the wrong type, or out of range.
+        InputError: A field that is not known, of the wrong type, or out of range.
     """
     job = from_config(Job, config)
     by_name(job.cascade)
@@ -172,7 +172,7 @@ def to_any_job(config: ml_collections.ConfigDict) -> tuple[Subjects | None, Job]
     """A fine-tuning config for one subject, whose first part is None, or for many.
 
     Raises:
-        InputError: as ``to_job``.
+        InputError: As ``to_job``.
     """
     return to_subjects(config) if has_many(config) else (None, to_job(config))
 
@@ -181,7 +181,7 @@ def to_subjects(config: ml_collections.ConfigDict) -> tuple[Subjects, Job]:
     """A config for many subjects as plain data: what to train, and all else.
 
     Raises:
-        InputError: a field that is not known, of the wrong type, or out of range.
+        InputError: A field that is not known, of the wrong type, or out of range.
     """
     tree = config.to_dict()
     names = [field.name for field in dataclasses.fields(Subjects)]
@@ -195,6 +195,6 @@ def from_config(kind: Any, config: ml_collections.ConfigDict) -> Any:
     """A config as the frozen dataclass ``kind``.
 
     Raises:
-        InputError: a field that is not known, of the wrong type, or out of range.
+        InputError: A field that is not known, of the wrong type, or out of range.
     """
     return build(kind, config.to_dict(), "config")

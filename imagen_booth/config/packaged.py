@@ -1,4 +1,4 @@
-"""Finds the config files that an installed package brings along."""
+"""Finds the config files of an installed package."""
 
 import pathlib
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ FOLDER = "configs"
 def resolve_config(arguments: Sequence[str]) -> list[str]:
     """Replaces the path of ``--config`` by that of the installed file of this name.
 
-    A path stays as it is where there is such a file, or where the package brings none:
+    A path stays as it is where there is such a file, or where the package has none:
     ``--config=configs/dog.py`` reads the file of a checkout inside of it, and the one
     of the installed package elsewhere.
 
@@ -41,7 +41,7 @@ def _resolve(value: str) -> str:
 
 
 def installed_file(name: str) -> pathlib.Path | None:
-    """Path of an installed config file; None if the package brings none of the name."""
+    """Path of an installed config file; None if the package has none of the name."""
     for file in metadata.files("imagen_booth") or ():
         if file.parts[-3:] == ("imagen_booth", FOLDER, name):
             path = pathlib.Path(str(file.locate()))

@@ -47,12 +47,12 @@ def dreambooth(arg: str | None) -> Any:
     """Defaults for a cascade, as a locked ConfigDict.
 
     Args:
-        arg: what follows the colon of ``--config``: a cascade, and after it any of
+        arg: What follows the colon of ``--config``: a cascade, and after it any of
             ``:lora`` for adapters, ``:paper`` for the paper's own counts and ``:fast``
             for few-step samplers and few previews; None for ``toybox``.
 
     Raises:
-        InputError: unknown cascade or variant.
+        InputError: Unknown cascade or variant.
     """
     name, *variants = (arg or "toybox").split(":")
     for variant in variants:
@@ -75,10 +75,10 @@ def many_subjects(arg: str | None) -> Any:
     """Defaults for a job of many subjects, as a locked ConfigDict.
 
     Args:
-        arg: as for ``dreambooth``.
+        arg: As for ``dreambooth``.
 
     Raises:
-        InputError: unknown cascade or variant.
+        InputError: Unknown cascade or variant.
     """
     config = dreambooth(arg)
     with config.unlocked():
@@ -90,10 +90,10 @@ def textual_inversion(arg: str | None) -> Any:
     """Textual Inversion on a cascade, as a locked ConfigDict; networks stay frozen.
 
     Args:
-        arg: as for ``dreambooth``.
+        arg: As for ``dreambooth``.
 
     Raises:
-        InputError: unknown cascade or variant.
+        InputError: Unknown cascade or variant.
     """
     config = dreambooth(arg)
     _freeze_all(config)
@@ -120,10 +120,10 @@ def prompts_only(arg: str | None) -> Any:
     """The frozen cascade, with a description of the subject in each prompt.
 
     Args:
-        arg: as for ``dreambooth``.
+        arg: As for ``dreambooth``.
 
     Raises:
-        InputError: unknown cascade or variant.
+        InputError: Unknown cascade or variant.
     """
     config = dreambooth(arg)
     _freeze_all(config)
@@ -341,7 +341,7 @@ def pretraining(arg: str) -> Any:
             ``toybox_judge`` for the network that scores pictures.
 
     Raises:
-        InputError: unknown stage.
+        InputError: Unknown stage.
     """
     if arg == "toybox_judge":
         return _judge()

@@ -36,7 +36,7 @@ def with_list(sampler: Mapping[str, Any], where: str) -> Mapping[str, Any]:
 def read_steps(path: epath.Path, where: str) -> tuple[str, tuple[float, ...]]:
     """Reads a list of steps.
 
-    The first word of the file says what the numbers after it are: ``time``, ``logsnr``
+    The first word of the file is the unit of the numbers after it: ``time``, ``logsnr``
     or ``sigma``. Spaces, commas and line breaks separate them; ``#`` begins a comment.
 
     Args:
@@ -54,7 +54,7 @@ def read_steps(path: epath.Path, where: str) -> tuple[str, tuple[float, ...]]:
     words = " ".join(line.partition("#")[0] for line in lines).replace(",", " ").split()
     if not words or words[0] not in UNITS:
         raise InputError(
-            f"{where} should begin with one of {', '.join(UNITS)}, which says what its "
+            f"{where} should begin with one of {', '.join(UNITS)}, the unit of its "
             f"numbers are, not with {' '.join(words[:1])!r}"
         )
     try:

@@ -4,10 +4,9 @@ The level is the *variance* a of the noise, a number in [0, 1]:
 
     x -> sqrt(1 - a) x + sqrt(a) eps
 
-DreamBooth speaks of levels 1e-3 (normal) and 1e-5 (fine-tuning) without giving a unit;
-this reading is ours: sigma is then 0.0316 and 0.00316, four grey levels of 255 and
-under one half. Networks read the level in units of their own, and the maps between
-them are here.
+DreamBooth names levels 1e-3 (normal) and 1e-5 (fine-tuning) without a unit; this
+reading is ours. Sigma is then 0.0316 and 0.00316: 4 and 0.4 grey levels of 255.
+Networks read the level in units of their own, and the maps between them are here.
 
 Source: Imagen, arXiv 2205.11487, section 2.4; DreamBooth, arXiv 2208.12242, supplement.
 """
@@ -27,7 +26,12 @@ def corrupt(
 ) -> Float[Array, " B *dims"]:
     """The low-res picture with noise of variance `level` in each row.
 
-    Level 0 leaves it untouched. Sampling does this once, before the first step.
+    Level 0 leaves it unchanged. Sampling does this once, before the first step.
+
+    Args:
+      low: Low-res pictures in [-1, 1].
+      eps: Standard normal noise.
+      level: The augmentation level, in [0, 1].
     """
     return process.add_noise(low, eps, jnp.sqrt(1.0 - level), jnp.sqrt(level))
 
@@ -41,7 +45,7 @@ def level_to_time(level: Float[Array, " *shape"]) -> Float[Array, " *shape"]:
 
 
 def time_to_level(u: Float[Array, " *shape"]) -> Float[Array, " *shape"]:
-    """The variance at Imagen's aug_level u."""
+    """The variance a = sin^2(pi u / 2) at Imagen's aug_level u in [0, 1]."""
     return jnp.square(jnp.sin(u * (0.5 * np.pi)))
 
 

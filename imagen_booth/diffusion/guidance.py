@@ -14,10 +14,13 @@ from imagen_booth.errors import InputError
 def combine(
     cond: Float[Array, " B *dims"], uncond: Float[Array, " B *dims"], w: float
 ) -> Float[Array, " B *dims"]:
-    """w cond + (1 - w) uncond. At w = 1 this is exactly the conditional prediction.
+    """Classifier-free guidance: w cond + (1 - w) uncond.
 
-    The same rule serves eps, x0 and v, which are linear in each other at one z_t.
+    At w = 1 this is exactly the conditional prediction; w = 0 is the unconditional one.
+    The same rule holds for eps, x0 and v, which are linear in each other at one z_t.
     Learned variances are not guided: the sampler takes the conditional one.
+
+    Source: Imagen, section 2.2.
     """
     return w * cond + (1.0 - w) * uncond
 
@@ -31,7 +34,7 @@ def threshold(
     """x0 without threshold, clipped, or dynamically thresholded.
 
     Args:
-      x0: Predicted pictures.
+      x0: Predicted pictures, whose true range is [-1, 1].
       kind: 'none', 'static' or 'dynamic'.
       ratio, cap: Arguments of `dynamic_threshold`; the other kinds ignore them.
 
@@ -106,6 +109,8 @@ def dynamic_threshold(
 
     Returns:
       x0 within [-1, 1].
+
+    Source: Imagen, section 2.3.
     """
     if cap == 1.0:
         return static_threshold(x0)

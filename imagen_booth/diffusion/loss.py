@@ -64,6 +64,9 @@ def per_example(
       weight: A name of `WEIGHTS`.
       target: The target of the prediction; None for what x0 and eps imply.
 
+    Returns:
+      The loss of each row, without the weights of the batch.
+
     Raises:
       InputError: The weight is not in `WEIGHTS`.
     """
@@ -117,9 +120,13 @@ def step_divergence(
     detached. It is exactly 0 where both models agree.
 
     Args:
-      t: table index of each row, as f32.
-      eps, frac: noise and place between the log variances, by the frozen model.
-      eps_prediction, frac_prediction: the same by the model that is trained.
+      t: Table index of each row, as f32.
+      eps, frac: The frozen model's noise, and its position between the smallest (0)
+        and the largest (1) log variance.
+      eps_prediction, frac_prediction: The same of the model that is trained.
+
+    Returns:
+      Bits per dimension of each row, times size/1000.
     """
     log_min, log_max, shift = _step_tables(schedule, t, eps)
     log_variance = frac_prediction * log_max + (1.0 - frac_prediction) * log_min
@@ -147,11 +154,12 @@ def variational_bound(
     all `size` times, and the hybrid loss takes a thousandth of it.
 
     Args:
-      t: table index of each row, as f32.
-      x0: picture in [-1, 1] on the grid of 256 grey levels.
-      eps: the noise in z_t.
-      eps_prediction: the network's.
-      frac: the network's place between the smallest (0) and largest (1) log variance.
+      t: Table index of each row, as f32.
+      x0: Picture in [-1, 1] on the grid of 256 grey levels.
+      eps: The noise in z_t.
+      eps_prediction: The noise that the network predicts.
+      frac: The network's position between the smallest (0) and the largest (1) log
+        variance.
 
     Source: arXiv 2102.09672, section 3; DeepFloyd IF trains with it.
     """

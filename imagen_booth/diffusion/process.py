@@ -25,7 +25,13 @@ def add_noise(
     alpha: Float[Array, "..."],
     sigma: Float[Array, "..."],
 ) -> Float[Array, " B *dims"]:
-    """z_t = alpha x0 + sigma eps."""
+    """The noisy picture z_t = alpha x0 + sigma eps.
+
+    Args:
+      x0: Pictures in [-1, 1].
+      eps: Standard normal noise.
+      alpha, sigma: Scales of picture and noise, [] or [B].
+    """
     return _rows(alpha, x0) * x0 + _rows(sigma, x0) * eps
 
 
@@ -67,7 +73,16 @@ def target(
     alpha: Float[Array, "..."],
     sigma: Float[Array, "..."],
 ) -> Float[Array, " B *dims"]:
-    """The training target of a network that predicts `kind`."""
+    """The training target of a network that predicts `kind`.
+
+    Args:
+      kind: 'eps', 'x0' or 'v'.
+      x0, eps: The picture and the noise in z_t.
+      alpha, sigma: Their scales, [] or [B].
+
+    Raises:
+      InputError: The kind is not one of these.
+    """
     if kind == "eps":
         return eps
     if kind == "x0":

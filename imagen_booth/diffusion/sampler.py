@@ -1,4 +1,4 @@
-"""Samplers: from noise to a picture in T steps.
+"""Samplers of one stage: from noise to a picture in T steps.
 
 Each step goes from time t to the next time s, and every method here is one linear
 rule, with numbers that the schedule alone fixes:
@@ -224,11 +224,14 @@ def advance(
 
     Args:
       row: One step of a plan, scalars.
-      config: The sampler.
+      config: The sampler's settings.
       xt: z_t.
       x0, x0_previous: The network's pictures at this step and at the one before.
       frac: g per pixel, used if the variance is 'learned'.
       noise: Standard normal noise, used by the ancestral method.
+
+    Raises:
+      InputError: The variance is 'learned' and `frac` is None.
     """
     mean = row.on_xt * xt + row.on_x0 * x0 + row.on_previous * x0_previous
     if config.method != "ancestral":
@@ -264,7 +267,10 @@ def sample(
       keys: Typed PRNG keys.
       image_shape: H, W, C.
       plan: The plan of `config`.
-      config: The sampler.
+      config: The sampler's settings.
+
+    Returns:
+      Pictures x0; with a threshold they are in [-1, 1].
 
     Raises:
       InputError: The variance is 'learned' and `denoise` returns none.

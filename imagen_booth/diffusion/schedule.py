@@ -69,7 +69,7 @@ class Schedule(abc.ABC):
 
     @abc.abstractmethod
     def logsnr(self, t: Float[Array, " *shape"]) -> Float[Array, " *shape"]:
-        """log(alpha^2 / sigma^2), in nats."""
+        """log(alpha^2 / sigma^2) in nats at times t, finite for every training time."""
 
     @abc.abstractmethod
     def logsnr64(self, t: Float[np.ndarray, " *shape"]) -> Float[np.ndarray, " *shape"]:
@@ -81,7 +81,7 @@ class Schedule(abc.ABC):
 
     @abc.abstractmethod
     def network_time(self, t: Float[Array, " *shape"]) -> Float[Array, " *shape"]:
-        """The argument of the network's time sinusoid, about 0 to 1000."""
+        """The number that the network embeds as its time, from 0 to 1000."""
 
     @abc.abstractmethod
     def spaced_times(self, steps: int | str, spacing: str) -> Float[np.ndarray, " T"]:
@@ -152,11 +152,11 @@ class Schedule(abc.ABC):
         return f"{low:.4g} to {high:.4g}{whole}"
 
     def alpha(self, t: Float[Array, " *shape"]) -> Float[Array, " *shape"]:
-        """Scale of the picture in z_t."""
+        """Scale of the picture in z_t, in [0, 1]."""
         return jnp.sqrt(jax.nn.sigmoid(self.logsnr(t)))
 
     def sigma(self, t: Float[Array, " *shape"]) -> Float[Array, " *shape"]:
-        """Scale of the noise in z_t."""
+        """Scale of the noise in z_t, in [0, 1]."""
         return jnp.sqrt(jax.nn.sigmoid(-self.logsnr(t)))
 
 
@@ -165,7 +165,7 @@ class Continuous(Schedule):
 
     @abc.abstractmethod
     def law(self, t: Any, xp: ModuleType) -> Any:
-        """The log-SNR at t; `xp` is numpy or jax.numpy."""
+        """The log-SNR at times t in [0, 1]; `xp` is numpy or jax.numpy."""
 
     def logsnr(self, t: Float[Array, " *shape"]) -> Float[Array, " *shape"]:
         return self.law(t, jnp)

@@ -97,7 +97,7 @@ def _initialize(name: str, **settings: Any) -> None:
     """
     # jax's own preemption service would catch every SIGTERM and no SIGINT, and orbax
     # queries it from its own thread with the steps of a stage, which must not go back.
-    # The loop asks all hosts itself between steps, see ``any_host``.
+    # The loop itself compares all hosts between steps, see ``any_host``.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
@@ -126,7 +126,7 @@ def may_be_several(coordinator: str, processes: int, process_id: int) -> bool:
 
 
 def is_lost_host(error: BaseException) -> bool:
-    """Whether an error says that another process is gone."""
+    """Whether an error means that another process is lost."""
     text = str(error)
     return (
         isinstance(error, RuntimeError | ValueError)
@@ -159,7 +159,7 @@ def cluster(environ: Mapping[str, str], chips: bool) -> str | None:
 def _is_slurm_task(environ: Mapping[str, str]) -> bool:
     """Whether Slurm started this process as one of several tasks of a step.
 
-    SLURM_NTASKS alone does not tell: in the shell of ``salloc -n2`` it is the size of
+    SLURM_NTASKS alone is not enough: in the shell of ``salloc -n2`` it is the size of
     the allocation, while the shell is the only task of its step.
     """
     needed = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")

@@ -57,7 +57,7 @@ def supervise() -> None:
 
 
 def record_exit(code: int) -> None:
-    """Tells the supervisor, if there is one, the exit code of this process.
+    """Reports the exit code of this process to the supervisor, if there is one.
 
     The code holds even if jax aborts the process while it exits.
     """

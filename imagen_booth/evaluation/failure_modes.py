@@ -1,6 +1,6 @@
 """Detects the paper's three failure modes in the pictures of a run.
 
-Context: the place that a prompt asks for is missing. Entangled: the subject changes
+Context: the place that a prompt names is missing. Entangled: the subject changes
 with the place. Overfitted: pictures repeat a photo. The first two need a network that
 reads subject and place apart. The toybox has one, its judge; for photographs they are
 reported as not measured. The third compares whole pictures.
@@ -42,7 +42,7 @@ SHOWN = 8  # pictures of evidence
 
 @dataclasses.dataclass(frozen=True)
 class Evidence:
-    """A picture that shows a failure; ``said`` is what is wrong with it."""
+    """A picture that shows a failure; ``said`` describes the failure."""
 
     file: epath.Path
     said: str
@@ -145,7 +145,7 @@ def missing_context(
         if each is not None and each.context is not None
     }
     if not places:
-        why = "Not measured: no prompt asks for a place that the judge knows."
+        why = "Not measured: no prompt names a place that the judge knows."
         return FailureMode(UNMEASURED, why, CONTEXT_RULE)
     read = readings.words["context"]
     missed = [number for number, place in places.items() if read[number] != place]
@@ -171,7 +171,7 @@ ENTANGLED_RULE = (
     "Seen if similarity to the photos depends on the place (less than "
     f"{CHANCE:.0%} of random shuffles of the pictures differ as much between places) "
     "and is lower in some place than that of any photo to the others; or if all "
-    "pictures of a place show one colour that no photo has, no prompt asks for, and "
+    "pictures of a place show one colour that no photo has, no prompt names, and "
     "most other pictures do not show."
 )
 
@@ -184,7 +184,7 @@ def entangled(
 ) -> FailureMode:
     """Whether the subject changes with the place.
 
-    Counts only pictures whose prompt asks for nothing but a place, or nothing, and
+    Counts only pictures whose prompt names nothing but a place, or nothing, and
     that show it; a place counts if it has two or more of them.
 
     Args:

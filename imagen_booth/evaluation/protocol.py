@@ -32,7 +32,7 @@ class Metric(NamedTuple):
     """A metric of the table.
 
     Attributes:
-        title: Name in the table; an arrow says that lower or higher is better.
+        title: Name in the table; an arrow shows whether lower or higher is better.
         network: The network of ``FeatureNetworks`` that it needs.
         definition: The metric in words.
     """
@@ -167,7 +167,7 @@ def load_network(flag: str, name: str, place: str, mesh: jax.sharding.Mesh) -> P
         mesh: Devices of the network.
 
     Raises:
-        InputError: As ``vision.load``; the message says how to get the weights.
+        InputError: As ``vision.load``; the message explains how to get the weights.
     """
     try:
         return vision.load(name, place, mesh)
@@ -290,7 +290,7 @@ def _measure_by_judge(
 
 
 def requested_attributes(prompt: str, judge: judges.Judge) -> Attributes | None:
-    """Attributes that a prompt asks for; None if the judge does not know its words."""
+    """Attributes that a prompt names; None if the judge does not know its words."""
     tier = judge.manifest.get("recipe", {}).get("tier", "B")
     if coverage.beyond(prompt, dataclasses.asdict(TIERS[tier])):
         return None

@@ -2,7 +2,7 @@
 
 The judge does for the toybox what DINO and CLIP do for photographs: its subject
 embeddings say whether two pictures show one individual, its words whether a picture
-shows what a prompt asks for. Only its own training uses it.
+shows what a prompt names. Only its own training uses it.
 """
 
 import dataclasses
@@ -141,10 +141,10 @@ def shown(attributes: Attributes) -> dict[str, str]:
 
 
 def requested_words(attributes: Attributes) -> dict[str, str]:
-    """The words that a prompt with these attributes asks for.
+    """The words that a picture for these attributes should show.
 
     A prompt without a colour or a place accepts any. A prompt without a view, a style
-    or an accessory asks for the default view, the default style and no accessory.
+    or an accessory implies the default view, the default style and no accessory.
     """
     words = shown(attributes)
     if attributes.context is None:

@@ -1,8 +1,8 @@
 """The studies of the paper's claims: their subjects, arms and runs.
 
 An arm is one way to fine-tune, applied to several subjects and seeds. Each run is an
-ordinary job in a folder of its own, whose name says how it differs from the default
-job. Arms that need the same run share it, and runs share class images.
+ordinary job in a folder of its own, whose name describes how it differs from the
+default job. Arms that need the same run share it, and runs share class images.
 """
 
 import dataclasses

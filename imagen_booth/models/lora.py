@@ -1,6 +1,6 @@
 """Low-rank adapters (LoRA): scale * A B is added to a kernel before the forward pass.
 
-An adapter is a tree beside the parameters of a network, so no network knows of it. For
+An adapter is a tree beside the parameters of a network, so it changes no network. For
 ``PATH/kernel`` it holds ``PATH/lora_A``, of the kernel's shape with ``rank`` in place
 of the outputs, and ``PATH/lora_B`` [rank, outputs]. For a convolution the product is
 that of peft: a convolution to ``rank`` channels, then one of 1 x 1.
@@ -97,7 +97,7 @@ def add(
     """Adds an adapter to the parameters of its network.
 
     The sum is computed in f32 and rounded to the kernel's own dtype. In bfloat16 this
-    is the rounding that the network would do, and the gradient passes it unchanged.
+    is the rounding that the network would apply, and the gradient passes it unchanged.
 
     Args:
         params: Parameters of the network.

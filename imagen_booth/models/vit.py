@@ -62,7 +62,7 @@ class TextConfig:
     Args:
         vocab: Number of token ids; the end token is the largest.
         length: Tokens at most.
-        width, layers, heads, hidden, features, activation, epsilon: as in `ViTConfig`.
+        width, layers, heads, hidden, features, activation, epsilon: As in `ViTConfig`.
     """
 
     vocab: int

@@ -132,7 +132,7 @@ def train_step(
     Args:
         prior: How the frozen model gives the class rows their targets, if it does.
     """
-    stage = stage.tuned(tuning.hybrid)
+    stage = stage.after_finetuning(tuning.hybrid)
     _, apply = network(cascade, stage.name, dtype)
     optimizer, start = _start(cascade, stage, tuning, mesh, dtype, rules)
     step_fn = finetune.make_finetune_step(

@@ -251,9 +251,7 @@ def _check_weights(found: _Findings, job: Job, cascade: Cascade) -> Cascade:
             size = in_bytes(device_memory.size(place.tensors))
             found.ok(f"{name}: {size}, {place.where}; licence: {place.licence}")
             if not place.pretrained:
-                found.warn(
-                    f"{name}: the metadata of the weights says they are untrained"
-                )
+                found.warn(f"{name}: by their metadata the weights are untrained")
     if any(each.level == PROBLEM for each in found[before:]):
         return cascade
     cascade = load.resolve(cascade, sources)
@@ -301,7 +299,7 @@ def _check_identifier_and_prompts(found: _Findings, job: Job, cascade: Cascade) 
     noun = job.subject.class_noun
     pieces = load_tokenizer(cascade, job.weights.vocabulary)
     name, ids, warnings = subject_prompts.choose_identifier(job, cascade, pieces)
-    how = "from the config" if job.subject.identifier else "drawn by the seed"
+    how = "from the config" if job.subject.identifier else "drawn with the seed"
     tokens = f"token{'s' * (len(ids) != 1)} {', '.join(map(str, ids))}"
     instance = prompts.instance_prompt(name, noun)
     found.ok(f"{name!r}, {how}, {tokens}; the instance prompt is {instance!r}")

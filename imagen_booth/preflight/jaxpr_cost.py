@@ -7,7 +7,7 @@ analysis counts it once); of a ``cond`` the most expensive branch counts, and of
 
 Left out is everything that a compiler can fuse with a product: element-wise operations,
 reductions, normalisations, sorts, slices and copies. Their FLOPs are few, but a program
-that moves large arrays outside of products takes longer than its traffic here says.
+that moves large arrays outside of products takes longer than its traffic here implies.
 """
 
 import dataclasses

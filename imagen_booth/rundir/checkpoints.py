@@ -33,9 +33,9 @@ class Checkpoints:
     """The checkpoints in one directory; a context manager that waits for saves.
 
     Args:
-        frozen: gives the parameters that never change; they are then left out of the
+        frozen: Returns the parameters that never change; they are then left out of the
             files, and put back into what is restored.
-        keep: checkpoints that stay, the newest ones.
+        keep: Number of checkpoints that are kept, the newest ones.
     """
 
     def __init__(
@@ -92,13 +92,13 @@ class Checkpoints:
         """Starts writing a checkpoint; an earlier one still in flight is awaited.
 
         Args:
-            step: steps taken; a step already saved is left as it is.
-            data: a grain iterator.
-            params: inference parameters, at the end of a stage.
-            wait: return only when it is on disk.
+            step: Steps taken; a step already saved is left as it is.
+            data: A grain iterator.
+            params: Inference parameters, at the end of a stage.
+            wait: Whether to return only when it is stored.
 
         Raises:
-            StorageError: it cannot be written.
+            StorageError: It cannot be written.
         """
         if step in self._steps():
             return
@@ -115,7 +115,7 @@ class Checkpoints:
         """Writes parameters alone, and returns when they are on disk.
 
         Raises:
-            StorageError: they cannot be written.
+            StorageError: They cannot be written.
         """
         if step not in self._steps():
             self._save(step, {"params": params}, wait=True)
@@ -135,17 +135,17 @@ class Checkpoints:
         Those that cannot be read are deleted, so that they can be written again.
 
         Args:
-            abstract: shapes, dtypes and shardings of the state.
+            abstract: Shapes, dtypes and shardings of the state.
 
         Raises:
-            StorageError: none can be read; they are all left as they are.
+            StorageError: None can be read; they are all left as they are.
         """
         wanted = self._without_frozen(abstract)
         broken: list[int] = []
         for step in sorted(self._steps(), reverse=True):
             state, reason = None, ""
             try:
-                # Told by process 0 for all: the next run may have fewer, or more.
+                # That of process 0 holds for all: the number of processes may change.
                 [position] = (self.directory / str(step) / "data").glob("process_0-*")
                 data.set_state(json.loads(position.read_text()))
                 state = self._ocp.load_checkpointables(step, {"state": wanted})["state"]
@@ -193,8 +193,8 @@ def read_params(directory: epath.Path) -> tuple[Any, int]:
         The tree ``{"unet", "text"?}``, and the step it was saved at.
 
     Raises:
-        FileNotFoundError: no checkpoint in ``directory`` has them.
-        StorageError: they are damaged.
+        FileNotFoundError: No checkpoint in ``directory`` has them.
+        StorageError: They are damaged.
     """
     directory = _absolute(directory)
     with ocp.training.Checkpointer(directory) as reader:
@@ -214,7 +214,7 @@ def read_params(directory: epath.Path) -> tuple[Any, int]:
 
 
 def _as_numpy(checkpoint: epath.Path) -> Any:
-    # Asked of this item alone: of ``data`` orbax has none to give, and says so.
+    # Of this item alone: for ``data`` orbax has none and would warn.
     metadata = ocp.metadata(checkpoint, "params").metadata
     abstract = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), metadata)
     return ocp.load(checkpoint, abstract, checkpointable_name="params")

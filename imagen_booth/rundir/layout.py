@@ -17,20 +17,20 @@ from imagen_booth.storage import is_object_store, read_json, write_atomic
 
 log = logging.getLogger(__name__)
 
-TUNED = ("text", "base", "sr256", "sr1024")
-PARTS = (*TUNED, "samples")
-PREVIEWS = "previews"  # in samples, but a part of the tuning that drew them
+TRAINED = ("text", "base", "sr256", "sr1024")
+PARTS = (*TRAINED, "samples")
+PREVIEWS = "previews"  # in samples, but part of the stage that sampled them
 
 # What to do about a damaged config.json or manifest.json.
-TRAIN_AGAIN = "restore it, or delete it and run train again, which writes it anew"
+TRAIN_AGAIN = "restore it, or delete it and run train again, which writes it again"
 
 
 class RunDirectory:
     """One run's directory; only the first process writes.
 
     Args:
-        path: local or ``gs://``.
-        overwrite: parts to redo, of ``PARTS``, or ``all``.
+        path: Local or ``gs://``.
+        overwrite: Parts to redo, of ``PARTS``, or ``all``.
 
     Raises:
         InputError: ``overwrite`` names something else.
@@ -45,8 +45,8 @@ class RunDirectory:
                 f"{', '.join(PARTS)} or all"
             )
         self._overwrite: set[str] = set(PARTS) if "all" in overwrite else set(overwrite)
-        if self._overwrite & set(TUNED):
-            self._overwrite.add("samples")  # drawn by the stages before them
+        if self._overwrite & set(TRAINED):
+            self._overwrite.add("samples")  # made by the stages that are redone
         file = self.path / "manifest.json"
         self.manifest: dict[str, Any] = read_json(file, TRAIN_AGAIN)
 
@@ -72,7 +72,7 @@ class RunDirectory:
         return part not in self._overwrite and (self._recipe_file(part)).exists()
 
     def latest_step(self, part: str) -> int:
-        """Step of the newest checkpoint of a part; 0 if there is none to go on from."""
+        """Step of the newest checkpoint of a part that can be resumed; 0 if none."""
         folder = self.path / part
         if part in self._overwrite or not folder.is_dir():
             return 0
@@ -83,12 +83,12 @@ class RunDirectory:
         """Checks that what is there of a part was made with the same settings.
 
         Args:
-            part: one of ``PARTS``.
-            recipe: every setting the part depends on, JSON values.
+            part: One of ``PARTS``.
+            recipe: Every setting the part depends on, JSON values.
 
         Raises:
-            InputError: the part was made with other settings and is not to be redone.
-            StorageError: its record of settings is damaged.
+            InputError: The part was made with other settings and is not to be redone.
+            StorageError: Its record of settings is damaged.
         """
         if not self.holds(part):
             return
@@ -114,7 +114,7 @@ class RunDirectory:
         if part in self._overwrite:
             self._overwrite.remove(part)
             if processes.is_first() and folder.exists():
-                _clear(folder, "" if part in TUNED else PREVIEWS)
+                _clear(folder, "" if part in TRAINED else PREVIEWS)
         processes.wait(f"claim {part}")
         self.write_json(f"{part}/recipe.json", recipe)
         return folder
@@ -183,7 +183,7 @@ def check_folder(name: str, path: epath.PathLike) -> epath.Path:
         The folder itself, or the nearest one above it that exists.
 
     Raises:
-        InputError: It is a file, or lies in one.
+        InputError: It is a file, or inside one.
         StorageError: It cannot be written.
     """
     if is_object_store(path):
@@ -243,7 +243,7 @@ def differences(old: Any, new: Any, where: str = "") -> list[str]:
     return [] if old == new else [f"{where}: {old} -> {new}"]
 
 
-# Settings of a tuning that can change without making its result another one.
+# Settings of fine-tuning that may change, because its result does not depend on them.
 LOOP_SETTINGS = ("log_every", "save_every", "preview_every", "remat")
 
 
@@ -253,7 +253,7 @@ def cache_folder(cache: str, workdir: epath.Path) -> epath.Path:
     Those stay where the user has put them, by ``JAX_COMPILATION_CACHE_DIR``.
 
     Args:
-        cache: as a job says it; empty for ``cache`` beside the work directory.
+        cache: ``config.cache`` of a job; empty for ``cache`` beside the work directory.
     """
     folder = epath.Path(cache) if cache else workdir.parent / "cache"
     if jax.config.values["jax_compilation_cache_dir"] is None:

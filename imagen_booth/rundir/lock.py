@@ -99,7 +99,7 @@ class FolderLock:
         self._heart: threading.Thread | None = None
 
     def latest(self) -> tuple[int, dict[str, Any], bytes | None]:
-        """The highest number, its record and its bytes; 0 if nobody came before."""
+        """The highest number, its record and its bytes; 0 if there is none."""
         numbers = [
             int(name[:-5]) for name in self._files.names() if name[:-5].isdigit()
         ]
@@ -115,7 +115,7 @@ class FolderLock:
         """Takes the folder if it is free; False to try again later.
 
         Raises:
-            InUse: Its owner is at work. It may be tried again all the same.
+            InUse: Its owner is at work. Another try may succeed later.
         """
         number, record, data = self.latest()
         if number and not self._is_free(record, data):

@@ -14,12 +14,12 @@ TRACED = 3  # steps in it
 class Trace:
     """Traces ``TRACED`` steps of a loop; a context manager that ends it in any case.
 
-    The trace lies in ``folder/plugins/profile/TIME``, as TensorBoard's profile plugin
+    The trace is in ``folder/plugins/profile/TIME``, as TensorBoard's profile plugin
     looks for it; ``perfetto_trace.json.gz`` there opens in Perfetto too.
 
     Args:
-        folder: local or ``gs://``; None for no trace.
-        start, end: first step of the loop, and the one it ends before. A loop too
+        folder: Local or ``gs://``; None for no trace.
+        start, end: First step of the loop, and the one it ends before. A loop too
             short for steps to settle is traced from as late as it can be.
     """
 

@@ -110,7 +110,7 @@ class StoredProgram:
                 RuntimeError,
                 StorageError,
             ) as error:
-                # Some backends cannot serialise some programs; the run goes on.
+                # Some backends cannot serialise some programs; the run continues.
                 log.debug("the program %s is not stored: %s", name, error)
         return program
 
@@ -134,7 +134,7 @@ def describe(*parts: Any) -> str:
 
     Args:
         parts: Frozen dataclasses and plain values that the function closes over. A
-            function among them has no text but its address, which says nothing.
+            function among them has no text but its address, which identifies nothing.
     """
     text = repr(parts)
     return "" if " at 0x" in text else text
@@ -153,7 +153,7 @@ def folder() -> pathlib.Path | None:
 
 
 def _compile_afresh(lowered: Any) -> tuple[Any, bool]:
-    """Compiles a program, and says whether the compiler made it.
+    """Compiles a program, and returns whether the compiler made it.
 
     A CPU program from jax's own cache cannot be serialised again: it loses its code. So
     programs that are stored here are not put there.

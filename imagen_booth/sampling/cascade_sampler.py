@@ -253,7 +253,7 @@ def sample_cascade(
         embeddings: Embedding of every prompt; "" is the null text.
         samplers: Sampler settings by stage name.
         batch: Images per batch at 64 px.
-        check_stop: Raises if a signal asked the run to stop; called between batches.
+        check_stop: Raises if a signal has come; called between batches.
 
     Yields:
         Each stage with its [B, R, R, 3] uint8 images, in the order of ``requests``.

@@ -196,7 +196,7 @@ def load_stage(
             pretrained=origin["pretrained"],
         )
     return LoadedStage(
-        stage=stage.tuned(tuning.hybrid),
+        stage=stage.after_finetuning(tuning.hybrid),
         part=part,
         params=part.params,
         level=tuning.level,

@@ -139,7 +139,9 @@ def check(
     text = " ".join(text.split())
     name = f"The identifier {text!r}"
     if not text:
-        return [f"{name} is empty: prompts cannot tell the subject from its class."]
+        return [
+            f"{name} is empty: prompts cannot distinguish the subject from its class."
+        ]
     warnings = []
     rare = set(rare_ids(tokenizer, id_range))
     for word in text.split():

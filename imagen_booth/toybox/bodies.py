@@ -149,13 +149,13 @@ def add_eyes(
     """Adds two eyes to an ellipsoidal head around the origin that looks along z.
 
     Args:
-      head: the shapes of the head.
-      half: half extents of the head.
-      place: x and y of an eye, as fractions of the head's half extents.
-      size: radius of an eye in toy units.
-      expression: closes, widens or frowns them.
-      lids: material of the skin around the left and the right one.
-      iris: its colour, with a slit pupil; None is an all dark eye.
+      head: The shapes of the head.
+      half: Half extents of the head.
+      place: Position (x, y) of an eye, as fractions of the head's half extents.
+      size: Radius of an eye in toy units.
+      expression: Facial expression, which closes, widens or slants them.
+      lids: Material of the skin around the left and the right one.
+      iris: Colour of an iris with a slit pupil; None makes the whole eye dark.
     """
     spread, height = place
     depth = max(0.05, 1.0 - spread**2 - height**2) ** 0.5

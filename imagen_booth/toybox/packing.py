@@ -29,7 +29,7 @@ def pack(scene: sc.Scene) -> dict[str, np.ndarray]:
     those that cast shadows first. "counts" are int32: rings, solids, casting solids.
 
     Raises:
-      InputError: the scene has more shapes than the table has rows.
+      InputError: The scene has more shapes than the table has rows.
     """
     rings = [s for s in scene.shapes if s.hole > 0.0]
     solids = [s for s in scene.shapes if s.hole == 0.0]

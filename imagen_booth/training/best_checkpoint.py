@@ -1,7 +1,7 @@
 """Which parameters a stage keeps: the last, or those of its best preview.
 
 Every preview is sampled from the same noise and scored, and its file holds the scores.
-From these, ``score`` says how good a step is:
+From these, ``score`` computes how good a step is:
 
     base stage         S(step) - max(0, C(step) - C(0))
     super-resolution   PSNR of enlarged photos against the photos, in dB
@@ -39,8 +39,8 @@ def score(measured: PreviewScores, first: PreviewScores) -> float:
     """How good a step's preview is.
 
     Args:
-        measured: of the step.
-        first: of step 0.
+        measured: Scores of the step's preview.
+        first: Scores of the preview at step 0.
     """
     if "colour" not in measured.subject:
         return next(iter(measured.subject.values()))
@@ -93,14 +93,14 @@ class BestCheckpoint:
                     f"with --overwrite={folder.name}"
                 )
         if unfinished and self._candidates() and not self._exists():
-            # The stage was finished before and goes on to more steps.
+            # The stage was finished before and continues with more steps.
             self._write(self.step, checkpoints.read_params(folder)[0])
 
     def _held(self, latest: int) -> int:
         """The step whose parameters lie in ``best/`` if its preview must exist, or 0.
 
         Parameters are written before their preview. A run killed between the two
-        draws it again; not so a preview of before the newest checkpoint.
+        samples it again, but not a preview from before the newest checkpoint.
         """
         if not self._exists():
             return 0
@@ -136,7 +136,7 @@ class BestCheckpoint:
         """Takes a preview into account, before its file is written.
 
         Raises:
-            StorageError: the parameters cannot be written.
+            StorageError: The parameters cannot be written.
         """
         self._seen[step] = measured
         if step > 0 and self.step == step:
@@ -180,7 +180,7 @@ def _scores_of_first(previews: epath.Path) -> dict[int, PreviewScores]:
 
 
 def remove_previews(previews: epath.Path) -> None:
-    """Removes the previews of an earlier tuning: this one begins anew."""
+    """Removes the previews of earlier fine-tuning, which starts again."""
     if processes.is_first() and previews.exists():
         for step in read_scores(previews):
             preview_file(previews, step).unlink()

@@ -98,7 +98,7 @@ def sample_class_images(
     writes.
 
     Args:
-        check_stop: Raises if the run is asked to stop; called between groups.
+        check_stop: Raises if a signal has come; called between groups.
         lows: Class images of the stage below, uint8, one per image.
 
     Returns:

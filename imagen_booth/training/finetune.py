@@ -77,7 +77,7 @@ class FinetuneContext:
         previews: Folder of the preview grids.
         mesh: The devices.
         metrics: Receives the metrics.
-        stop: Asks to save and end.
+        stop: Whether a signal has come, after which the work saves and ends.
         rules: Sharding rules, see ``sharding.spec_at``.
         profile: Folder for a trace of early steps; None for no trace.
     """
@@ -418,8 +418,8 @@ def initial_state(
 ) -> InitialState:
     """The state at step 0: its shapes on the mesh, and how to make it.
 
-    The optimizer's arrays are made where they live. ``params`` are donated to the
-    state, and not used if the loop finds a checkpoint.
+    The optimizer's arrays are made on the devices that hold them. ``params`` are
+    donated to the state, and not used if the loop finds a checkpoint.
     """
 
     def create(params: train_state.Params) -> train_state.TrainState:

@@ -82,9 +82,9 @@ class LoopHooks:
             ask again for a step that has one.
         inference: Gives the parameters to store for use.
         diagnose: Names the tensors that are not finite in the step that would follow.
-        ends: Says whether training ends at a step, by the previews up to it. Where this
-            is not None, a preview is made before the checkpoint of its step, which is
-            the last one if training ends.
+        ends: Returns whether training ends at a step, by the previews up to it. Where
+            this is not None, a preview is made before the checkpoint of its step,
+            which is the last one if training ends.
     """
 
     learning_rate: Callable[[int], Any]
@@ -124,7 +124,7 @@ def train(
 ) -> TrainState:
     """Trains from the newest checkpoint, or from ``start``, to ``config.steps``.
 
-    It ends earlier where ``hooks.ends`` says so.
+    It ends earlier where ``hooks.ends`` is true.
 
     Args:
         name: The stage, for messages and rows of metrics.
@@ -286,7 +286,7 @@ def _restore_or_start(
     checkpoints: Checkpoints,
     metrics: MetricWriter,
 ) -> TrainState:
-    """The state to go on from, with the metrics and previews that belong to it."""
+    """The state to start from, with the metrics and previews that belong to it."""
     if checkpoints.latest() is None:
         state = start.make()
     else:

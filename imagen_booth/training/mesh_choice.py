@@ -66,7 +66,7 @@ def pretraining_mesh(cascade: Cascade, job: jobs.Pretraining) -> Mesh:
     """The mesh for pretraining a stage, and a text encoder beside it.
 
     Raises:
-        InputError: as ``finetuning_mesh``.
+        InputError: As ``finetuning_mesh``.
     """
 
     def need(shapes: Shapes) -> int:

@@ -164,7 +164,7 @@ def batch_loss(
     Args:
         apply: ``(params, image) -> logits, subjects, looks``.
         params: ``{"judge"}``.
-        batch: as ``single`` makes it.
+        batch: As ``single`` makes it.
 
     Returns:
         Loss [], and sums over the rows for ``steps.make_step``.
@@ -197,7 +197,7 @@ def measure(
     """What a judge gets right on pictures it never saw.
 
     Returns:
-        ``words``: by attribute the share of records named rightly, and the mean of
+        ``words``: By attribute the share of records named rightly, and the mean of
         that share over the words that occur (``even``), for which rare words count
         as much as common ones. ``subject``: mean cosine of pairs, that of
         individuals of one class, and how often the pair is the nearer of the two.

@@ -140,7 +140,7 @@ def run(
     """Trains the stages, or resumes.
 
     Args:
-        folder: Folder of weights to write; ``progress.json`` in it tells how far they
+        folder: Folder of weights to write; ``progress.json`` in it records how far they
             are.
         plans: The stages in order.
         cascade: Name of the cascade.

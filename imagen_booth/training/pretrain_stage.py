@@ -344,7 +344,7 @@ def _versions() -> dict[str, str]:
 
 
 def _commit() -> str:
-    """The commit of the checkout that this package lies in; empty where it is none."""
+    """The commit of the checkout with this package; empty if it is not in one."""
     root = pathlib.Path(__file__).parents[2]
     if not (root / ".git").exists() or shutil.which("git") is None:
         return ""

@@ -30,15 +30,15 @@ class Preview:
     """The pictures sampled at intervals, always from the same noise.
 
     Attributes:
-        prompts: one per picture, the first ``subjects`` of them the instance prompt,
+        prompts: One per picture, the first ``subjects`` of them the instance prompt,
             the last ``classes`` of them the class prompt.
-        embeddings: of the prompts.
-        null: the null text.
-        sampler: of the stage.
-        rows: rows the sampler's program is compiled for.
-        photos: pairs of the subject; a super-resolution preview enlarges their low
+        embeddings: Embeddings of the prompts.
+        null: The null text.
+        sampler: Sampler of the stage.
+        rows: Batch size that the sampler's program is compiled for.
+        photos: Pairs of the subject; a super-resolution preview enlarges their low
             versions, and every preview is compared with them.
-        subjects, classes: how many of the pictures show the subject, and its class.
+        subjects, classes: Number of pictures of the subject, and of its class.
         metadata: Further metadata of their files, such as run, cascade and licence.
     """
 
@@ -127,7 +127,7 @@ def sample_preview(
     enlargement of it, and the photo itself.
 
     Args:
-        level: augmentation level of the low-res image.
+        level: Augmentation level of the low-res image.
 
     Returns:
         The grid, uint8 [H, W, 3], and its scores.

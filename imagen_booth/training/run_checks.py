@@ -2,7 +2,7 @@
 
 ``train`` refuses a job by these checks and leaves the run directory as it is;
 ``doctor`` reports them. The recipes are the settings that each part of a run depends
-on: what is there of a part goes on only with the same recipe.
+on: what is there of a part is continued only with the same recipe.
 """
 
 import dataclasses
@@ -229,7 +229,7 @@ def _learned(job: Job, work: RunDirectory) -> str:
 def _check_photo_setting(job: Job, work: RunDirectory) -> None:
     """Checks that a toy's photos stay those that the run was begun with.
 
-    Other photos are told apart by their bytes; these would have to be rendered.
+    Other photos are compared by their bytes; these would have to be rendered.
 
     Raises:
         InputError: They do not, and some part is not to be redone.

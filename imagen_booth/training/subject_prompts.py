@@ -128,7 +128,7 @@ def prepare_prompts(
         load: Loads the encoder, as ``weights.load.load`` does.
 
     Raises:
-        InputError: the identifier cannot be tokenised, or weights are missing.
+        InputError: The identifier cannot be tokenised, or weights are missing.
     """
     texts = choose_prompts(job, cascade)
     embeddings, encoder = embed_prompts(
@@ -158,7 +158,7 @@ def subject_description(subject: Subject) -> str:
     """The words that stand for the subject where nothing is tuned.
 
     Raises:
-        InputError: the toybox is to describe a subject that is none of its own.
+        InputError: The toybox is to describe a subject that is none of its own.
     """
     if subject.description != TOYBOX:
         return subject.description
@@ -177,7 +177,7 @@ def choose_identifier(
     """The user's identifier, or a drawn one: its text, its tokens, and warnings.
 
     Raises:
-        InputError: none can be drawn, or the job's cleaning is not known.
+        InputError: None can be drawn, or the job's cleaning is not known.
     """
     text, noun = cascade.text, job.subject.class_noun
     cleaning = cleaning_name(cascade, job.cleaning)

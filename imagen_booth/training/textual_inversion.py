@@ -133,7 +133,7 @@ def learn_embedding(
     Args:
         parts: ``text`` and ``base`` with their weights; these are consumed.
         subject: The photos; each is used equally often.
-        preview: The preview; its prompts are embedded anew with the rows of each step.
+        preview: The preview; its prompts are embedded again with the rows of each step.
 
     Returns:
         The learned embedding, and entries for the manifest, see
@@ -224,7 +224,7 @@ def _preview_sampling(
     preview: Preview,
     mesh: jax.sharding.Mesh,
 ) -> PreviewSampling:
-    """The preview, with its prompts embedded anew for each step."""
+    """The preview, with its prompts embedded again for each step."""
     stage, text, unet = cascade.stage("base"), parts["text"], parts["base"]
     encode_with = jax.jit(
         lambda params, ids, mask: text.apply(_with_rows(params, tokens), ids, mask)

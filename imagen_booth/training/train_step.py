@@ -43,7 +43,7 @@ class LossConfig:
 
     Attributes:
         weighting: Name of the log-SNR weighting in ``diffusion.loss``.
-        hybrid: Adds the variational bound, which trains a learned variance.
+        hybrid: Whether to add the variational bound, which trains a learned variance.
         null_text: Share of rows whose text is replaced by the null text, 0 to 1.
         level: Least and greatest augmentation level of super-resolution rows, drawn
             uniformly in cosine time between the two; equal ends fix it.
@@ -56,7 +56,7 @@ class LossConfig:
 
 
 def sample_level(key: Array, level: tuple[float, float], rows: int) -> Array:
-    """[rows] augmentation levels, uniform in cosine time within ``level``."""
+    """Augmentation levels, f32 [rows], uniform in cosine time within ``level``."""
     low, high = level
     if low == high:
         return jnp.full((rows,), low, jnp.float32)
@@ -78,10 +78,12 @@ def batch_loss(
     """Weighted denoising loss of a batch.
 
     Args:
-        unet: ``(params, x, time, text, mask, level) -> out``.
+        stage: The stage that trains.
+        unet: The network, ``(params, x, time, text, mask, level) -> out``.
         text_encoder: ``(params, tokens, mask) -> embeddings``; needed where the
             batch holds tokens.
-        params: ``{"unet", "text"?}``.
+        config: Settings of the loss.
+        params: ``{"unet": ..., "text": ...?}``.
         batch: ``image`` [B, H, W, 3] in [-1, 1]; ``weight`` [B]; ``group`` [B] int;
             ``text`` [B, L, D] with ``text_mask`` [B, L], or ``tokens`` [B, L];
             ``null`` [L, D] with ``null_mask`` [L]; super-resolution adds ``low``
@@ -198,9 +200,10 @@ def make_step(
     ema: float = 0.0,
     accumulate: int = 1,
 ) -> Callable[..., tuple[states.TrainState, dict[str, Array]]]:
-    """A pure ``(state, batch, *fixed, ok=True) -> (state, metrics)``.
+    """Makes the training step, a pure ``(state, batch, *fixed, ok=True) -> (state,
+    metrics)``.
 
-    Randomness comes from ``seed`` and the step counter alone, so a continued run
+    Randomness comes from ``seed`` and the step counter alone, so a resumed run
     repeats nothing.  A step whose loss or gradient is not finite changes only
     ``metrics["finite"]``, and so does one that is called with ``ok=False``: a caller
     that passes each step's ``finite`` to the next and looks at it later stops with the
@@ -209,8 +212,11 @@ def make_step(
     Args:
         loss_fn: ``(params, batch, key, *fixed) -> (loss, sums)`` as ``batch_loss``;
             ``fixed`` is what no step changes or donates, such as frozen weights.
-        accumulate: micro-batches per step.  Exact: weights were normalised over the
-            whole batch.
+        optimizer: Its state is ``state.opt_state``.
+        seed: Seed of all randomness of the steps.
+        ema: Decay of the moving average, where the state has one.
+        accumulate: Number of micro-batches per step. The sum is exact, because weights
+            were normalised over the whole batch.
 
     The metrics are {"loss", "loss_subject", "loss_class", "grad_norm", "finite"} [];
     a group without rows reports NaN.
@@ -269,7 +275,7 @@ def _accumulated(gradient, trainable, batch, key, count):
     """Sums gradients and sums of losses over ``count`` micro-batches in a scan."""
     shared = {name: batch[name] for name in SHARED if name in batch}
     rows = {name: leaf for name, leaf in batch.items() if name not in shared}
-    # Every count-th row, so that each micro-batch lies on all devices.
+    # Every count-th row, so that each micro-batch is on all devices.
     parts = jax.tree.map(
         lambda leaf: leaf.reshape(-1, count, *leaf.shape[1:]).swapaxes(0, 1), rows
     )

@@ -150,7 +150,7 @@ class Queue:
     def stop(self, record: JobRecord) -> None:
         """Takes a waiting job out of the queue, or stops a running one.
 
-        A running job gets one SIGTERM: it saves its state and ends, and the same
+        A running job gets one SIGTERM: It saves its state and ends, and the same
         command resumes it. A second signal would end it without saving, so a job that
         is stopping is left alone.
         """

@@ -115,7 +115,7 @@ def serve(
 
     Args:
         host, port: Address; port 0 for any free one.
-        share: Also by a public link of gradio.live.
+        share: Whether to open a public link of gradio.live too.
         password: What visitors have to give; "" for none.
         ready: Is called with the address when the page can be opened.
 

@@ -133,7 +133,7 @@ class _TrainingTab:
 
     @explained
     def stop(self, name: str | None) -> Any:
-        """Asks the run to save its state and end."""
+        """Requests that the run saves its state and ends."""
         run = self.booth.open(name)
         job = self.booth.queue.latest(run.name, "train")
         if job is None or not job.is_open:

@@ -33,7 +33,7 @@ class CropChoice:
 
 @dataclasses.dataclass(frozen=True)
 class CheckedUpload:
-    """What ``doctor`` says of uploaded photos.
+    """What ``doctor`` finds in uploaded photos.
 
     Attributes:
         crops: The square that training sees of each usable photo, with a caption.

@@ -181,7 +181,7 @@ def _fine_tuned(run: _Run, name: str, params: Params, steps: int) -> ExportedPar
     network = run.cascade.text.encoder if name == "text" else run.cascade.stage(name)
     settings = run.config.get(name, {})
     if isinstance(network, Stage) and settings:
-        network = network.tuned(settings["hybrid"])
+        network = network.after_finetuning(settings["hybrid"])
     sampler = run.config.get("pictures", {}).get(name)
     own = isinstance(network, Stage) and network.licence
     return ExportedPart(

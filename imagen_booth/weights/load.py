@@ -118,7 +118,7 @@ def network(cascade: Cascade, name: str, dtype: Any) -> tuple[Any, Callable[...,
 
 @dataclasses.dataclass(frozen=True)
 class Forward:
-    """The forward function of a network; its text says what it computes.
+    """The forward function of a network; its text describes what it computes.
 
     Attributes:
         module: The network.

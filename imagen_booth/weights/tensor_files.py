@@ -299,7 +299,7 @@ def _open_remote(path: epath.Path) -> dict[str, Tensor]:
     header.pop("__metadata__", None)
     end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
     if start + end != size:
-        raise SafetensorError(f"it has {size} bytes, its header says {start + end}")
+        raise SafetensorError(f"it has {size} bytes, but {start + end} by its header")
 
     def tensor(name: str, entry: Mapping[str, Any]) -> Tensor:
         shape, dtype = tuple(entry["shape"]), _dtype(path, name, entry["dtype"])

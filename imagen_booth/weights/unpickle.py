@@ -22,7 +22,7 @@ def rewrite(folder: epath.Path) -> list[epath.Path]:
         Paths of the tensor files.
 
     Raises:
-        InputError: torch is not installed, or the folder has no such file, or a file
+        InputError: Torch is not installed, or the folder has no such file, or a file
             does not hold tensors only.
         StorageError: The files cannot be written.
     """

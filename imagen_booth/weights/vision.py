@@ -299,5 +299,5 @@ def _check(path: epath.Path, config: ViTConfig | CLIPConfig) -> None:
             if given != value:
                 where = f"{name}.{field}" if name else field
                 raise InputError(
-                    f"{path}: {where} is {given!r}; the network asked for has {value!r}"
+                    f"{path}: {where} is {given!r}; this network has {value!r}"
                 )

@@ -444,9 +444,11 @@ def test_an_imported_folder_describes_itself(folder):
 
 def test_variance_that_was_not_tuned_is_not_exported_as_learned(folder):
     files.write_stage(folder)
-    (parcel,) = export.export_folder(epath.Path(folder), ())
-    assert isinstance(parcel.network, Stage)
-    stale = dataclasses.replace(parcel, network=parcel.network.tuned(hybrid=False))
+    (part,) = export.export_folder(epath.Path(folder), ())
+    assert isinstance(part.network, Stage)
+    stale = dataclasses.replace(
+        part, network=part.network.after_finetuning(hybrid=False)
+    )
     export.write_diffusers(epath.Path(folder / "out"), [stale], None)
     path = folder / "out/base/scheduler/scheduler_config.json"
     assert json.loads(path.read_text())["variance_type"] == "fixed_small"
