@@ -26,7 +26,7 @@ from imagen_booth import cli
 # Commands, and how many words may follow each.
 VERBS = {"export": 0, "fetch": 1, "import": 0, "merge": 0, "unpickle": 0}
 
-_RUN = cli.define_path("run", None, "export, merge: work directory of a run")
+_RUN = cli.define_path("run", None, "export, merge: run directory of a run")
 _FROM = cli.define_path("from", None, "weights to read: a folder, or a file")
 _ADAPTER = cli.define_path(
     "adapter", None, "merge: folder or file of the adapters for the weights of --from"

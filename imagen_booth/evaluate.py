@@ -16,7 +16,7 @@ alone, in RUN/samples/class: the second command makes them. Their seeds start at
 evaluate refuses pictures that do. --runs scores all finished runs in a folder as one
 system, with means and intervals over their subjects.
 
-Folders of pictures by any other system can stand in the same table. With several
+Folders of pictures by any other system can be in the same table. With several
 subjects, such a folder has one folder per subject, named as those in --photos. The
 prompt of a picture comes from a line of index.jsonl with "file" and "prompt", or from
 the number its name begins with (07_2.png belongs to the eighth prompt), or from the
@@ -54,7 +54,7 @@ _NOUN = flags.DEFINE_multi_string(
 _PROMPTS = cli.define_path(
     "prompts",
     None,
-    "file of prompts, suite, or 'dreambench' for the list that fits the class",
+    "file of prompts, suite, or 'dreambench' for the suite that fits the class",
 )
 _DINO = cli.define_path("dino", None, "folder of facebook/dino-vits16, or random")
 _CLIP = cli.define_path("clip", None, "folder of openai/clip-vit-*, or random")

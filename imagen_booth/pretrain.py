@@ -5,8 +5,8 @@
     python -m imagen_booth.pretrain --config=configs/pretrain.py:toybox_judge
 
 The base stage trains its text encoder too; the others read it from --config.text, a
-folder of weights or shipped. This command exports a run to a folder of weights, beside
-the stages that are there already:
+folder of weights or shipped. The next command exports a run to a folder of weights,
+beside the stages that are there already:
 
     python -m imagen_booth.convert export --run=RUN --to=DIR --dtype=bfloat16
 

@@ -7,7 +7,7 @@ Studies: vanilla, sr, fidelity, prior, prior_source (class images or the frozen 
 adapters (LoRA or all parameters), baselines (DreamBooth, no prior loss, Textual
 Inversion, prompts only), noun, identifier, photos, sampler (of class images). The
 command first logs the runs and their estimated cost. All studies take many hours. After
-a stop, the same command resumes; runs of a smaller --quick are used again. The results
+a stop, the same command resumes; finished runs of --quick are used again. The results
 are DIR/reproduce.html and DIR/results.json.
 """
 

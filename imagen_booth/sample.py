@@ -31,7 +31,7 @@ from imagen_booth.errors import InputError
 if TYPE_CHECKING:
     from etils import epath
 
-_RUN = cli.define_path("run", None, "work directory of a finished run")
+_RUN = cli.define_path("run", None, "run directory of a finished run")
 _RUNS = cli.define_path("runs", None, "in place of --run: folder of finished runs")
 _PROMPT = flags.DEFINE_multi_string("prompt", [], "a prompt; repeat the flag for more")
 _PROMPTS = cli.define_path("prompts", None, "file of prompts, or a suite")
@@ -62,7 +62,7 @@ cli.define_hosts()
 
 def main() -> None:
     if not _RUN.value and not _RUNS.value:
-        raise InputError("--run is missing; give the work directory of a run")
+        raise InputError("--run is missing; give the run directory of a run")
     if _RUN.value and _RUNS.value:
         raise InputError("give --run for one run or --runs for a folder of them")
     prompts = [prompt for prompt in _PROMPT.value if prompt]

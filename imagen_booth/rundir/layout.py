@@ -1,4 +1,4 @@
-"""The work directory of a run: its files, its manifest, and what has become stale."""
+"""The run directory of a run: its files, its manifest, and what has become stale."""
 
 import dataclasses
 import datetime
@@ -253,7 +253,7 @@ def cache_folder(cache: str, workdir: epath.Path) -> epath.Path:
     Those stay where the user has put them, by ``JAX_COMPILATION_CACHE_DIR``.
 
     Args:
-        cache: ``config.cache`` of a job; empty for ``cache`` beside the work directory.
+        cache: ``config.cache`` of a job; empty for ``cache`` beside the run directory.
     """
     folder = epath.Path(cache) if cache else workdir.parent / "cache"
     if jax.config.values["jax_compilation_cache_dir"] is None:

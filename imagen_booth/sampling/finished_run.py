@@ -28,7 +28,7 @@ class FinishedRun:
     """A finished run, without its weights.
 
     Attributes:
-        path: The work directory.
+        path: The run directory.
         job: The settings.
         cascade: The model.
         stages: The stages to sample with, from low to high resolution.
@@ -62,7 +62,7 @@ def read_run(run: epath.Path, resolution: int = 0) -> FinishedRun:
     """Reads the settings and the manifest of a run; reads no weights.
 
     Args:
-        run: The work directory.
+        run: The run directory.
         resolution: Stop at this size in pixels; 0 for the cascade's last stage.
 
     Raises:
@@ -70,7 +70,7 @@ def read_run(run: epath.Path, resolution: int = 0) -> FinishedRun:
     """
     files = [run / file for file in ("config.json", "manifest.json")]
     if not all(file.exists() for file in files):
-        raise InputError(f"--run={run} is not the work directory of a run")
+        raise InputError(f"--run={run} is not the run directory of a run")
     config, manifest = (read_json(file, TRAIN_AGAIN) for file in files)
     job = build.build(Job, config, "config")
     cascade = resolve(by_name(job.cascade), dataclasses.asdict(job.weights))

@@ -2,9 +2,9 @@
 
 In the class rows of a step, the trained network reads the class prompt and should
 predict what the frozen network predicts for the same noisy image. Before the first
-step both agree, so the term is 0 and has no gradient; later it holds the network's
-predictions for the class where they were. Which noisy images these are is a setting,
-see ``config.schema.FrozenModel``.
+step both agree, so the term is 0 and has no gradient; later it pulls the network's
+predictions for the class back to what they were. ``config.schema.FrozenModel`` chooses
+the noisy images.
 """
 
 import dataclasses

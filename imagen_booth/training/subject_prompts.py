@@ -155,10 +155,10 @@ def prepare_prompts(
 
 
 def subject_description(subject: Subject) -> str:
-    """The words that stand for the subject where nothing is tuned.
+    """The words that describe the subject in runs without fine-tuning.
 
     Raises:
-        InputError: The toybox is to describe a subject that is none of its own.
+        InputError: The description is ``toybox``, but the subject is not of the toybox.
     """
     if subject.description != TOYBOX:
         return subject.description

@@ -153,9 +153,7 @@ def export_run(run: epath.Path, parts: Sequence[str]) -> list[ExportedPart]:
 def _open_run(run: epath.Path) -> _Run:
     file = run / "manifest.json"
     if not file.exists():
-        raise InputError(
-            f"--run={run} is not a work directory: it has no manifest.json"
-        )
+        raise InputError(f"--run={run} is not a run directory: it has no manifest.json")
     manifest = read_json(file, TRAIN_AGAIN)
     cascade = by_name(manifest["cascade"]["name"])
     origins = manifest["cascade"].get("parts", {})

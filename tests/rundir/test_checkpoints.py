@@ -27,7 +27,7 @@ def numbers():
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A relative path, as the default work directory is."""
+    """A relative path, as the default run directory is."""
     monkeypatch.chdir(tmp_path)
     return epath.Path("runs/base")
 

@@ -1,4 +1,4 @@
-"""The work directory: what was made with what, and what has become stale."""
+"""The run directory: what was made with what, and what has become stale."""
 
 import dataclasses
 import json

@@ -119,7 +119,7 @@ def test_a_failed_job_shows_what_it_printed(queue):
     job = queue.submit(("imagen_booth.sample", "--run=/nowhere", "--prompt=a"), "dog")
     until(lambda: states(queue) == [FAILED], 120)
     assert queue.records()[0].code == 2
-    assert queue.log(job)[-1].startswith("--run=/nowhere is not the work directory")
+    assert queue.log(job)[-1].startswith("--run=/nowhere is not the run directory")
 
 
 def test_commands_are_shown_as_a_shell_reads_them():
