@@ -1,4 +1,4 @@
-"""The run directory of a run: its files, its manifest, and what has become stale."""
+"""The run directory: its files, its manifest, and what has become stale."""
 
 import dataclasses
 import datetime

@@ -14,8 +14,8 @@ from imagen_booth.storage import LineLog
 class MetricWriter:
     """Appends rows to ``metrics.jsonl``.
 
-    A resumed run first drops the rows after its checkpoint, so that each step stands
-    once in the file.
+    A resumed run first drops the rows after its checkpoint, so that each step is in
+    the file once.
 
     Args:
         workdir: The run directory, local or ``gs://``.

@@ -68,7 +68,7 @@ def run_batch(
     """Samples the missing images of a file or suite into ``RUN/samples/NAME``.
 
     Args:
-        path: Work directory of a finished run.
+        path: Run directory of a finished run.
         source: File or suite of prompts, see ``prompt_files.read_source``; its rows
             are read as they are needed.
         name: Name of the folder; "" for the name of the source.

@@ -176,7 +176,7 @@ def check_rows(
         seeds: Images per row.
 
     Returns:
-        Number of images that the rows ask for.
+        Number of images of all rows.
 
     Raises:
         InputError: Rows that cannot be sampled, with the reason for each; or no rows.
@@ -248,7 +248,7 @@ def plan_images(
     first_seed: int,
     seeds: int,
 ) -> Iterator[PlannedImage]:
-    """The images that rows ask for, in their order, each with its files."""
+    """The images of rows, in their order, each with its files."""
     for row in rows:
         named, plain = (
             PromptPair(prompt=fill(row.prompt), negative=fill(row.negative_prompt))

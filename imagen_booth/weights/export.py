@@ -114,7 +114,7 @@ def export_run(run: epath.Path, parts: Sequence[str]) -> list[ExportedPart]:
     """Collects the networks and adapters of a run that have a finished checkpoint.
 
     Args:
-        run: Work directory of a run, or of pretraining.
+        run: Run directory of a run, or of pretraining.
         parts: Names of parts; empty for all that were fine-tuned.
 
     Raises:
@@ -304,7 +304,7 @@ def merge_run(run: epath.Path, parts: Sequence[str]) -> list[ExportedPart]:
     """Collects the networks of a run, with adapters added to the weights they are for.
 
     Args:
-        run: Work directory of a run.
+        run: Run directory of a run.
         parts: Names of parts; empty for all that were fine-tuned.
 
     Raises:
