@@ -112,6 +112,8 @@ def _photo_inputs() -> tuple[list[Any], gr.Gallery, gr.Dataframe]:
                 height=150,
                 elem_id="upload",
             )
+            # Gradio's own leaves an empty file behind for each path that it hands over.
+            files.preprocess = _paths
             crop = gr.Radio(
                 [("Cut to a square", "centre"), ("Pad to a square", "pad")],
                 value="centre",
@@ -137,6 +139,11 @@ def _photo_inputs() -> tuple[list[Any], gr.Gallery, gr.Dataframe]:
                 elem_id="verdicts",
             )
     return [source, files, crop, right, down], crops, verdicts
+
+
+def _paths(uploaded: Any) -> list[str]:
+    """Where Gradio keeps uploaded files."""
+    return [each.path for each in uploaded or ()]
 
 
 def _job_inputs() -> list[Any]:
