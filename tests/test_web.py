@@ -254,6 +254,12 @@ def choose(page, label, option):
     page.get_by_role("option", name=option, exact=True).last.click()
 
 
+def choose_run(page, name):
+    """Chooses a run, once the page that was opened has chosen the latest one."""
+    until(lambda: page.get_by_label("Run", exact=True).input_value(), PATIENCE)
+    choose(page, "Run", name)
+
+
 def rows_of(run):
     path = run / "metrics.jsonl"
     return len(path.read_text().splitlines()) if path.exists() else 0
@@ -298,7 +304,7 @@ def test_the_shown_command_gives_the_same_run_bit_for_bit(new_page, base_root):
     """The run of the command line also appears on the page."""
     page = new_page()
     open_tab(page, "Training")
-    choose(page, "Run", "rex")
+    choose_run(page, "rex")
     shown = page.locator("#run_command .cm-content")
     until(lambda: f"{base_root / 'rex'}" in shown.inner_text(), PATIENCE)
     command = shlex.split(shown.inner_text())
@@ -324,7 +330,7 @@ def test_the_shown_command_gives_the_same_run_bit_for_bit(new_page, base_root):
 @pytest.mark.web
 def test_gallery_compare_and_delete(new_page, base_root):
     page = new_page()
-    choose(page, "Run", "rex")
+    choose_run(page, "rex")
     open_tab(page, "Gallery")
     page.locator("#gallery img").first.wait_for()
     page.get_by_role("button", name="The paper's applications").click()
@@ -405,7 +411,7 @@ def test_markup_in_names_and_prompts_is_text(new_page, photos, tmp_path, base_ro
     page.get_by_role("button", name="Start training").click()
     page.get_by_text("cannot be used; give 1 to 40 letters").wait_for()
     open_tab(page, "Gallery")
-    choose(page, "Run", "rex")
+    choose_run(page, "rex")
     page.get_by_label("Prompts, one per line").fill(markup)
     reads = page.get_by_label("As the cascade reads them")
     until(lambda: markup in reads.input_value(), PATIENCE)
