@@ -1,4 +1,4 @@
-"""Which part of the house may import which; read from the sources, nothing is run."""
+"""Which part of the package may import which; read from its sources, nothing is run."""
 
 import ast
 import graphlib
