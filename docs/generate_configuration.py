@@ -22,7 +22,7 @@ PRETRAININGS = ("toybox_base", "toybox_sr256", "sr1024_div2k")
 # Sections of the page: the class, and where its fields stand in a config.
 SECTIONS = (
     (schema.Job, "config"),
-    (schema.Subject, "config.subject"),
+    (schema.Subject, "config.subject, config.second"),
     (schema.ClassImages, "config.class_images"),
     (schema.FrozenModel, "config.frozen_model"),
     (schema.FineTuning, "config.base, config.sr256, config.sr1024"),
@@ -138,7 +138,7 @@ def cell(text: str) -> str:
     """Text in a Markdown table, with the docstring's double backquotes as single."""
     text = re.sub(r"``(.+?)``", r"`\1`", text).replace("|", "\\|")
     # Brackets followed by brackets would be a link.
-    return re.sub(r"\[(V|N)\]", r"`[\1]`", text) if "`[" not in text else text
+    return re.sub(r"\[([VN][12]?)\]", r"`[\1]`", text) if "`[" not in text else text
 
 
 def section(kind: type, where: str) -> str:

@@ -1,4 +1,4 @@
-"""DreamBooth for one subject, from photos to the report.
+"""DreamBooth for one subject, or two together, from photos to the report.
 
 check photos -> choose identifier and embed prompts -> class images ->
 fine-tune each stage -> pictures -> report
@@ -13,7 +13,7 @@ import dataclasses
 import logging
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -21,10 +21,10 @@ import jax
 from etils import epath
 
 from imagen_booth.cascade import Cascade, Stage, notices
-from imagen_booth.config.schema import Job
+from imagen_booth.config.schema import SECOND, SUBJECT, Job
 from imagen_booth.data import image_files
-from imagen_booth.data.examples import ImagePair
-from imagen_booth.data.photos import CheckedPhotos, NoGoodPhotos
+from imagen_booth.data.examples import ImagePair, SubjectExamples
+from imagen_booth.data.photos import CheckedPhotos, NoGoodPhotos, Photo
 from imagen_booth.distributed import processes
 from imagen_booth.distributed.stop import StopRequest
 from imagen_booth.errors import BoothError
@@ -50,6 +50,7 @@ from imagen_booth.sampling.cascade_sampler import (
 )
 from imagen_booth.sampling.text_embeddings import LearnedEmbedding
 from imagen_booth.storage import read_json
+from imagen_booth.text.prompts import Naming
 from imagen_booth.training import (
     class_images,
     finetune,
@@ -132,11 +133,51 @@ class RunContext:
         )
 
     def plan_preview(
-        self, stage: Stage, prompts: SubjectPrompts, subject: Sequence[ImagePair]
+        self,
+        stage: Stage,
+        prompts: SubjectPrompts,
+        subjects: Sequence[SubjectExamples],
     ) -> Preview:
         """What the previews of a stage show."""
         metadata = run_metadata(self.work.path, self.cascade)
-        return plan_preview(self.job, stage, prompts, subject, metadata)
+        return plan_preview(self.job, stage, prompts, subjects, metadata)
+
+    def examples(
+        self,
+        stage: Stage,
+        prompts: SubjectPrompts,
+        photos: Mapping[str, Sequence[Photo]],
+        class_pairs: Mapping[str, Sequence[ImagePair]] | None = None,
+    ) -> list[SubjectExamples]:
+        """What a stage is fine-tuned on, for each subject that has photos.
+
+        Args:
+            photos: Photos by name of the subject's setting.
+            class_pairs: Class images by class prompt. Subjects of one class share them:
+                they go to the first of these.
+        """
+        found, rest = [], dict(class_pairs or {})
+        for name, some in photos.items():
+            subject, words = self.job.subjects[name], prompts.of_subjects[name]
+            if not some:
+                log.warning(
+                    "no photo of %r is large enough for %s, which is fine-tuned on "
+                    "the other subject alone",
+                    words.instance_prompt,
+                    stage.name,
+                )
+                continue
+            found.append(
+                SubjectExamples(
+                    photos=[photo_example(subject, stage, photo) for photo in some],
+                    prompt=words.instance_prompt,
+                    text=prompts.embeddings[words.instance_prompt],
+                    class_prompt=words.class_prompt,
+                    class_text=prompts.embeddings[words.class_prompt],
+                    class_pairs=rest.pop(words.class_prompt, ()),
+                )
+            )
+        return found
 
     def finetune_context(self, name: str, folder: epath.Path) -> FinetuneContext:
         """What fine-tuning of ``name`` needs; its checkpoints are in ``folder``."""
@@ -208,7 +249,8 @@ def run_accepted(
     Returns, Raises:
         As ``run``.
     """
-    cascade, mesh, checked = accepted.cascade, accepted.mesh, accepted.photos
+    cascade, mesh = accepted.cascade, accepted.mesh
+    checked = dict(zip(job.subjects, accepted.photos, strict=True))
     cache, dtype = cache_folder(job.cache, work.path), accepted.dtype
     with (
         jax.set_mesh(mesh),
@@ -221,7 +263,9 @@ def run_accepted(
             job, cascade, work, cache, mesh, dtype, stop, metrics, profile, load
         )
         try:
-            subject_photos.save_crops(job.subject, checked, work.path)
+            for name, found in checked.items():
+                place = subject_photos.folder_of(name, work.path)
+                subject_photos.save_crops(job.subjects[name], found, place)
             with context.timed("text"):
                 prompts = context.embed_prompts()
             _record_start(context, checked, prompts)
@@ -242,7 +286,7 @@ def run_accepted(
 
 
 def _record_start(
-    context: RunContext, checked: CheckedPhotos, prompts: SubjectPrompts
+    context: RunContext, checked: Mapping[str, CheckedPhotos], prompts: SubjectPrompts
 ) -> None:
     """Records the settings of the run, and logs warnings about it."""
     work, job = context.work, context.job
@@ -252,22 +296,30 @@ def _record_start(
         *notices(context.cascade),
         *cascade_sampler.scheduler_warnings(job, context.cascade),
         *prompts.warnings,
-        *checked.warnings,
+        *(warning for found in checked.values() for warning in found.warnings),
     ]
+    subjects = {
+        name: {
+            "class_noun": subject.class_noun,
+            "identifier": words.identifier,
+            "identifier_ids": list(words.ids),
+            "alone": words.replaces_noun,
+            "instance_prompt": words.instance_prompt,
+            "class_prompt": words.class_prompt,
+            **subject_photos.photo_manifest(checked[name]),
+        }
+        for (name, subject), words in zip(
+            job.subjects.items(), prompts.of_subjects.values(), strict=True
+        )
+    }
+    if SECOND not in subjects:
+        work.manifest.pop(SECOND, None)  # of a run of two that is redone with one
     work.record(
         run=work.path.name,
         status="running",
         created=work.manifest.get("created", utc_now()),
         seed=job.seed,
-        subject={
-            "class_noun": job.subject.class_noun,
-            "identifier": prompts.identifier,
-            "identifier_ids": list(prompts.ids),
-            "alone": prompts.replaces_noun,
-            "instance_prompt": prompts.instance_prompt,
-            "class_prompt": prompts.class_prompt,
-            **subject_photos.photo_manifest(checked),
-        },
+        **subjects,
         cascade={
             "name": context.cascade.name,
             "licence": context.cascade.licence,
@@ -281,22 +333,24 @@ def _record_start(
             "device": f"{len(jax.devices())} x {jax.devices()[0].device_kind}",
         },
     )
-    for rejected in (*checked.refused, *checked.skipped):
-        log.warning("%s is not used: %s", rejected.name, rejected.reason)
+    for found in checked.values():
+        for rejected in (*found.refused, *found.skipped):
+            log.warning("%s is not used: %s", rejected.name, rejected.reason)
     for warning in warnings:
         log.warning("%s", warning)
-    log.info("the instance prompt is %r", prompts.instance_prompt)
+    for words in prompts.of_subjects.values():
+        log.info("the instance prompt is %r", words.instance_prompt)
 
 
 def _learn_identifier(
-    context: RunContext, checked: CheckedPhotos, prompts: SubjectPrompts
+    context: RunContext, checked: Mapping[str, CheckedPhotos], prompts: SubjectPrompts
 ) -> SubjectPrompts:
     """Textual Inversion; returns the prompts embedded with the learned identifier."""
     job, work, stage = context.job, context.work, context.cascade.stage("base")
     parts = {name: context.load_part(name) for name in ("text", stage.name)}
     work.record(cascade={"parts": {stage.name: parts[stage.name].origin()}})
     tokens = textual_inversion.read_tokens(job, context.cascade, prompts)
-    photos = checked.large_enough_for(stage.name)
+    photos = checked[SUBJECT].large_enough_for(stage.name)
     folder = work.claim(
         "text",
         run_checks.text_recipe(
@@ -305,19 +359,19 @@ def _learn_identifier(
             prompts,
             prompts.plain_reading,
             parts[stage.name].fingerprint,
-            photos,
+            [photos],
             context.dtype,
         ),
     )
-    subject = [photo_example(job, stage, photo) for photo in photos]
+    [subject] = context.examples(stage, prompts, {SUBJECT: photos})
     with context.timed("learning words"):
         learned, result = textual_inversion.learn_embedding(
             tokens,
             context.cascade,
             parts,
             job.text,
-            subject,
-            context.plan_preview(stage, prompts, subject),
+            subject.photos,
+            context.plan_preview(stage, prompts, [subject]),
             context.finetune_context("text", folder),
         )
     _record_result(work, "text", result)
@@ -326,13 +380,16 @@ def _learn_identifier(
 
 
 def _finetune_stage(
-    context: RunContext, stage: Stage, checked: CheckedPhotos, prompts: SubjectPrompts
+    context: RunContext,
+    stage: Stage,
+    checked: Mapping[str, CheckedPhotos],
+    prompts: SubjectPrompts,
 ) -> LoadedStage:
     """Samples class images where the prior term is on, then fine-tunes."""
     job, work, name = context.job, context.work, stage.name
     config = job.finetuning(name)
-    photos = checked.large_enough_for(name)
-    if config.steps > 0 and not photos:
+    photos = {of: found.large_enough_for(name) for of, found in checked.items()}
+    if config.steps > 0 and not any(photos.values()):
         log.warning("no photo is large enough for %s; it is not fine-tuned", name)
         config = dataclasses.replace(config, steps=0)
     part = context.load_part(name, train=config.steps > 0 and not config.adapts)
@@ -343,7 +400,7 @@ def _finetune_stage(
             stage, part, part.params, stage.normal_level, 0, uses_identifier
         )
 
-    class_pairs: list[ImagePair] = []
+    class_pairs: dict[str, Sequence[ImagePair]] = {}
     if job.uses_class_images(name):
         with context.timed("class images"):
             class_pairs = _class_pairs(context, stage, part, prompts)
@@ -355,24 +412,21 @@ def _finetune_stage(
             prompts,
             prompts.reading,
             part.fingerprint,
-            photos,
+            list(photos.values()),
             context.dtype,
         ),
     )
     if config.adapts:
         work.record(adapters={name: recipe(config.adapter)})
-    subject = [photo_example(job, stage, photo) for photo in photos]
+    subjects = context.examples(stage, prompts, photos, class_pairs)
     stage = stage.after_finetuning(config.hybrid)
     with context.timed(f"tuning {name}"):
         params, result = finetune.finetune_stage(
             stage,
             part,
             config,
-            subject,
-            prompts.embeddings[prompts.instance_prompt],
-            class_pairs,
-            prompts.embeddings[prompts.class_prompt],
-            context.plan_preview(stage, prompts, subject),
+            subjects,
+            context.plan_preview(stage, prompts, subjects),
             context.finetune_context(name, folder),
             frozen_targets.prior_of(job, name, context.mesh.size, context.dtype),
         )
@@ -385,26 +439,37 @@ def _finetune_stage(
 
 def _class_pairs(
     context: RunContext, stage: Stage, part: Part, prompts: SubjectPrompts
-) -> list[ImagePair]:
-    """The class images of a stage; those of the base stage go into the report."""
-    pairs, folder = class_images.class_image_pairs(
-        context.job,
-        context.cascade,
-        stage,
-        part,
-        prompts,
-        cache=context.cache,
-        mesh=context.mesh,
-        dtype=context.dtype,
-        check_stop=context.stop.check,
-        load=context.load,
-    )
-    if stage.low_resolution is None and processes.is_first():
-        context.work.record(class_images={"folder": str(folder), "count": len(pairs)})
-        images = [pair.image for pair in pairs[:40]]
-        sheet = image_files.contact_sheet(images, columns=10, cell=128)
-        image_files.save_png(context.work.path / "samples" / "class_images.png", sheet)
-    return pairs
+) -> dict[str, Sequence[ImagePair]]:
+    """The class images of a stage by class prompt; the report shows the base stage's.
+
+    Subjects of one class share a set.
+    """
+    found: dict[str, Sequence[ImagePair]] = {}
+    for name, words in prompts.of_subjects.items():
+        if words.class_prompt in found:
+            continue
+        pairs, folder = class_images.class_image_pairs(
+            context.job,
+            context.cascade,
+            stage,
+            part,
+            prompts,
+            words.class_prompt,
+            cache=context.cache,
+            mesh=context.mesh,
+            dtype=context.dtype,
+            check_stop=context.stop.check,
+            load=context.load,
+        )
+        found[words.class_prompt] = pairs
+        if stage.low_resolution is None and processes.is_first():
+            about = {"class_images": {"folder": str(folder), "count": len(pairs)}}
+            context.work.record(**(about if name == SUBJECT else {name: about}))
+            images = [pair.image for pair in pairs[:40]]
+            sheet = image_files.contact_sheet(images, columns=10, cell=128)
+            place = subject_photos.folder_of(name, context.work.path) / "samples"
+            image_files.save_png(place / "class_images.png", sheet)
+    return found
 
 
 def _record_result(work: RunDirectory, name: str, result: dict[str, Any]) -> None:
@@ -426,6 +491,10 @@ def _sample_pictures(
         "weights": {each.stage.name: each.part.fingerprint for each in stages},
         "steps": {each.stage.name: each.steps for each in stages},
     }
+    naming = None
+    if prompts.second is not None:
+        made_from["second_instance_prompt"] = prompts.second.instance_prompt
+        naming = Naming(prompts.second.identifier, job.second.class_noun)
     done = folder / "drawn.json"
     if processes.decide(lambda: read_json(done, None) == made_from):
         return
@@ -439,9 +508,8 @@ def _sample_pictures(
     samplers = {
         each.stage.name: getattr(job.pictures, each.stage.name) for each in stages
     }
-    run_entries = run_metadata(
-        work.path, context.cascade, prompts.identifier, job.subject.class_noun
-    )
+    names = prompts.identifier, job.subject.class_noun, naming
+    run_entries = run_metadata(work.path, context.cascade, *names)
     for each, images in sample_cascade(
         stages,
         requests,
@@ -455,7 +523,9 @@ def _sample_pictures(
             size_folder = folder / "final" / str(each.stage.resolution)
             image_entries = image_metadata(each, samplers[each.stage.name])
             save_images(size_folder, requests, images, run_entries | image_entries)
-    if requests and processes.is_first():
+    # The failures are those of the first subject, in the pictures of it alone.
+    alone = any("[v2]" not in each.lower() for each in job.pictures.prompts)
+    if requests and alone and processes.is_first():
         failure_modes.check_run(work.path, "final")
     work.write_json("samples/drawn.json", made_from)
 

@@ -5,7 +5,8 @@
     python -m imagen_booth.sample --run=runs/dog --prompts=dreambench_living --seeds=4
     python -m imagen_booth.sample --runs=runs/many --prompts=dreambench --seeds=4
 
-[V] stands for the run's identifier and [N] for its class noun. Images go to
+[V] stands for the run's identifier and [N] for its class noun; in a run of two
+subjects [V2] and [N2] stand for those of the second. Images go to
 RUN/samples/NAME/RESOLUTION/WORDS_SEED_KEY.png with prompt, seed and run in their
 metadata; KEY is a digest of prompt, seed and settings. An image that exists is not
 sampled again, so an interrupted command resumes when it is run again.

@@ -5,6 +5,10 @@
         --config.subject.photos=DIR --config.subject.class_noun=dog
     python -m imagen_booth.train --config=configs/subjects.py:toybox \\
         --config.subjects=DIR_OR_TABLE
+    python -m imagen_booth.train --config=configs/two_subjects.py
+
+The second command is for your own photos, the third for many subjects, each in a run of
+its own, and the last for two subjects in one run, which its pictures show together.
 
 Any setting can follow as --config.NAME=VALUE. The same command resumes a run that was
 stopped. The result is DIR/report.html, with pictures and checkpoints beside it; of
@@ -56,7 +60,8 @@ def main() -> None:
     if subjects is not None:
         page = many_subjects.run(subjects, job, *given, profile=_PROFILE.value)
     else:
-        processes.check_same_files("config.subject.photos", job.subject.photos)
+        for name, subject in job.subjects.items():
+            processes.check_same_files(f"config.{name}.photos", subject.photos)
         page = dreambooth.run(job, *given, profile=_PROFILE.value)
     print(f"open {page}")
 

@@ -45,7 +45,7 @@ def module_of(command):
 def test_pages_and_commands_are_found():
     assert len(PAGES) > 15
     assert len(COMMANDS) > 25
-    assert len(RECIPES) == 3
+    assert len(RECIPES) == 4
 
 
 # ml_collections loads config files in a way that importlib deprecates.

@@ -19,7 +19,7 @@ from PIL import Image
 from imagen_booth import dreambooth, train_state
 from imagen_booth.cascade import by_name
 from imagen_booth.config import build, presets
-from imagen_booth.config.schema import Job
+from imagen_booth.config.schema import Job, Subject
 from imagen_booth.data import image_files
 from imagen_booth.distributed import sharding
 from imagen_booth.errors import InputError, NotFinite, Stopped, StorageError
@@ -29,7 +29,7 @@ from imagen_booth.preflight import checks
 from imagen_booth.rundir import checkpoints, lock
 from imagen_booth.rundir.layout import RunDirectory
 from imagen_booth.sampling import batch_job, cascade_sampler
-from imagen_booth.training import run_checks
+from imagen_booth.training import run_checks, subject_photos, subject_prompts
 from imagen_booth.weights import export
 from imagen_booth.weights.load import load
 
@@ -232,6 +232,143 @@ def test_stopped_and_continued_is_bit_identical(job, finished, tmp_path, monkeyp
         np.testing.assert_array_equal(
             image_files.load_png(work / name), image_files.load_png(finished / name)
         )
+
+
+@pytest.fixture(scope="module")
+def second_photos(tmp_path_factory):
+    """One photo that every stage can use, and one that only the base stage can."""
+    folder = tmp_path_factory.mktemp("second")
+    for index, size in enumerate([(1040, 1040), (200, 180)]):
+        blurred(np.random.default_rng(7 + index), 6, size).save(folder / f"{index}.png")
+    return folder
+
+
+@pytest.fixture
+def both(job, second_photos) -> Job:
+    """Two subjects that share three rows of the subject, without the last stage."""
+    return dataclasses.replace(
+        job,
+        second=Subject(photos=str(second_photos), class_noun="cat"),
+        base=dataclasses.replace(job.base, subject_rows=3),
+        pictures=dataclasses.replace(job.pictures, prompts=presets.TWO_PROMPTS[:3]),
+        weights=dataclasses.replace(job.weights, sr1024="none"),
+    )
+
+
+@pytest.mark.long
+def test_two_subjects_stopped_and_continued_are_bit_identical(
+    job, both, tmp_path, monkeypatch
+):
+    straight, work = (epath.Path(tmp_path) / name / "run" for name in "ab")
+    dreambooth.run(both, straight, frozenset())
+    left = signal_at(monkeypatch, [("base", 3), ("sr256", 1)])
+    for _ in range(2):
+        with pytest.raises(Stopped, match="saved at step"):
+            dreambooth.run(both, work, frozenset())
+    assert not left
+    dreambooth.run(both, work, frozenset())
+    first, second = (
+        {
+            f"{stage}/{name}": leaf
+            for stage in STAGES[:2]
+            for name, leaf in train_state.flatten(
+                checkpoints.read_params(run / stage)[0]
+            ).items()
+        }
+        for run in (straight, work)
+    )
+    assert first.keys() == second.keys()
+    for name, leaf in first.items():
+        np.testing.assert_array_equal(leaf, second[name], err_msg=name)
+
+    manifest = json.loads((work / "manifest.json").read_text())
+    alone = subject_prompts.choose_prompts(job, by_name("tiny"))
+    dog, cat = manifest["subject"], manifest["second"]
+    assert dog["identifier"] == alone.identifier != cat["identifier"]
+    assert [photo["stages"] for photo in cat["photos"]] == [["base", "sr256"], ["base"]]
+    folders = [epath.Path(each["class_images"]["folder"]) for each in (manifest, cat)]
+    assert [folder.name.partition("-")[0] for folder in folders] == ["a_dog", "a_cat"]
+    assert [len(list(folder.glob("*.png"))) for folder in folders] == [4, 4]
+    shown = image_files.read_png_metadata(
+        work / "samples/previews/base/step_000000.png"
+    )
+    prompts = [each["instance_prompt"] for each in (dog, cat)]
+    assert json.loads(shown["prompts"])[:4] == [p for p in prompts for _ in range(2)]
+    page = (work / "report.html").read_text()
+    for words in (*prompts, "of a cat", "“a dog” and “a cat”"):
+        assert words in page
+
+    folder = batch_job.sample_prompts(
+        work, ["a [V] [N] beside a [V2] [N2]"], "both", seeds=1
+    )
+    [picture] = (folder / "256").glob("a-dog-beside-a-cat_0_*.png")
+    about = image_files.read_png_metadata(picture)
+    name, other = dog["identifier"], cat["identifier"]
+    assert about["prompt"] == f"a {name} dog beside a {other} cat"
+    assert (about["second_identifier"], about["second_subject"]) == (other, "cat")
+    np.testing.assert_array_equal(
+        image_files.load_png(picture),
+        image_files.load_png(work / "samples/final/256/02_0.png"),
+    )
+    # The failures are those of the first subject, in its own pictures.
+    assert json.loads((work / "failures.json").read_text())["pictures"] == 1
+    for changed, words in (
+        ({"class_noun": "dog"}, "second.subject.class_noun: cat -> dog"),
+        ({"photos": both.subject.photos + "/."}, "second.photos"),
+        ({"photos": "", "class_noun": ""}, "second: .* -> None"),
+    ):
+        other_job = dataclasses.replace(
+            both,
+            second=dataclasses.replace(both.second, **changed),
+            pictures=dataclasses.replace(both.pictures, prompts=("a [V] [N]",)),
+        )
+        with pytest.raises(InputError, match=words):
+            dreambooth.run(other_job, work, frozenset())
+
+
+def test_doctor_checks_both_subjects(both, tmp_path):
+    work = epath.Path(tmp_path) / "run"
+    texts: dict[str, list[str]] = {}
+    for each in checks.check(both, work):
+        assert each.level != checks.PROBLEM, each.text
+        texts.setdefault(each.topic, []).append(each.text)
+    assert len([text for text in texts["photos"] if "is used for" in text]) == 4
+    assert any("cat" in text for text in texts["identifier"])
+    assert any("8 class images" in text for text in texts["base"])
+    wrong = dataclasses.replace(both.second, class_noun="my cat", photos="/nowhere")
+    problems = [
+        each.text
+        for each in checks.check(dataclasses.replace(both, second=wrong), work)
+        if each.level == checks.PROBLEM
+    ]
+    assert any("config.second.photos=/nowhere does not exist" in p for p in problems)
+    assert any("config.second.class_noun='my cat' is a prompt" in p for p in problems)
+
+
+def test_a_recipe_of_one_subject_has_no_second(job, both, photos, second_photos):
+    """A run that was begun before there were second subjects is resumed."""
+    cascade = by_name("tiny")
+    stage = cascade.stage("base")
+
+    def recipe(job):
+        found = [
+            subject_photos.inspect_photos(job, cascade, subject.photos, name).photos
+            for name, subject in job.subjects.items()
+        ]
+        texts = subject_prompts.choose_prompts(job, cascade)
+        return run_checks.stage_recipe(job, stage, texts, "text", "unet", found, "f32")
+
+    one, two = recipe(job), recipe(both)
+    assert list(one) == [
+        "cascade", "weights", "text", "photos", "subject", "instance_prompt", "seed",
+        "dtype", "class_images", "base",
+    ]  # fmt: skip
+    assert list(one["photos"]) == ["0.png", "1.png"]
+    second = two.pop("second")
+    assert second["subject"]["class_noun"] == "cat"
+    assert set(second["photos"].values()).isdisjoint(one["photos"].values())
+    assert two.pop("base") == one.pop("base") | {"subject_rows": 3}
+    assert two == one
 
 
 @pytest.mark.long

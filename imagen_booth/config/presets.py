@@ -71,6 +71,35 @@ def dreambooth(arg: str | None) -> Any:
     return config.lock()
 
 
+TWO_PROMPTS = (
+    "a [V1] [N1]",
+    "a [V2] [N2]",
+    "a [V1] [N1] beside a [V2] [N2]",
+    "a [V1] [N1] in the snow",
+    "a [V2] [N2] in the snow",
+    "a [V1] [N1] beside a [V2] [N2] in the snow",
+)
+
+
+def two_subjects(arg: str | None) -> Any:
+    """Defaults for a run of two subjects, as a locked ConfigDict.
+
+    They share the rows of each step, so each stage has twice the steps of a run of one:
+    then each photo is seen as often.
+
+    Args:
+        arg: as for ``dreambooth``.
+
+    Raises:
+        InputError: unknown cascade or variant.
+    """
+    config = dreambooth(arg)
+    for name in ("base", "sr256", "sr1024"):
+        config[name].steps *= 2
+    config.pictures.prompts = TWO_PROMPTS
+    return config
+
+
 def many_subjects(arg: str | None) -> Any:
     """Defaults for a job of many subjects, as a locked ConfigDict.
 

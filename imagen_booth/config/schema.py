@@ -6,7 +6,7 @@ The type of a field declares its range too, such as ``Annotated[float, Gt(0)]``;
 
 import dataclasses
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Interval, MinLen, MultipleOf
 
@@ -60,7 +60,7 @@ class Subject:
     class_noun: str = ""
     identifier: str = ""
     tokens: Annotated[int, Interval(ge=1, le=3)] = 1
-    crop: str = "centre"
+    crop: Literal["centre", "pad"] = "centre"
     shift: tuple[Shift, Shift] = (0.0, 0.0)
     background: tuple[Level, Level, Level] = (255, 255, 255)
     consent: bool = False
@@ -291,6 +291,7 @@ class TextualInversion(FineTuning):
                 )
 
 
+SUBJECT, SECOND = "subject", "second"  # settings of a job that are subjects
 NO_TEXTUAL_INVERSION = TextualInversion(0, 4, 0, OptimConfig())
 LAST, BEST = "last", "best"  # values of ``keep``
 CLASS_IMAGES, FROZEN_MODEL = "class_images", "frozen_model"  # values of ``prior``
@@ -302,7 +303,7 @@ class Pictures:
 
     Attributes:
         prompts: Templates in which [V] stands for the identifier and [N] for the class
-            noun.
+            noun, and [V2] and [N2] for those of a second subject.
         seeds: Number of pictures per prompt.
         batch: Number of pictures sampled together at 64 px.
         base: Sampler of the base stage, 64 px.
@@ -384,7 +385,7 @@ class Mesh:
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One subject fine-tuned on one cascade.
+    """One subject, or two together, fine-tuned on one cascade.
 
     Attributes:
         cascade: Name of the cascade, such as ``toybox``.
@@ -413,6 +414,8 @@ class Job:
         prior: Targets of the prior term: ``class_images``, or ``frozen_model`` for the
             frozen model's predictions, which need no class images.
         frozen_model: The class rows where ``prior`` is ``frozen_model``.
+        second: A second subject that the same run is fine-tuned on, with an identifier
+            and class images of its own; none where its ``photos`` are empty.
     """
 
     cascade: str
@@ -434,8 +437,10 @@ class Job:
     patience: Count = 0
     prior: str = CLASS_IMAGES
     frozen_model: FrozenModel = FrozenModel()
+    second: Subject = Subject()
 
     def __post_init__(self):
+        self._check_second()
         for name, choices in (
             ("keep", (LAST, BEST)),
             ("prior", (CLASS_IMAGES, FROZEN_MODEL)),
@@ -465,6 +470,47 @@ class Job:
                 f"without fine-tuning, but this one fine-tunes {parts}; leave it "
                 "empty, or set their steps to 0"
             )
+
+    def _check_second(self) -> None:
+        """Refuses settings of a second subject that cannot be trained."""
+        second, where = self.second, f"config.second.photos={self.second.photos!r}"
+        if not second.photos:
+            for name, value in dataclasses.asdict(second).items():
+                if value != getattr(Subject(), name):
+                    raise InputError(
+                        f"config.second.{name}={value!r} is of a second subject, but "
+                        "config.second.photos is empty; give its photos"
+                    )
+            return
+        if second.photos == self.subject.photos:
+            raise InputError(
+                f"{where} is config.subject.photos too; give the photos of another "
+                "subject, or leave it empty"
+            )
+        if self.text.steps:
+            raise InputError(
+                f"config.text.steps={self.text.steps}, but Textual Inversion learns "
+                f"one subject and {where} is another; set the steps to 0"
+            )
+        for name, subject in self.subjects.items():
+            if subject.description:
+                raise InputError(
+                    f"config.{name}.description={subject.description!r} is for runs of "
+                    f"one subject, and {where} is another; leave one of them empty"
+                )
+
+    @property
+    def subjects(self) -> dict[str, Subject]:
+        """The subject, and the second one if there is one, by name of the setting."""
+        named = {SUBJECT: self.subject, SECOND: self.second}
+        return {
+            name: each for name, each in named.items() if name == SUBJECT or each.photos
+        }
+
+    @property
+    def class_nouns(self) -> tuple[str, ...]:
+        """The class nouns of all subjects, each once."""
+        return tuple(dict.fromkeys(each.class_noun for each in self.subjects.values()))
 
     def finetuning(self, stage: str) -> FineTuning:
         """The fine-tuning settings of ``stage``, or of ``text``."""

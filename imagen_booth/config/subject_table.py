@@ -19,7 +19,7 @@ from typing import Any
 from etils import epath
 
 from imagen_booth.config.build import build
-from imagen_booth.config.schema import Job, Subjects
+from imagen_booth.config.schema import SECOND, Job, Subjects
 from imagen_booth.errors import BoothError, InputError
 from imagen_booth.storage import is_object_store
 
@@ -74,6 +74,12 @@ def read(settings: Subjects, job: Job) -> list[SubjectRow]:
         InputError: There is no such folder or table, it cannot be read, or it lists no
             subject.
     """
+    if job.second.photos:
+        raise InputError(
+            f"config.second.photos={job.second.photos!r}, but a job of many subjects "
+            "fine-tunes each by itself; leave it empty, or train two subjects together "
+            "with configs/two_subjects.py"
+        )
     path = epath.Path(settings.subjects)
     if not settings.subjects or not path.exists():
         raise InputError(
@@ -254,6 +260,7 @@ def _set(tree: dict[str, Any], column: str, value: Any) -> str:
         not isinstance(place, dict)
         or isinstance(place.get(last, {}), dict)
         or whole in NOT_ONE_SUBJECTS
+        or above[:1] == [SECOND]
     ):
         known = [*COLUMNS, *_settings(tree)]
         near = difflib.get_close_matches(column, known, 1)
@@ -272,6 +279,8 @@ def _set(tree: dict[str, Any], column: str, value: Any) -> str:
 
 def _settings(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     for key, value in tree.items():
+        if key == SECOND:  # two subjects share a run only by themselves
+            continue
         if isinstance(value, dict):
             yield from _settings(value, f"{prefix}{key}.")
         else:

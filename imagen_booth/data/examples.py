@@ -1,7 +1,7 @@
 """Training examples: images with their text as rows of a batch."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,3 +65,25 @@ class ImagePair:
             "text_mask": embedding.mask,
         }
         return row if self.low is None else row | {"low": self.low}
+
+
+@dataclasses.dataclass(frozen=True)
+class SubjectExamples:
+    """What a stage is fine-tuned on for one subject.
+
+    Attributes:
+        photos: The photos; each is used equally often.
+        prompt: The instance prompt.
+        text: Its embedding.
+        class_prompt: The class prompt.
+        class_text: Its embedding.
+        class_pairs: The class images; empty without class images, and for a second
+            subject of the same class.
+    """
+
+    photos: Sequence[ImagePair]
+    prompt: str
+    text: Embedding
+    class_prompt: str
+    class_text: Embedding
+    class_pairs: Sequence[ImagePair] = ()

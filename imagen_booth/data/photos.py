@@ -59,6 +59,9 @@ class Crop:
             )
 
 
+SETTING = "config.subject.photos"
+
+
 @dataclass(frozen=True)
 class Photo:
     """A photo that can be used.
@@ -117,9 +120,9 @@ class CheckedPhotos:
 class NoGoodPhotos(InputError):
     """Every image of the folder was refused; `intake` lists them for the report."""
 
-    def __init__(self, intake: CheckedPhotos):
+    def __init__(self, intake: CheckedPhotos, setting: str = SETTING):
         lines = [
-            f"config.subject.photos={intake.folder} holds no photo that can be used; "
+            f"{setting}={intake.folder} holds no photo that can be used; "
             "3 to 5 sharp JPEG or PNG photos of the subject are enough"
         ]
         for verb, entries in (("refused", intake.refused), ("skipped", intake.skipped)):
@@ -139,6 +142,7 @@ def inspect(
     stage_resolutions: Mapping[str, int],
     crop: Crop,
     background: tuple[int, int, int],
+    setting: str = SETTING,
 ) -> CheckedPhotos:
     """Reads every entry of a folder and checks which stages it can train.
 
@@ -151,13 +155,14 @@ def inspect(
         stage_resolutions: Pixels by stage name, {'base': 64, 'sr256': 256, ...}.
         crop: How photos become square.
         background: RGB 0..255 under transparent pixels.
+        setting: Name of the setting that names the folder, for errors.
 
     Raises:
         InputError: The folder is missing, a file, empty, or cannot be listed.
         NoGoodPhotos: None of its images can be used.
     """
     photos, refused, skipped, remarks, hashes = [], [], [], [], []
-    for path in _entries(folder):
+    for path in _entries(folder, setting):
         name, reason = _printable(path.name), _stray(path)
         if reason:
             skipped.append(Rejected(name, reason))
@@ -182,7 +187,7 @@ def inspect(
         ),
     )
     if not photos:
-        raise NoGoodPhotos(intake)
+        raise NoGoodPhotos(intake, setting)
     return intake
 
 
@@ -285,13 +290,13 @@ def _offsets(spare_x: int, spare_y: int, crop: Crop) -> tuple[int, int]:
     return round(spare_x * (1 + x) / 2), round(spare_y * (1 + y) / 2)
 
 
-def _entries(folder: str) -> list[epath.Path]:
+def _entries(folder: str, setting: str) -> list[epath.Path]:
     if not folder:
         raise InputError(
-            "config.subject.photos is not set; name the folder that holds the photos: "
-            "--config.subject.photos=DIR"
+            f"{setting} is not set; name the folder that holds the photos: "
+            f"--{setting}=DIR"
         )
-    named = _printable(f"config.subject.photos={folder}")
+    named = _printable(f"{setting}={folder}")
     try:
         path = epath.Path(folder).expanduser()
         if not path.exists():

@@ -35,12 +35,16 @@ class Group:
         weight: Sum of the weights of these rows: 1 for the subject, lambda for class
             images; each row gets ``weight / rows``.
         label: Value of ``group`` in the batch, for the metrics.
+        others: Further examples of the kind, such as those of a second subject. All
+            take turns row by row, over batches too, so each gets an equal share of
+            the rows.
     """
 
     examples: Examples | Sequence[Example]
     rows: int
     weight: float
     label: int
+    others: Sequence[Examples | Sequence[Example]] = ()
 
 
 def batches(
@@ -76,12 +80,15 @@ def batches(
         ValueError: The rows do not divide over the hosts.
     """
     streams = [
-        _stream(group.examples, seed + 1000 * index, prepare)
+        [
+            _stream(examples, seed + 1000 * index + 100 * turn, prepare)
+            for turn, examples in enumerate((group.examples, *group.others))
+        ]
         for index, group in enumerate(groups)
     ]
     places = [
-        (stream, group, row)
-        for stream, group in zip(streams, groups, strict=True)
+        (turns, group, row)
+        for turns, group in zip(streams, groups, strict=True)
         for row in range(group.rows)
     ]
     real = len(places)
@@ -94,8 +101,9 @@ def batches(
     def batch_at(step: int) -> Example:
         rows = []
         for place in mine:
-            stream, group, row = places[place]
-            example = dict(stream[step * group.rows + row])
+            turns, group, row = places[place]
+            visit, turn = divmod(step * group.rows + row, len(turns))
+            example = dict(turns[turn][visit])
             padding = place >= real
             weight = 0.0 if padding else group.weight / group.rows
             example["weight"] = np.float32(weight)

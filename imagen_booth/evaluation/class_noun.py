@@ -55,21 +55,26 @@ class NounGuess:
     known: bool
     far: bool
 
-    def sentence(self, given: str) -> str:
-        """The guess in words, and what to do with the user's noun ``given``."""
+    def sentence(self, given: str, name: str = "subject") -> str:
+        """The guess in words, and what to do with the user's noun.
+
+        Args:
+            given: The noun.
+            name: Setting of the subject.
+        """
+        setting = f"config.{name}.class_noun"
         first = [f"{noun} ({share:.0%})" for noun, share in self.chances.items()][:3]
         guess = f"the photos look like {', '.join(first)}"
         if not given:
-            return f"{guess}; give --config.subject.class_noun={self.best}"
+            return f"{guess}; give --{setting}={self.best}"
         if not self.known:
             return f"{guess}; the judge does not know the noun {given!r}"
         if not self.far:
-            return f"{guess}; config.subject.class_noun={given!r} fits"
+            return f"{guess}; {setting}={given!r} fits"
         return (
-            f"{guess} and not like config.subject.class_noun={given!r} "
+            f"{guess} and not like {setting}={given!r} "
             f"({self.chances[given]:.0%}): with a wrong noun the prior works against "
-            f"the subject; give --config.subject.class_noun={self.best}, unless the "
-            "classifier is wrong"
+            f"the subject; give --{setting}={self.best}, unless the classifier is wrong"
         )
 
 

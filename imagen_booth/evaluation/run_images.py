@@ -7,6 +7,7 @@ of an evaluation therefore have seeds from ``FIRST_SEED`` on.
 """
 
 import dataclasses
+import re
 from collections.abc import Sequence
 
 from etils import epath
@@ -82,17 +83,31 @@ def finished_runs(
 def run_image_set(path: epath.Path, name: str) -> ImageSet:
     """The pictures in ``samples/NAME`` of a run, which need not be finished.
 
+    Of a run of two subjects, it is the first one's photos, and the pictures whose
+    prompts do not name the second.
+
     Raises:
         InputError: The folder has no pictures, or the run no photos.
     """
-    about = RunDirectory(path).manifest["subject"]
+    manifest = RunDirectory(path).manifest
+    about, second = manifest["subject"], words.second_naming(manifest)
     setting = epath.Path(_photo_setting(path).removeprefix(f"{TOYBOX}:"))
     called = "/".join(setting.parts[-2:]) if is_toybox_run(path) else setting.name
     photos, _ = image_sets.image_files(path / "photos", f"{path}/photos")
     if not photos:
         raise InputError(f"{path}/photos holds no photos; run the training again")
     subject = SubjectPhotos(called or path.name, about["class_noun"], tuple(photos))
-    return _of(path / "samples" / name, subject, about["identifier"])
+    work = _of(path / "samples" / name, subject, about["identifier"])
+    if second is None:
+        return work
+    other = re.compile(rf"(?<!\w){re.escape(second.identifier)}(?!\w)")
+    alone = tuple(shot for shot in work.pictures if not other.search(shot.prompt))
+    if not alone:
+        raise InputError(
+            f"{path / 'samples' / name} has no picture of the first subject alone: all "
+            "prompts name the second; sample some with [V] and without [V2]"
+        )
+    return dataclasses.replace(work, pictures=alone)
 
 
 def _of(folder: epath.Path, subject: SubjectPhotos, identifier: str) -> ImageSet:

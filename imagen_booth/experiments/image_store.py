@@ -26,7 +26,7 @@ from imagen_booth.sampling.cascade_sampler import (
     save_images,
 )
 from imagen_booth.sampling.text_embeddings import LearnedEmbedding, embed_prompts
-from imagen_booth.text.prompts import fill
+from imagen_booth.text.prompts import fill, second_naming
 from imagen_booth.weights import placement
 from imagen_booth.weights.load import Part, load, resolve, weight_origin
 from imagen_booth.weights.placement import activation_dtype
@@ -130,15 +130,17 @@ class ImageStore:
             run: Run whose identifier and class noun are filled in; "" for none.
             noun: Class noun where there is no run.
         """
-        word, alone = "", False
+        word, alone, second, no_name = "", False, None, None
         if run:
-            subject = self.manifest(run)["subject"]
+            manifest = self.manifest(run)
+            subject, second = manifest["subject"], second_naming(manifest)
             word, noun = subject["identifier"], subject["class_noun"]
             alone = subject.get("alone", False)
+            no_name = second and second._replace(identifier="")
         return [
             ImageRequest(
-                prompt=fill(template, word, noun, alone=alone),
-                plain=fill(template, "", noun),
+                prompt=fill(template, word, noun, alone=alone, second=second),
+                plain=fill(template, "", noun, second=no_name),
                 seed=FIRST_SEED + number,
                 name=f"{index:02d}_{number}",
             )

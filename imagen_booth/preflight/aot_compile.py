@@ -142,7 +142,7 @@ def train_step(
     if stage.low_resolution is not None:
         pair = dataclasses.replace(pair, low=_blank_image(stage.low_resolution))
     null = _blank_embedding(cascade)
-    rows, sizes = [pair.example(null)], {"host": 0, "hosts": 1, "devices": mesh.size}
+    rows, sizes = [[pair.example(null)]], {"host": 0, "hosts": 1, "devices": mesh.size}
     data = finetune.batches(stage, tuning, rows, rows, prior, null, seed=0, **sizes)
     shared, rows = loop.split_shared(data[0])
     batch = _placed(rows, sharding.rows(mesh)) | _placed(shared, sharding.copies(mesh))

@@ -36,6 +36,7 @@ from imagen_booth.sampling.text_embeddings import (
 )
 from imagen_booth.storage import is_object_store
 from imagen_booth.text import caption_cleaning, prompts
+from imagen_booth.text.prompts import Naming
 from imagen_booth.text.tokenizer import UNKNOWN, Tokenizer
 from imagen_booth.toybox import coverage
 from imagen_booth.training import (
@@ -261,12 +262,17 @@ def _check_weights(found: _Findings, job: Job, cascade: Cascade) -> Cascade:
 
 
 def _check_photos(found: _Findings, job: Job, cascade: Cascade) -> None:
-    subject = job.subject
     for notice in subject_photos.notices(job):
         found.warn(notice)
-    stages = subject_photos.resolutions(job, cascade)
+    for name in job.subjects:
+        with found.about("photos"):
+            _check_photos_of(found, job, cascade, name)
+
+
+def _check_photos_of(found: _Findings, job: Job, cascade: Cascade, name: str) -> None:
+    subject, stages = job.subjects[name], subject_photos.resolutions(job, cascade)
     if subject.photos.startswith(subject_photos.TOYBOX_PREFIX):
-        toy = subject_photos.toybox_subject(subject.photos)
+        toy = subject_photos.toybox_subject(subject.photos, name)
         size = subject_photos.TOYBOX_PHOTO_SIZE
         found.ok(
             f"toy {toy.noun} number {toy.seed}, rendered at {size} x {size}; used for "
@@ -274,7 +280,7 @@ def _check_photos(found: _Findings, job: Job, cascade: Cascade) -> None:
         )
         return
     try:
-        intake = subject_photos.inspect_photos(job, cascade, subject.photos)
+        intake = subject_photos.inspect_photos(job, cascade, subject.photos, name)
     except photos.NoGoodPhotos as error:
         intake = error.intake
         # The rest of its message lists what follows here as findings.
@@ -295,25 +301,30 @@ def _check_photos(found: _Findings, job: Job, cascade: Cascade) -> None:
 
 
 def _check_identifier_and_prompts(found: _Findings, job: Job, cascade: Cascade) -> None:
-    subject_photos.check_class_noun(job.subject, job.prior)
-    noun = job.subject.class_noun
+    subject_photos.check_class_nouns(job)
     pieces = load_tokenizer(cascade, job.weights.vocabulary)
-    name, ids, warnings = subject_prompts.choose_identifier(job, cascade, pieces)
-    how = "from the config" if job.subject.identifier else "drawn with the seed"
-    tokens = f"token{'s' * (len(ids) != 1)} {', '.join(map(str, ids))}"
-    instance = prompts.instance_prompt(name, noun)
-    found.ok(f"{name!r}, {how}, {tokens}; the instance prompt is {instance!r}")
+    subjects, warnings = subject_prompts.choose_words(job, cascade, pieces)
+    namings = []
+    for of, words in subjects.items():
+        subject, name, ids = job.subjects[of], words.identifier, words.ids
+        namings.append(Naming(name, subject.class_noun))
+        how = "from the config" if subject.identifier else "drawn with the seed"
+        tokens = f"token{'s' * (len(ids) != 1)} {', '.join(map(str, ids))}"
+        instance = prompts.instance_prompt(*namings[-1])
+        found.ok(f"{name!r}, {how}, {tokens}; the instance prompt is {instance!r}")
     for warning in warnings:
         found.warn(warning)
     cleaning = cleaning_name(cascade, job.cleaning)
     clean = caption_cleaning.cleaner(cleaning) or str
     with found.about("prompts"):
         before = len(found)
+        (name, noun), second = namings[0], (*namings, None)[1]
+        known = {word for each in namings for word in clean(each.identifier).split()}
         filled = []
         for template in job.pictures.prompts:
             with found.about("prompts"):
-                filled.append(prompts.fill(template, name, noun))
-                prompt, known = clean(filled[-1]), set(clean(name).split())
+                filled.append(prompts.fill(template, name, noun, second=second))
+                prompt = clean(filled[-1])
                 _check_prompt(found, cascade, pieces, prompt, known)
         tokenize(cascade, filled, job.weights.vocabulary, cleaning)
         if len(found) == before:
@@ -352,7 +363,10 @@ def _check_prior(found: _Findings, job: Job, cascade: Cascade) -> None:
     if job.weights.base != "shipped" or missing:
         return
     knows = load.shipped_vocabulary(cascade)
-    texts = {"config.subject.class_noun": job.subject.class_noun}
+    texts = {
+        f"config.{name}.class_noun": each.class_noun
+        for name, each in job.subjects.items()
+    }
     texts |= {repr(template): template for template in job.pictures.prompts}
     for where, text in texts.items():
         if lacking := coverage.beyond(text, knows):
@@ -385,8 +399,9 @@ def _check_work(found: _Findings, job: Job, stage: Stage, cost: StageCost) -> fl
     if job.uses_class_images(stage.name):
         first = stage.low_resolution is None
         config = job.class_images.sampler if first else drawn
-        classes = job.class_images.count * _picture(stage, config, cost)
-        parts.append(f"{job.class_images.count} class images {in_flops(classes)}")
+        count = job.class_images.count * len(job.class_nouns)
+        classes = count * _picture(stage, config, cost)
+        parts.append(f"{count} class images {in_flops(classes)}")
     found.ok(f"{_count(cost)} parameters; {', '.join(parts)}")
     return pictures + training + classes
 
@@ -488,7 +503,7 @@ def _check_disk(
         pixels = 3 * stage.resolution**2
         pictures += shown * pixels
         if job.uses_class_images(stage.name):
-            classes += job.class_images.count * pixels
+            classes += job.class_images.count * len(job.class_nouns) * pixels
     wanted: dict[int, int] = defaultdict(int)
     cache = layout.cache_folder(job.cache, workdir)
     for name, folder, need, what in (

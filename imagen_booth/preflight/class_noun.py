@@ -3,7 +3,6 @@
 import tempfile
 from typing import Protocol
 
-import numpy as np
 from etils import epath
 
 from imagen_booth.cascade import Cascade
@@ -35,7 +34,7 @@ def check_class_noun(
     """Reports what the photos seem to show, and warns if the noun is far from it.
 
     Without a classifier (CLIP's weights, or a judge for a subject of the toybox) it
-    reports nothing.
+    reports nothing. A second subject is checked alike.
 
     Args:
         clip: Folder of CLIP ViT-B/32 in the hub's layout, or "".
@@ -44,18 +43,28 @@ def check_class_noun(
     Raises:
         InputError: Weights are missing or damaged, or there are no photos.
     """
-    given = job.subject.class_noun.strip()
-    toy = job.subject.photos.startswith(subject_photos.TOYBOX_PREFIX)
+    for name in job.subjects:
+        _check_one(found, job, cascade, clip, judge, name)
+
+
+def _check_one(
+    found: Findings, job: Job, cascade: Cascade, clip: str, judge: str, name: str
+) -> None:
+    """As ``check_class_noun``, for the subject of one setting."""
+    setting = job.subjects[name]
+    given = setting.class_noun.strip()
+    toy = setting.photos.startswith(subject_photos.TOYBOX_PREFIX)
     reader = None
     if toy:
         reader = judges.load(judge) if judge else judges.shipped()
     if not clip and reader is None:
         return
     if toy:
-        subject = subject_photos.toybox_subject(job.subject.photos)
+        subject = subject_photos.toybox_subject(setting.photos, name)
         images = list(toys.photos(subject, subject_photos.TOYBOX_PHOTOS, size=SIZE))
     else:
-        images = _photos(job, cascade)
+        intake = subject_photos.inspect_photos(job, cascade, setting.photos, name)
+        images = [photos.load(each.path, setting.background) for each in intake.photos]
     if reader is not None:
         seen = class_noun.guess_by_judge(images, given, reader)
     else:
@@ -67,11 +76,6 @@ def check_class_noun(
         if not part.pretrained:
             found.warn("--clip=random: its answer is meaningless")
     if seen.far or not given:
-        found.warn(seen.sentence(given))
+        found.warn(seen.sentence(given, name))
     else:
-        found.ok(seen.sentence(given))
-
-
-def _photos(job: Job, cascade: Cascade) -> list[np.ndarray]:
-    intake = subject_photos.inspect_photos(job, cascade, job.subject.photos)
-    return [photos.load(each.path, job.subject.background) for each in intake.photos]
+        found.ok(seen.sentence(given, name))

@@ -132,9 +132,9 @@ class TaskTime:
 def tasks(job: Job, cascade: Cascade) -> list[Task]:
     """Everything that a run of a job computes on devices, in the order of the run."""
     prompts = len(job.pictures.prompts)
-    # The null text, the instance and the class prompt; and each prompt with and
-    # without the identifier.
-    texts = 3 + 2 * prompts
+    # The null text, each instance and class prompt; and each prompt with and without
+    # the identifier.
+    texts = 1 + 2 * len(job.subjects) + 2 * prompts
     found = [Task("prompts", "text", -(-texts // text_embeddings.ROWS))]
     first = cascade.stages[0]
     priors = [
@@ -152,7 +152,7 @@ def tasks(job: Job, cascade: Cascade) -> list[Task]:
         if stage in priors:
             prior = job.class_images.sampler if stage is first else config
             group = job.class_images.group
-            calls = job.class_images.count // group
+            calls = job.class_images.count // group * len(job.class_nouns)
             found.append(Task("class images", sample, calls, prior, group))
         if tuning.steps:
             found.append(Task("steps", f"{name}.train", tuning.steps))

@@ -45,8 +45,8 @@ def write(workdir: epath.Path) -> epath.Path:
             name of the photo>.png), photos/contact_sheet.png, samples/class_images.png,
             samples/previews/<stage>/step_<number>.png with 'prompts' (a JSON list) in
             their metadata, samples/final/<resolution>/*.png with 'prompt' and 'seed',
-            and failures.json as `evaluation.failure_modes` writes it. Any of them may
-            be missing.
+            and failures.json as `evaluation.failure_modes` writes it; photos and class
+            images of a second subject are in second/. Any of them may be missing.
 
     Raises:
         StorageError: A JSON file of the run is damaged, or the page cannot be written.
@@ -72,6 +72,8 @@ class _Run:
         self.shrink = shrink
         self.manifest = read_json(workdir / "manifest.json", FIX)
         self.subject = self.manifest.get("subject") or {}
+        self.second = self.manifest.get("second") or {}
+        self.subjects = [self.subject, *([self.second] if self.second else [])]
         self.cascade = self.manifest.get("cascade") or {}
         self.weights = self.cascade.get("parts") or {}
         self.config = _flat(read_json(workdir / "config.json", FIX))
@@ -80,20 +82,19 @@ class _Run:
     @property
     def title(self) -> str:
         noun = self.subject.get("class_noun")
-        return self.subject.get("instance_prompt") or (
+        prompts = [each.get("instance_prompt") for each in self.subjects]
+        return " and ".join(filter(None, prompts)) or (
             f"a {noun}" if noun else self.manifest.get("run", "A run")
         )
 
     def summary(self) -> str:
         """What happened, in one or two sentences."""
-        subject, count = self.subject, len(self.subject.get("photos") or [])
-        if not count and subject.get("refused"):
+        subject = self.subject
+        if not subject.get("photos") and subject.get("refused"):
             return (
                 "None of the photos could be used; the table below gives the reasons."
             )
-        photos = subject.get("class_prompt") or subject.get("class_noun") or "a subject"
-        if count:
-            photos = f"{count} photo{'s' * (count > 1)} of {photos}"
+        photos = " and ".join(_counted_photos(each) for each in self.subjects)
         cascade = " ".join(filter(None, ("The", self.cascade.get("name"), "cascade")))
         if self.manifest.get("status") != "done":
             return (
@@ -117,7 +118,11 @@ class _Run:
             )
         pretrained = all(part.get("pretrained") for part in self.weights.values())
         if prompt and pretrained:  # a prompt means nothing to random weights
-            done += f" In a prompt, “{prompt}” now means this {noun or 'subject'}."
+            done += f" In a prompt, “{prompt}” now means this {noun or 'subject'}"
+            if self.second:
+                done += f", “{self.second['instance_prompt']}” this "
+                done += self.second["class_noun"]
+            done += "."
         return done
 
     def finals(self) -> Iterator[dict[str, Any]]:
@@ -190,9 +195,37 @@ class _Run:
         ]
 
     def crops(self) -> list[html.Picture]:
-        """The crops of the photos, or their contact sheet where they are many."""
-        folder = self.workdir / "photos"
-        photos = {photo["name"]: photo for photo in self.subject.get("photos") or []}
+        """The crops of all photos."""
+        return [
+            picture
+            for folder, subject in zip(self._folders(), self.subjects, strict=False)
+            for picture in self._crops(folder / "photos", subject)
+        ]
+
+    def class_prompts(self) -> list[str]:
+        """The class prompt of each class."""
+        prompts = [each.get("class_prompt") for each in self.subjects]
+        return list(dict.fromkeys(filter(None, prompts)))
+
+    def class_images(self) -> list[html.Picture]:
+        """The sheet of class images of each class."""
+        return [
+            picture
+            for folder, _ in zip(self._folders(), self.subjects, strict=False)
+            for picture in self.pictures(
+                folder / "samples" / "class_images.png", 1100, "class images"
+            )
+        ]
+
+    def _folders(self) -> tuple[epath.Path, epath.Path]:
+        """Where the files of the first and of a second subject are."""
+        return self.workdir, self.workdir / "second"
+
+    def _crops(
+        self, folder: epath.Path, subject: Mapping[str, Any]
+    ) -> list[html.Picture]:
+        """The crops of a subject's photos, or a sheet of them where they are many."""
+        photos = {photo["name"]: photo for photo in subject.get("photos") or []}
         paths, shown = _pngs(folder), []
         if not 0 < len(paths) <= _MOST_CROPS:
             return self.pictures(folder / "contact_sheet.png", 1100, "all photos")
@@ -252,6 +285,13 @@ class _Run:
         except ValueError:
             return value
         return f"{moment.day} {moment:%B %Y, %H:%M %Z}".strip()
+
+
+def _counted_photos(subject: Mapping[str, Any]) -> str:
+    """The number of a subject's photos and its class, such as ``5 photos of a dog``."""
+    count = len(subject.get("photos") or [])
+    of = subject.get("class_prompt") or subject.get("class_noun") or "a subject"
+    return f"{count} photo{'s' * (count > 1)} of {of}" if count else of
 
 
 def _similarity_curve(paths: Sequence[epath.Path]) -> Curve | None:

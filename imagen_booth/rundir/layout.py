@@ -50,11 +50,10 @@ class RunDirectory:
         file = self.path / "manifest.json"
         self.manifest: dict[str, Any] = read_json(file, TRAIN_AGAIN)
 
-    @property
-    def photo_setting(self) -> str:
-        """``config.subject.photos`` of the run as it was begun; "" if unknown."""
+    def photo_setting(self, subject: str) -> str:
+        """``config.SUBJECT.photos`` of the run as it was begun; "" if unknown."""
         config = read_json(self.path / "config.json", None)
-        return (config.get("subject") or {}).get("photos") or ""
+        return (config.get(subject) or {}).get("photos") or ""
 
     def record(self, **entries: Any) -> None:
         """Adds entries to the manifest and stores it; nested dicts are merged."""

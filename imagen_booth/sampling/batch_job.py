@@ -129,7 +129,8 @@ def sample_prompts(
 
     Args:
         path, name, seeds, first_seed, resolution, load: As for ``run_batch``.
-        prompts: [V] stands for the identifier and [N] for the class noun.
+        prompts: [V] stands for the identifier and [N] for the class noun, [V2] and
+            [N2] for those of a second subject.
         guidance: Guidance weight of the base stage; None for the run's.
 
     Returns, Raises:
@@ -155,7 +156,7 @@ def sample_prompts(
             image_files.save_png(
                 folder / str(stage.resolution) / "contact_sheet.png",
                 sheet,
-                run_metadata(path, run.cascade, run.identifier, run.noun),
+                run_metadata(path, run.cascade, run.identifier, run.noun, run.second),
             )
     return folder
 
@@ -434,9 +435,8 @@ class _BatchSampler:
     ) -> None:
         """Starts to write a batch; each host writes its share of the rows."""
         each, run = self.passes[number], self.run
-        shared = run_metadata(run.path, run.cascade) | {
-            "subject": run.noun,
-            "identifier": run.identifier,
+        names = run.identifier, run.noun, run.second
+        shared = run_metadata(run.path, run.cascade, *names) | {
             "stage": each.stage.name,
             "weights": each.weights,
             "tuned_steps": str(each.steps),

@@ -148,8 +148,8 @@ class _RowChecker:
             return str(error)
         if field == "prompt" and not filled.strip():
             return "prompt is empty" + (" after cleaning" if text else "")
-        # The run's own identifier and class noun are not the row's fault.
-        own = re.sub(r"\[[vn]\]", "", text, flags=re.IGNORECASE)
+        # The run's own identifiers and class nouns are not the row's fault.
+        own = re.sub(r"\[[vn][12]?\]", "", text, flags=re.IGNORECASE)
         for word in self.clean(own).split():
             if UNKNOWN in self.tokenizer.token_ids(word):
                 return (

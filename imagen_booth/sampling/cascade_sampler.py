@@ -26,6 +26,7 @@ from imagen_booth.distributed import sharding
 from imagen_booth.errors import InputError
 from imagen_booth.models.hint import hint
 from imagen_booth.rundir.programs import StoredProgram, describe
+from imagen_booth.text.prompts import Naming
 from imagen_booth.train_state import Params
 from imagen_booth.weights.load import Part, find
 
@@ -343,7 +344,11 @@ def grid(images: Sequence[np.ndarray], columns: int) -> np.ndarray:
 
 
 def run_metadata(
-    workdir: epath.Path, cascade: Cascade, identifier: str = "", noun: str = ""
+    workdir: epath.Path,
+    cascade: Cascade,
+    identifier: str = "",
+    noun: str = "",
+    second: Naming | None = None,
 ) -> dict[str, str]:
     """Metadata that all images of a run share; empty values are left out."""
     values = {
@@ -353,6 +358,8 @@ def run_metadata(
         "software": f"imagen_booth {metadata.version('imagen_booth')}",
         "identifier": identifier,
         "subject": noun,
+        "second_identifier": second.identifier if second else "",
+        "second_subject": second.noun if second else "",
     }
     return {name: value for name, value in values.items() if value}
 

@@ -20,6 +20,7 @@ from imagen_booth.sampling.cascade_sampler import LoadedStage
 from imagen_booth.sampling.text_embeddings import LearnedEmbedding
 from imagen_booth.storage import read_json
 from imagen_booth.text import prompts
+from imagen_booth.text.prompts import Naming
 from imagen_booth.weights.load import Part, load, network, place, resolve, weight_origin
 
 
@@ -34,6 +35,7 @@ class FinishedRun:
         stages: The stages to sample with, from low to high resolution.
         identifier, noun: What [V] and [N] stand for.
         alone: Whether the identifier also replaces a noun right after it.
+        second: What [V2] and [N2] stand for; None for a run of one subject.
         licences: Licence of the weights of each part.
         final_steps: Step of the parameters that a stage ended with, by stage, where it
             is not the last step.
@@ -46,16 +48,20 @@ class FinishedRun:
     identifier: str
     noun: str
     alone: bool = False
+    second: Naming | None = None
     licences: Mapping[str, str] = dataclasses.field(default_factory=dict)
     final_steps: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def with_identifier(self, template: str) -> str:
         """The prompt for stages that know the identifier."""
-        return prompts.fill(template, self.identifier, self.noun, alone=self.alone)
+        return prompts.fill(
+            template, self.identifier, self.noun, alone=self.alone, second=self.second
+        )
 
     def plain(self, template: str) -> str:
         """The prompt for stages that do not know the identifier."""
-        return prompts.fill(template, "", self.noun)
+        second = self.second and self.second._replace(identifier="")
+        return prompts.fill(template, "", self.noun, second=second)
 
 
 def read_run(run: epath.Path, resolution: int = 0) -> FinishedRun:
@@ -95,6 +101,7 @@ def read_run(run: epath.Path, resolution: int = 0) -> FinishedRun:
         identifier=subject["identifier"],
         noun=subject["class_noun"],
         alone=subject.get("alone", False),
+        second=prompts.second_naming(manifest),
         licences={name: part["licence"] for name, part in parts.items()},
         final_steps={name: each["step"] for name, each in kept.items() if each},
     )

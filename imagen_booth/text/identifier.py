@@ -94,6 +94,7 @@ def draw(
     k: int,
     seed: int,
     clean: Callable[[str], str] | None = clean_caption,
+    taken: Collection[int] = (),
 ) -> Identifier:
     """Draws an identifier of k rare tokens that survives in its prompt.
 
@@ -106,6 +107,7 @@ def draw(
         k: Number of tokens, 1 to 3.
         seed: Seed, 0 or more; the same seed gives the same identifier.
         clean: The strongest cleaning that prompts go through; None for none.
+        taken: Ids of another subject's identifier, which are drawn again too.
 
     Raises:
         InputError: The range has no such identifier.
@@ -116,7 +118,7 @@ def draw(
         for tries in range(1, MAX_TRIES + 1):
             ids = rng.choice(pool, k, replace=False).tolist()
             text = tokenizer.decode(ids)
-            fresh = all(
+            fresh = not set(taken).intersection(ids) and all(
                 word.isalpha() and not is_common(word, tokenizer, pool)
                 for word in text.split()
             )

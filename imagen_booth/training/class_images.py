@@ -206,6 +206,7 @@ def class_image_pairs(
     stage: Stage,
     part: Part,
     prompts: SubjectPrompts,
+    class_prompt: str,
     *,
     cache: epath.Path,
     mesh: jax.sharding.Mesh,
@@ -217,6 +218,7 @@ def class_image_pairs(
 
     Args:
         part: The stage's network; those below are loaded.
+        class_prompt: The prompt of the class images.
         load: Loads them, as ``weights.load.load`` does.
 
     Returns:
@@ -235,13 +237,13 @@ def class_image_pairs(
             )
         )
         recipe = _stage_recipe(
-            job, each, network.fingerprint, made_from, prompts.class_prompt, str(dtype)
+            job, each, network.fingerprint, made_from, class_prompt, str(dtype)
         )
         images = sample_class_images(
             recipe,
             job.class_images.count,
             network,
-            prompts.embeddings[prompts.class_prompt],
+            prompts.embeddings[class_prompt],
             prompts.embeddings[""],
             lows=lows,
             cache=cache,

@@ -1,4 +1,4 @@
-"""Fine-tuning of one stage on one subject: examples, loss, previews, the loop."""
+"""Fine-tuning of one stage on its subjects: examples, loss, previews, the loop."""
 
 import dataclasses
 import functools
@@ -12,7 +12,7 @@ from imagen_booth import train_state
 from imagen_booth.cascade import Stage
 from imagen_booth.config.schema import BEST, FineTuning
 from imagen_booth.data import pipeline
-from imagen_booth.data.examples import Embedding, ImagePair
+from imagen_booth.data.examples import Embedding, ImagePair, SubjectExamples
 from imagen_booth.distributed import processes, sharding
 from imagen_booth.distributed.stop import StopRequest
 from imagen_booth.rundir.checkpoints import Checkpoints, read_params
@@ -98,10 +98,7 @@ def finetune_stage(
     stage: Stage,
     part: Part,
     config: FineTuning,
-    subject: Sequence[ImagePair],
-    subject_text: Embedding,
-    class_pairs: Sequence[ImagePair],
-    class_text: Embedding,
+    subjects: Sequence[SubjectExamples],
     preview: Preview,
     context: FinetuneContext,
     prior: FrozenPrior | None = None,
@@ -111,9 +108,8 @@ def finetune_stage(
     Args:
         part: The stage's network with its pretrained weights, which are consumed; with
             an adapter, loaded without ``train``.
-        subject: The photos; each is used equally often.
-        class_pairs: The class images; unused where ``config.class_rows`` is 0, and
-            where ``prior`` is given.
+        subjects: The subjects, which share the rows of each step equally. Class images
+            are unused where ``config.class_rows`` is 0, and where ``prior`` is given.
         prior: How the frozen model gives the class rows their targets; their images
             are then the photos.
 
@@ -128,15 +124,13 @@ def finetune_stage(
             stage.name, part.params, config.adapter, context.seed, context.mesh
         )
         params, frozen = params | {"adapter": adapter}, params
-    if prior is not None:
-        class_pairs = frozen_targets.repeat_photos(subject, config.null_text)
-        if not config.adapts:
-            fixed = (frozen_targets.copy_params(part.params, prior.dtype),)
+    if prior is not None and not config.adapts:
+        fixed = (frozen_targets.copy_params(part.params, prior.dtype),)
     data = batches(
         stage,
         config,
-        [pair.example(subject_text) for pair in subject],
-        class_examples(class_pairs, class_text, preview.null, config.null_text),
+        [[pair.example(each.text) for pair in each.photos] for each in subjects],
+        class_sets(subjects, config.null_text, preview.null, prior),
         prior,
         preview.null,
         seed=context.seed,
@@ -178,6 +172,26 @@ def finetune_stage(
         made_from=describe(stage, part.apply, config, prior, context.seed),
     )
     return network_params(finetuned.frozen | finetuned.params), finetuned.result
+
+
+def class_sets(
+    subjects: Sequence[SubjectExamples],
+    share: float,
+    null: Embedding,
+    prior: FrozenPrior | None = None,
+) -> list[list[pipeline.Example]]:
+    """The rows of each class: its class images, or the photos with ``prior``."""
+    sets = [
+        each.class_pairs
+        if prior is None
+        else frozen_targets.repeat_photos(each.photos, share)
+        for each in subjects
+    ]
+    return [
+        class_examples(pairs, each.class_text, null, share)
+        for each, pairs in zip(subjects, sets, strict=True)
+        if pairs
+    ]
 
 
 def class_examples(
@@ -244,8 +258,8 @@ def make_finetune_step(
 def batches(
     stage: Stage,
     config: FineTuning,
-    subject: Sequence[pipeline.Example],
-    classes: Sequence[pipeline.Example],
+    subjects: Sequence[Sequence[pipeline.Example]],
+    classes: Sequence[Sequence[pipeline.Example]],
     prior: FrozenPrior | None = None,
     null: Embedding | None = None,
     *,
@@ -257,19 +271,20 @@ def batches(
     """The batches of fine-tuning: this host's rows of each, as grain's MapDataset.
 
     Args:
-        subject: Rows of the subject, used in turn.
-        classes: Rows of the class; unused where ``config.class_rows`` is 0.
+        subjects: Rows of each subject, used in turn.
+        classes: Rows of each class; unused where ``config.class_rows`` is 0.
         prior: How the frozen model gives the class rows their targets.
         null: The null text, which ``prior`` may need.
         devices: Devices of all hosts; micro-batch rows are a multiple of them.
     """
-    groups = [pipeline.Group(subject, config.subject_rows, 1.0, train_step.SUBJECT)]
+    first, *others = subjects
+    groups = [
+        pipeline.Group(first, config.subject_rows, 1.0, train_step.SUBJECT, others)
+    ]
     if config.class_rows:
-        groups.append(
-            pipeline.Group(
-                classes, config.class_rows, config.prior_weight, train_step.CLASS
-            )
-        )
+        first, *others = classes
+        rows, weight = config.class_rows, config.prior_weight
+        groups.append(pipeline.Group(first, rows, weight, train_step.CLASS, others))
     return pipeline.batches(
         groups,
         seed=seed,

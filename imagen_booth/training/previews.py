@@ -11,9 +11,9 @@ from etils import epath
 
 from imagen_booth import train_state
 from imagen_booth.cascade import Stage
-from imagen_booth.config.schema import Job
+from imagen_booth.config.schema import Job, Subject
 from imagen_booth.data import image_files, photos, similarity
-from imagen_booth.data.examples import Embedding, ImagePair
+from imagen_booth.data.examples import Embedding, ImagePair, SubjectExamples
 from imagen_booth.diffusion.sampler import SamplerConfig
 from imagen_booth.distributed import processes
 from imagen_booth.sampling.cascade_sampler import grid, rows_at, sample_stage
@@ -31,12 +31,13 @@ class Preview:
 
     Attributes:
         prompts: One per picture, the first ``subjects`` of them the instance prompt,
-            the last ``classes`` of them the class prompt.
+            the last ``classes`` of them the class prompt; of two subjects, equally
+            many of the one and then of the other.
         embeddings: Embeddings of the prompts.
         null: The null text.
         sampler: Sampler of the stage.
         rows: Batch size that the sampler's program is compiled for.
-        photos: Pairs of the subject; a super-resolution preview enlarges their low
+        photos: Pairs of each subject; a super-resolution preview enlarges their low
             versions, and every preview is compared with them.
         subjects, classes: Number of pictures of the subject, and of its class.
         metadata: Further metadata of their files, such as run, cascade and licence.
@@ -47,18 +48,18 @@ class Preview:
     null: Embedding
     sampler: SamplerConfig
     rows: int
-    photos: Sequence[ImagePair]
+    photos: Sequence[Sequence[ImagePair]]
     subjects: int
     classes: int = 0
     metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-def photo_example(job: Job, stage: Stage, photo: photos.Photo) -> ImagePair:
+def photo_example(subject: Subject, stage: Stage, photo: photos.Photo) -> ImagePair:
     """A photo as a stage is trained on it, with its low-res version."""
     low = stage.low_resolution
     return ImagePair(
-        subject_photos.crop_photo(job.subject, photo, stage.resolution),
-        None if low is None else subject_photos.crop_photo(job.subject, photo, low),
+        subject_photos.crop_photo(subject, photo, stage.resolution),
+        None if low is None else subject_photos.crop_photo(subject, photo, low),
     )
 
 
@@ -66,38 +67,63 @@ def plan_preview(
     job: Job,
     stage: Stage,
     prompts: SubjectPrompts,
-    subject: Sequence[ImagePair],
+    subjects: Sequence[SubjectExamples],
     metadata: Mapping[str, str],
 ) -> Preview:
     """What previews of a stage show.
 
     Base: the subject, the subject elsewhere, and its class; else two photos enlarged.
+    Two subjects share the pictures of each kind.
     """
+    pairs = [each.photos for each in subjects]
     if stage.low_resolution is None:
-        counts = zip(
-            BASE_PICTURES,
-            (prompts.instance_prompt, None, prompts.class_prompt),
-            strict=True,
-        )
+        of_subject, elsewhere, of_class = BASE_PICTURES
         shown = [
-            prompt or prompts.pictures[(1 + index) % len(prompts.pictures)]
-            for count, prompt in counts
-            for index in range(count)
+            *_in_turn([each.prompt for each in subjects], of_subject),
+            *(
+                prompts.pictures[(1 + index) % len(prompts.pictures)]
+                for index in range(elsewhere)
+            ),
+            *_in_turn([each.class_prompt for each in subjects], of_class),
         ]
     else:
-        subject = subject[:2]
-        shown = [prompts.instance_prompt] * len(subject)
+        pairs = [some[: 2 // len(subjects)] for some in pairs]
+        shown = [
+            each.prompt
+            for each, some in zip(subjects, pairs, strict=True)
+            for _ in some
+        ]
     return Preview(
         prompts=shown,
         embeddings=[prompts.embeddings[prompt] for prompt in shown],
         null=prompts.embeddings[""],
         sampler=getattr(job.pictures, stage.name),
         rows=max(rows_at(stage, job.pictures.batch), len(shown)),
-        photos=subject,
+        photos=pairs,
         subjects=BASE_PICTURES[0],
         classes=BASE_PICTURES[2] if stage.low_resolution is None else 0,
         metadata=metadata,
     )
+
+
+def _in_turn(prompts: Sequence[str], count: int) -> list[str]:
+    """``count`` prompts, equally many of each."""
+    return [prompt for prompt in prompts for _ in range(count // len(prompts))]
+
+
+def _similarity(
+    images: np.ndarray, photos: Sequence[Sequence[ImagePair]]
+) -> dict[str, float]:
+    """The mean over subjects of the similarity of their pictures to their photos.
+
+    Args:
+        images: As many pictures of each subject, one subject after the other.
+    """
+    found = [
+        similarity.to_photos(shown, [pair.image for pair in pairs])
+        for shown, pairs in zip(np.split(images, len(photos)), photos, strict=True)
+    ]
+    return {name: float(np.mean([one[name] for one in found])) for name in found[0]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,9 +158,9 @@ def sample_preview(
     Returns:
         The grid, uint8 [H, W, 3], and its scores.
     """
-    low = None
+    low, pairs = None, [pair for some in preview.photos for pair in some]
     if stage.low_resolution is not None:
-        low = np.stack([pair.low for pair in preview.photos if pair.low is not None])
+        low = np.stack([pair.low for pair in pairs if pair.low is not None])
     images = sample_stage(
         stage,
         part,
@@ -148,13 +174,13 @@ def sample_preview(
         level=level,
         rows=preview.rows,
     )
-    truths = [pair.image for pair in preview.photos]
     if low is None:
         of_class = images[len(images) - preview.classes :]
         return grid(list(images), 4), PreviewScores(
-            similarity.to_photos(images[: preview.subjects], truths),
-            similarity.to_photos(of_class, truths) if preview.classes else {},
+            _similarity(images[: preview.subjects], preview.photos),
+            _similarity(of_class, preview.photos) if preview.classes else {},
         )
+    truths = [pair.image for pair in pairs]
     enlarged = low.repeat(stage.scale, 1).repeat(stage.scale, 2)
     cells = [cell for row in zip(enlarged, images, truths, strict=True) for cell in row]
     near = [similarity.psnr(*pair) for pair in zip(images, truths, strict=True)]

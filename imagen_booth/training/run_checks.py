@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-from etils import epath
 
 from imagen_booth.cascade import Cascade, Stage, by_name
 from imagen_booth.config.schema import BEST, FineTuning, Job
@@ -48,13 +47,13 @@ class AcceptedRun:
         cascade: The model, as its weights describe it.
         mesh: The devices.
         dtype: Dtype of the activations.
-        photos: The photos to train on.
+        photos: The photos to train on, of each subject.
     """
 
     cascade: Cascade
     mesh: jax.sharding.Mesh
     dtype: Any
-    photos: CheckedPhotos
+    photos: tuple[CheckedPhotos, ...]
 
 
 def check_run(job: Job, work: RunDirectory) -> AcceptedRun:
@@ -74,15 +73,22 @@ def check_run(job: Job, work: RunDirectory) -> AcceptedRun:
     dtype = activation_dtype(job.dtype)
     processes.decide(lambda: check_steps(job, work))
     check_settings(job, cascade)
-    subject_photos.check_class_noun(job.subject, job.prior)
+    subject_photos.check_class_nouns(job)
     prompts = check_prompts(job, cascade)
     for name in ("text", *(stage.name for stage in cascade.stages)):
         found = load.find(cascade, name, getattr(job.weights, name))
         if found is not None:
             found.matched(load.shapes(cascade, name))
     processes.decide(lambda: _check_photo_setting(job, work))
-    folder = subject_photos.photo_folder(job.subject.photos, work)
-    photos = subject_photos.inspect_photos(job, cascade, folder)
+    photos = tuple(
+        subject_photos.inspect_photos(
+            job,
+            cascade,
+            subject_photos.photo_folder(subject.photos, work, name),
+            name,
+        )
+        for name, subject in job.subjects.items()
+    )
     processes.decide(lambda: check_recipes(job, cascade, work, prompts, photos))
     return AcceptedRun(cascade, mesh, dtype, photos)
 
@@ -95,13 +101,19 @@ def check_existing(job: Job, cascade: Cascade, work: RunDirectory) -> None:
     """
     check_steps(job, work)
     _check_photo_setting(job, work)
-    folder = job.subject.photos
-    if folder.startswith(subject_photos.TOYBOX_PREFIX):
-        folder = str(work.path / "source")
-        if not epath.Path(folder).exists():
-            return  # train would render them
+    folders = {}
+    for name, subject in job.subjects.items():
+        folders[name] = subject.photos
+        if subject.photos.startswith(subject_photos.TOYBOX_PREFIX):
+            place = subject_photos.folder_of(name, work.path) / "source"
+            if not place.exists():
+                return  # train would render them
+            folders[name] = str(place)
     if any(work.holds(part) for part in PARTS):
-        photos = subject_photos.inspect_photos(job, cascade, folder)
+        photos = tuple(
+            subject_photos.inspect_photos(job, cascade, folder, name)
+            for name, folder in folders.items()
+        )
         check_recipes(job, cascade, work, check_prompts(job, cascade), photos)
 
 
@@ -182,7 +194,7 @@ def check_recipes(
     cascade: Cascade,
     work: RunDirectory,
     prompts: PromptTexts,
-    photos: CheckedPhotos,
+    photos: Sequence[CheckedPhotos],
 ) -> None:
     """Checks that what is there of a run was made with the settings of the job.
 
@@ -197,15 +209,15 @@ def check_recipes(
     if job.text.steps > 0:
         stage = cascade.stage("base")
         tokens = textual_inversion.read_tokens(job, cascade, prompts)
-        used = photos.large_enough_for(stage.name)
+        used = photos[0].large_enough_for(stage.name)
         weights = _fingerprint(job, cascade, stage)
         work.check(
-            "text", text_recipe(job, tokens, prompts, plain, weights, used, dtype)
+            "text", text_recipe(job, tokens, prompts, plain, weights, [used], dtype)
         )
         reading = f"{plain} {_learned(job, work)}"
     for stage in cascade.stages:
-        used = photos.large_enough_for(stage.name)
-        if job.finetuning(stage.name).steps > 0 and used:
+        used = [some.large_enough_for(stage.name) for some in photos]
+        if job.finetuning(stage.name).steps > 0 and any(used):
             weights = _fingerprint(job, cascade, stage)
             work.check(
                 stage.name,
@@ -227,21 +239,23 @@ def _learned(job: Job, work: RunDirectory) -> str:
 
 
 def _check_photo_setting(job: Job, work: RunDirectory) -> None:
-    """Checks that a toy's photos stay those that the run was begun with.
+    """Checks that toys' photos stay those that the run was begun with.
 
     Other photos are compared by their bytes; these would have to be rendered.
 
     Raises:
         InputError: They do not, and some part is not to be redone.
     """
-    old, new = work.photo_setting, job.subject.photos
     prefix = subject_photos.TOYBOX_PREFIX
     kept = [name for name in job.finetuned_parts if work.holds(name)]
-    if old not in ("", new) and kept and (old + new).count(prefix):
-        raise InputError(
-            f"{work.path} was made with other settings: subject.photos: {old} -> "
-            f"{new}. Give --overwrite={','.join(kept)} to redo it, or another --workdir"
-        )
+    for name, subject in job.subjects.items():
+        old, new = work.photo_setting(name), subject.photos
+        if old not in ("", new) and kept and (old + new).count(prefix):
+            raise InputError(
+                f"{work.path} was made with other settings: {name}.photos: {old} -> "
+                f"{new}. Give --overwrite={','.join(kept)} to redo it, or another "
+                "--workdir"
+            )
 
 
 def text_recipe(
@@ -250,7 +264,7 @@ def text_recipe(
     prompts: PromptTexts,
     reading: str,
     weights: str,
-    photos: Sequence[Photo],
+    photos: Sequence[Sequence[Photo]],
     dtype: Any,
 ) -> dict[str, Any]:
     """The settings on which a learned embedding depends.
@@ -259,6 +273,7 @@ def text_recipe(
         tokens: The tokens that are learned.
         reading: What prompts mean without it, see ``subject_prompts.plain_reading``.
         weights: Fingerprint of the base stage.
+        photos: Photos of each subject.
     """
     return {
         "cascade": job.cascade,
@@ -276,7 +291,7 @@ def stage_recipe(
     prompts: PromptTexts,
     reading: str,
     weights: str,
-    photos: Sequence[Photo],
+    photos: Sequence[Sequence[Photo]],
     dtype: Any,
 ) -> dict[str, Any]:
     """The settings on which a fine-tuned stage depends.
@@ -284,6 +299,7 @@ def stage_recipe(
     Args:
         reading: What prompts mean to the network, see ``SubjectPrompts.reading``.
         weights: Fingerprint of the network.
+        photos: Photos of each subject.
     """
     config, frozen = job.finetuning(stage.name), job.frozen_prior(stage.name)
     used = job.uses_class_images(stage.name)
@@ -311,15 +327,28 @@ def _adapter_recipe(stage: Stage, config: FineTuning) -> dict[str, Any]:
 
 
 def _common_recipe(
-    job: Job, prompts: PromptTexts, photos: Sequence[Photo], dtype: Any
+    job: Job, prompts: PromptTexts, photos: Sequence[Sequence[Photo]], dtype: Any
 ) -> dict[str, Any]:
-    """The recipe entries on which every fine-tuned part of a run depends."""
+    """The recipe entries on which every fine-tuned part of a run depends.
+
+    Args:
+        photos: Photos of each subject.
+    """
+    first, *second = [
+        {
+            "photos": {photo.name: photo.sha256 for photo in some},
+            "subject": recipe(
+                subject, "photos", "identifier", "tokens", "consent", "description"
+            ),
+            "instance_prompt": words.instance_prompt,
+        }
+        for subject, words, some in zip(
+            job.subjects.values(), prompts.of_subjects.values(), photos, strict=True
+        )
+    ]
     return {
-        "photos": {photo.name: photo.sha256 for photo in photos},
-        "subject": recipe(
-            job.subject, "photos", "identifier", "tokens", "consent", "description"
-        ),
-        "instance_prompt": prompts.instance_prompt,
+        **first,
+        **({"second": second[0]} if second else {}),
         "seed": job.seed,
         "dtype": str(dtype),
         **({"keep": BEST} if job.keep == BEST else {}),

@@ -10,7 +10,13 @@ from etils import epath
 
 from imagen_booth import storage
 from imagen_booth.cascade import Cascade
-from imagen_booth.config.schema import CLASS_IMAGES, FROZEN_MODEL, Job, Subject
+from imagen_booth.config.schema import (
+    CLASS_IMAGES,
+    FROZEN_MODEL,
+    SUBJECT,
+    Job,
+    Subject,
+)
 from imagen_booth.data import image_files, photos
 from imagen_booth.data.photos import CheckedPhotos
 from imagen_booth.distributed import processes
@@ -42,7 +48,7 @@ def resolutions(job: Job, cascade: Cascade) -> dict[str, int]:
 
 
 def save_crops(subject: Subject, checked: CheckedPhotos, workdir: epath.Path) -> None:
-    """Writes the photos as training sees them into the run, for the report."""
+    """Writes the photos as training sees them into a folder, for the report."""
     if processes.is_first():
         crops = [crop_photo(subject, photo, CROP_SIZE) for photo in checked.photos]
         names = [photo.name for photo in checked.photos]
@@ -52,11 +58,20 @@ def save_crops(subject: Subject, checked: CheckedPhotos, workdir: epath.Path) ->
         image_files.save_png(workdir / "photos" / "contact_sheet.png", sheet)
 
 
-def check_class_noun(subject: Subject, prior: str = CLASS_IMAGES) -> None:
+def check_class_nouns(job: Job) -> None:
+    """Checks the class noun of every subject, as ``check_class_noun``."""
+    for name, subject in job.subjects.items():
+        check_class_noun(subject, job.prior, name)
+
+
+def check_class_noun(
+    subject: Subject, prior: str = CLASS_IMAGES, name: str = SUBJECT
+) -> None:
     """Checks the class noun.
 
     Args:
         prior: Targets of the prior term, which the class prompt is for.
+        name: Setting of the subject, for errors.
 
     Raises:
         InputError: It is empty or a prompt, or names a person and ``consent`` is not
@@ -68,77 +83,95 @@ def check_class_noun(subject: Subject, prior: str = CLASS_IMAGES) -> None:
         if prior == FROZEN_MODEL:
             needed = f", but config.prior={prior!r} predicts images of a class prompt"
         raise InputError(
-            f"config.subject.class_noun is empty{needed}; name what the subject is, "
-            "e.g. --config.subject.class_noun=dog"
+            f"config.{name}.class_noun is empty{needed}; name what the subject is, "
+            f"e.g. --config.{name}.class_noun=dog"
         )
     alone = prompts.noun_of(noun)
     if alone != " ".join(noun.split()):
-        hint = f"; give --config.subject.class_noun={alone!r}" if alone else ""
+        hint = f"; give --config.{name}.class_noun={alone!r}" if alone else ""
         raise InputError(
-            f"config.subject.class_noun={noun!r} is a prompt; prompts are made from "
+            f"config.{name}.class_noun={noun!r} is a prompt; prompts are made from "
             f"the noun alone, such as 'a [V] dog' from 'dog'{hint}"
         )
     if people.is_person(noun) and not subject.consent:
         raise InputError(
-            f"config.subject.class_noun={noun!r} is a person: photos of a person "
+            f"config.{name}.class_noun={noun!r} is a person: photos of a person "
             "need that person's consent, and photos of a child a parent's; if you have "
-            "it, give --config.subject.consent=true"
+            f"it, give --config.{name}.consent=true"
         )
 
 
 def notices(job: Job) -> list[str]:
     """What a user should know about photos on this cascade, before the work."""
-    shipped = "shipped" in pathlib.PurePath(job.weights.base).parts
-    if not shipped or job.subject.photos.startswith(TOYBOX_PREFIX):
+    if "shipped" not in pathlib.PurePath(job.weights.base).parts:
         return []
     return [
         "the shipped weights have only seen rendered toys. Real photographs of "
-        f"{job.subject.class_noun or 'a subject'!r} come out as blurred, toy-like "
+        f"{subject.class_noun or 'a subject'!r} come out as blurred, toy-like "
         "shapes: expect to see how the method works, not a likeness. For real pictures "
         "use weights that have seen photographs: python -m imagen_booth.convert fetch "
         "if_m, then train --config=configs/subject.py:if_m with the flags that it "
         "prints"
+        for subject in job.subjects.values()
+        if not subject.photos.startswith(TOYBOX_PREFIX)
     ]
 
 
-def inspect_photos(job: Job, cascade: Cascade, folder: str) -> CheckedPhotos:
+def inspect_photos(
+    job: Job, cascade: Cascade, folder: str, name: str = SUBJECT
+) -> CheckedPhotos:
     """Checks the photos of a folder for the stages of a job; writes nothing.
+
+    Args:
+        name: Setting of the subject.
 
     Raises:
         InputError: As ``photos.inspect``.
     """
+    subject = job.subjects[name]
     return photos.inspect(
         folder,
         resolutions(job, cascade),
-        crop_settings(job.subject),
-        job.subject.background,
+        crop_settings(subject),
+        subject.background,
+        f"config.{name}.photos",
     )
 
 
-def photo_folder(setting: str, work: RunDirectory) -> str:
+def folder_of(name: str, workdir: epath.Path) -> epath.Path:
+    """Where a run has the files of a subject: in itself, or in ``second/``."""
+    return workdir if name == SUBJECT else workdir / name
+
+
+def photo_folder(setting: str, work: RunDirectory, name: str = SUBJECT) -> str:
     """The folder of the photos; photos of a toy are rendered into it first.
 
     Args:
         setting: A folder, or ``toybox:CLASS/SEED``.
-        work: The run directory; rendered photos go to its ``source/``.
+        work: The run directory; rendered photos go to ``source/`` in the subject's
+            folder.
+        name: Setting of the subject.
     """
     if not setting.startswith(TOYBOX_PREFIX):
         return setting
-    folder = work.path / "source"
+    folder = folder_of(name, work.path) / "source"
     last = folder / f"{TOYBOX_PHOTOS - 1:02d}.png"
-    toy = toybox_subject(setting)
+    toy = toybox_subject(setting, name)
     if processes.is_first() and not (
-        last.exists() and work.photo_setting in ("", setting)
+        last.exists() and work.photo_setting(name) in ("", setting)
     ):
         images = toys.photos(toy, TOYBOX_PHOTOS, size=TOYBOX_PHOTO_SIZE)
         for index, image in enumerate(images):
             image_files.save_png(folder / f"{index:02d}.png", image)
-    processes.wait("rendered photos")
+    processes.wait(f"rendered photos {name}")
     return str(folder)
 
 
-def toybox_subject(setting: str) -> ToyboxSubject:
+def toybox_subject(setting: str, name: str = SUBJECT) -> ToyboxSubject:
     """The subject that ``toybox:CLASS/SEED`` names.
+
+    Args:
+        name: Setting of the subject, for errors.
 
     Raises:
         InputError: It names none.
@@ -146,7 +179,7 @@ def toybox_subject(setting: str) -> ToyboxSubject:
     noun, _, seed = setting.removeprefix(TOYBOX_PREFIX).partition("/")
     if not seed.isdecimal():
         raise InputError(
-            f"config.subject.photos={setting} should read {TOYBOX_PREFIX}NOUN/NUMBER, "
+            f"config.{name}.photos={setting} should read {TOYBOX_PREFIX}NOUN/NUMBER, "
             f"such as {TOYBOX_PREFIX}dog/7"
         )
     return ToyboxSubject(noun, int(seed))

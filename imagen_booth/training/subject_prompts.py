@@ -1,14 +1,14 @@
 """The identifier of a run, and the embeddings of all its prompts."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 from etils import epath
 
 from imagen_booth.cascade import Cascade
-from imagen_booth.config.schema import TOYBOX, Job, Subject
+from imagen_booth.config.schema import SECOND, SUBJECT, TOYBOX, Job, Subject
 from imagen_booth.data.examples import Embedding
 from imagen_booth.errors import InputError
 from imagen_booth.sampling.text_embeddings import (
@@ -18,6 +18,7 @@ from imagen_booth.sampling.text_embeddings import (
     load_tokenizer,
 )
 from imagen_booth.text import caption_cleaning, identifier, prompts
+from imagen_booth.text.prompts import Naming
 from imagen_booth.text.tokenizer import Tokenizer
 from imagen_booth.toybox import subjects as toys
 from imagen_booth.training.subject_photos import TOYBOX_PREFIX, toybox_subject
@@ -25,8 +26,8 @@ from imagen_booth.weights.load import Part, load
 
 
 @dataclasses.dataclass(frozen=True)
-class PromptTexts:
-    """The identifier and the prompts of a run.
+class SubjectWords:
+    """The identifier of a subject, and the prompts of its images.
 
     Attributes:
         identifier: The text that stands for [V].
@@ -34,9 +35,6 @@ class PromptTexts:
         replaces_noun: Whether the identifier stands for the class noun too.
         instance_prompt: The prompt of the photos.
         class_prompt: The prompt of the class images.
-        pictures: The prompts of the final pictures, filled in.
-        plain: The same without the identifier, for stages that do not know it.
-        warnings: What is wrong with the user's identifier.
     """
 
     identifier: str
@@ -44,14 +42,38 @@ class PromptTexts:
     replaces_noun: bool
     instance_prompt: str
     class_prompt: str
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptTexts(SubjectWords):
+    """The words of a run's subject, and all prompts of the run.
+
+    Attributes:
+        pictures: The prompts of the final pictures, filled in.
+        plain: The same without the identifier, for stages that do not know it.
+        warnings: What is wrong with the user's identifier.
+        second: The words of the second subject; None for a run of one.
+    """
+
     pictures: tuple[str, ...]
     plain: tuple[str, ...]
     warnings: tuple[str, ...]
+    second: SubjectWords | None = dataclasses.field(default=None, kw_only=True)
+
+    @property
+    def of_subjects(self) -> dict[str, SubjectWords]:
+        """The words of each subject, by name of its setting."""
+        return {SUBJECT: self} | ({SECOND: self.second} if self.second else {})
 
     @property
     def every(self) -> tuple[str, ...]:
         """All prompts."""
-        return self.instance_prompt, self.class_prompt, *self.pictures, *self.plain
+        of_images = [
+            prompt
+            for words in self.of_subjects.values()
+            for prompt in (words.instance_prompt, words.class_prompt)
+        ]
+        return *of_images, *self.pictures, *self.plain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,27 +100,66 @@ def choose_prompts(job: Job, cascade: Cascade) -> PromptTexts:
 
     Raises:
         InputError: The identifier cannot be tokenised, or a prompt has an unknown
-            placeholder.
+            placeholder; or the identifiers of two subjects share a token.
     """
-    noun = job.subject.class_noun
     pieces = load_tokenizer(cascade, job.weights.vocabulary)
-    name, ids, warnings = choose_identifier(job, cascade, pieces)
+    words, warnings = choose_words(job, cascade, pieces)
+    first, second, noun = words[SUBJECT], words.get(SECOND), job.subject.class_noun
+    naming = second and Naming(second.identifier, job.second.class_noun)
+    no_name = naming and naming._replace(identifier="")
+    name, alone = first.identifier, first.replaces_noun
     templates = job.pictures.prompts
     return PromptTexts(
-        identifier=name,
-        ids=ids,
-        replaces_noun=job.identifier_replaces_noun,
-        instance_prompt=prompts.instance_prompt(
-            name, noun, alone=job.identifier_replaces_noun
-        ),
-        class_prompt=prompts.class_prompt(noun),
+        **vars(first),
         pictures=tuple(
-            prompts.fill(each, name, noun, alone=job.identifier_replaces_noun)
+            prompts.fill(each, name, noun, alone=alone, second=naming)
             for each in templates
         ),
-        plain=tuple(prompts.fill(each, "", noun) for each in templates),
+        plain=tuple(prompts.fill(each, "", noun, second=no_name) for each in templates),
         warnings=warnings,
+        second=second,
     )
+
+
+def choose_words(
+    job: Job, cascade: Cascade, pieces: Tokenizer
+) -> tuple[dict[str, SubjectWords], tuple[str, ...]]:
+    """Chooses or checks the identifier of each subject.
+
+    Returns:
+        The words by name of the subject's setting, and warnings.
+
+    Raises:
+        InputError: An identifier cannot be tokenised, or those of two subjects share a
+            token, so that prompts would mix the subjects.
+    """
+    found: dict[str, SubjectWords] = {}
+    warnings, alone = (), job.identifier_replaces_noun
+    for setting, subject in job.subjects.items():
+        taken = [id for words in found.values() for id in words.ids]
+        name, ids, more = choose_identifier(job, cascade, pieces, setting, taken)
+        shared = [pieces.piece(id) for id in ids if id in taken]
+        if shared:
+            raise InputError(
+                f"config.{setting}.identifier={name!r} shares the token {shared[0]!r} "
+                f"with the identifier {found[SUBJECT].identifier!r} of the other "
+                "subject; give one without it, or leave it empty to draw one"
+            )
+        warnings += more
+        noun = subject.class_noun
+        found[setting] = SubjectWords(
+            identifier=name,
+            ids=ids,
+            replaces_noun=alone,
+            instance_prompt=prompts.instance_prompt(name, noun, alone=alone),
+            class_prompt=prompts.class_prompt(noun),
+        )
+    if SECOND in found and "[v2]" not in " ".join(job.pictures.prompts).lower():
+        warnings += (
+            "no prompt of config.pictures.prompts has [V2], so the final pictures will "
+            "not show the second subject",
+        )
+    return found, warnings
 
 
 def plain_reading(cascade: Cascade, encoder: str, cleaning: str) -> str:
@@ -172,21 +233,30 @@ def subject_description(subject: Subject) -> str:
 
 
 def choose_identifier(
-    job: Job, cascade: Cascade, pieces: Tokenizer
+    job: Job,
+    cascade: Cascade,
+    pieces: Tokenizer,
+    name_of: str = SUBJECT,
+    taken: Sequence[int] = (),
 ) -> tuple[str, tuple[int, ...], tuple[str, ...]]:
     """The user's identifier, or a drawn one: its text, its tokens, and warnings.
+
+    Args:
+        name_of: Setting of the subject.
+        taken: Tokens of another subject's identifier, none of which is drawn.
 
     Raises:
         InputError: None can be drawn, or the job's cleaning is not known.
     """
-    text, noun = cascade.text, job.subject.class_noun
+    subject = job.subjects[name_of]
+    text, noun = cascade.text, subject.class_noun
     cleaning = cleaning_name(cascade, job.cleaning)
     clean = caption_cleaning.cleaner(cleaning)
-    if job.subject.description:
-        name = subject_description(job.subject)
+    if subject.description:
+        name = subject_description(subject)
         return name, tuple(pieces.token_ids(name if clean is None else clean(name))), ()
-    if job.subject.identifier:
-        name = job.subject.identifier
+    if subject.identifier:
+        name = subject.identifier
         warnings = identifier.check(name, pieces, text.rare, noun, clean)
         read = name if clean is None else clean(name)
         return name, tuple(pieces.token_ids(read)), tuple(warnings)
@@ -194,6 +264,6 @@ def choose_identifier(
     # weights that go there has to survive that as well.
     strongest = None if cleaning == "none" else caption_cleaning.clean_caption
     drawn = identifier.draw(
-        pieces, text.rare, noun, job.subject.tokens, job.seed, strongest
+        pieces, text.rare, noun, subject.tokens, job.seed, strongest, taken
     )
     return drawn.text, tuple(drawn.ids), ()

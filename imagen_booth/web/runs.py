@@ -80,6 +80,7 @@ class Run:
             subject["identifier"],
             subject["class_noun"],
             alone=subject.get("alone", False),
+            second=prompts.second_naming(self.manifest),
         )
 
 

@@ -168,6 +168,8 @@ def _open_run(run: epath.Path) -> _Run:
         "seed": manifest.get("seed"),
         "made_by": manifest.get("versions", {}),
     }
+    if "second" in manifest:
+        metadata["second"] = manifest["second"].get("instance_prompt")
     if "prior" in manifest:
         metadata["prior"] = manifest["prior"]
     config = read_json(run / "config.json", TRAIN_AGAIN)

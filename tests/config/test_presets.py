@@ -17,7 +17,7 @@ from imagen_booth.cascade import CASCADES
 from imagen_booth.config import build
 from imagen_booth.config.build import from_config, to_job
 from imagen_booth.config.presets import dreambooth as defaults
-from imagen_booth.config.presets import pretraining
+from imagen_booth.config.presets import pretraining, two_subjects
 from imagen_booth.config.schema import Job, Mesh, Pretraining
 from imagen_booth.errors import InputError
 
@@ -333,3 +333,44 @@ def test_configs_are_locked():
         config = scope["get_config"]("tiny")
         assert isinstance(config, ml_collections.ConfigDict)
         assert config.is_locked
+
+
+def two(**changes):
+    """The job of configs/two_subjects.py on the tiny cascade, with settings changed."""
+    config = two_subjects("tiny")
+    config.update_from_flattened_dict(
+        {
+            "subject.photos": "dogs",
+            "subject.class_noun": "dog",
+            "second.photos": "cats",
+            "second.class_noun": "cat",
+        }
+        | {name.replace("__", "."): value for name, value in changes.items()}
+    )
+    return to_job(config)
+
+
+def test_two_subjects_have_twice_the_steps_and_prompts_of_both():
+    one, both = to_job(defaults("tiny")), two()
+    for name in ("base", "sr256", "sr1024"):
+        assert both.finetuning(name).steps == 2 * one.finetuning(name).steps
+    assert any("[V2]" in each and "[V1]" in each for each in both.pictures.prompts)
+    assert list(both.subjects) == ["subject", "second"]
+    assert both.class_nouns == ("dog", "cat")
+    assert two(second__class_noun="dog").class_nouns == ("dog",)
+    assert list(one.subjects) == ["subject"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"second__photos": ""}, "config.second.class_noun='cat'.*photos is empty"),
+        ({"second__photos": "dogs"}, "config.second.photos='dogs' is config.subject"),
+        ({"text__steps": 3}, "config.text.steps=3, .*'cats' is another; set"),
+        ({"second__description": "grey cat"}, "config.second.description='grey cat'"),
+        ({"second__crop": "middle"}, "config.second.crop='middle' .* centre, pad"),
+    ],
+)
+def test_second_subjects_that_cannot_be(changes, words):
+    with pytest.raises(InputError, match=words):
+        two(**changes)

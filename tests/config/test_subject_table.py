@@ -6,7 +6,7 @@ import json
 import pytest
 
 from imagen_booth.config import build, presets, subject_table
-from imagen_booth.config.schema import Subjects
+from imagen_booth.config.schema import Subject, Subjects
 from imagen_booth.errors import InputError
 
 SUBJECTS, JOB = build.to_subjects(presets.many_subjects("tiny"))
@@ -160,3 +160,11 @@ def test_a_missing_table_is_refused(tmp_path):
         read(tmp_path / "none")
     with pytest.raises(InputError, match="config.subjects= does not exist"):
         subject_table.read(SUBJECTS, JOB)
+
+
+def test_two_subjects_of_one_run_are_no_rows_of_a_table(tmp_path):
+    job = dataclasses.replace(JOB, second=Subject(photos="cats", class_noun="cat"))
+    with pytest.raises(InputError, match="config.second.photos='cats'.*two_subjects"):
+        subject_table.read(Subjects(str(tmp_path)), job)
+    path = table(tmp_path, "name,photos,class_noun,second.photos\nrex,a,dog,cats\n")
+    assert "'second.photos' is not a column" in only(read(path)).problems[0]

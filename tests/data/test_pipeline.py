@@ -48,6 +48,23 @@ def test_weights_are_equation_twos():
     assert batch["group"].dtype == np.int32
 
 
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_two_subjects_share_the_rows_equally(rows):
+    """Whatever the number of rows and of photos, and as often as each alone."""
+    one, other = examples(3), examples(5, first=100)
+    data = pipeline.batches([Group(one, rows, 1.0, 0, [other])], seed=4)
+    order = np.concatenate(names(data, 30))
+    assert (order[::2] < 100).all()
+    assert (order[1::2] >= 100).all()
+    counts = Counter(order.tolist())
+    assert {counts[i] for i in range(3)} == {5 * rows}
+    assert {counts[100 + i] for i in range(5)} == {3 * rows}
+    np.testing.assert_allclose(at(data, 1)["weight"], [1 / rows] * rows, rtol=1e-6)
+    # The first subject comes in the order that it has alone.
+    alone = pipeline.batches([Group(one, 1, 1.0, 0)], seed=4)
+    assert list(order[::2]) == np.concatenate(names(alone, len(order[::2]))).tolist()
+
+
 def test_padding_has_weight_zero_and_no_group():
     batch = at(pipeline.batches(GROUPS, seed=0, multiple=4), 3)
     real = at(pipeline.batches(GROUPS, seed=0), 3)

@@ -63,7 +63,7 @@ def test_train_step_is_the_one_that_a_run_compiles(name, data, fsdp, accumulate)
         step_fn = finetune.make_finetune_step(loss_fn, optimizer, tuning, 0)
         start = finetune.initial_state({"unet": part.params}, optimizer, False, mesh)
         batches = finetune.batches(
-            stage, tuning, rows, rows, seed=3, host=0, hosts=1, devices=mesh.size
+            stage, tuning, [rows], [rows], seed=3, host=0, hosts=1, devices=mesh.size
         )
         batch = loop._place(batches[5], mesh)
         ok = sharding.put_copies(np.bool_(True), mesh)

@@ -11,6 +11,7 @@ from etils import epath
 
 from imagen_booth.cascade import by_name
 from imagen_booth.config import build, presets
+from imagen_booth.config.schema import Subject
 from imagen_booth.distributed.sharding import make_mesh
 from imagen_booth.errors import InputError
 from imagen_booth.sampling import text_embeddings as embedding
@@ -224,3 +225,42 @@ def test_an_encoder_that_is_only_read_is_kept_small():
     np.testing.assert_array_equal(
         small.apply(small.params, ids, ids > 0), whole.apply(whole.params, ids, ids > 0)
     )
+
+
+def both(first, second, prompts=("a [V1] [N1] beside a [V2] [N2]",)):
+    """A job of a dog and a cat with these identifiers."""
+    job = job_with(first, "")
+    cat = Subject(photos="cats", class_noun="cat", identifier=second)
+    pictures = dataclasses.replace(job.pictures, prompts=prompts)
+    return dataclasses.replace(job, second=cat, pictures=pictures)
+
+
+def test_two_subjects_have_words_of_their_own():
+    alone = subject_prompts.choose_prompts(job_with("", ""), TINY)
+    texts = subject_prompts.choose_prompts(both("", ""), TINY)
+    assert (texts.identifier, texts.ids) == (alone.identifier, alone.ids)
+    assert texts.second is not None
+    assert not set(texts.second.ids) & set(texts.ids)
+    name, other = texts.identifier, texts.second.identifier
+    assert texts.second.instance_prompt == f"a {other} cat"
+    assert texts.second.class_prompt == "a cat"
+    assert texts.pictures == (f"a {name} dog beside a {other} cat",)
+    assert texts.plain == ("a dog beside a cat",)
+    assert set(texts.every) == {
+        *texts.pictures,
+        *texts.plain,
+        f"a {name} dog",
+        f"a {other} cat",
+        "a dog",
+        "a cat",
+    }
+    assert texts.warnings == ()
+    [warning] = subject_prompts.choose_prompts(both("", "", ("a [V]",)), TINY).warnings
+    assert "has [V2]" in warning
+
+
+def test_identifiers_that_share_a_token_are_refused():
+    name = subject_prompts.choose_prompts(job_with("", ""), TINY).identifier
+    for first, second in ((name, name), ("", name), (f"{name} dog", f"red {name}")):
+        with pytest.raises(InputError, match="config.second.identifier=.*shares the"):
+            subject_prompts.choose_prompts(both(first, second), TINY)

@@ -52,6 +52,16 @@ def test_the_seed_decides(vocabulary):
     assert len({drawn.text for drawn in first}) > 8
 
 
+@pytest.mark.parametrize("k", [1, 3])
+def test_two_drawn_identifiers_share_no_token(vocabulary, k):
+    tokenizer, rare = vocabulary
+    for seed in range(12):
+        first = identifier.draw(tokenizer, rare, "dog", k, seed)
+        second = identifier.draw(tokenizer, rare, "cat", k, seed, taken=first.ids)
+        assert not set(first.ids) & set(second.ids)
+        assert identifier.check(second.text, tokenizer, rare, "cat") == []
+
+
 def test_every_rare_piece_can_be_drawn():
     tokenizer = Tokenizer(EMBEDDED, 16)
     drawn = {

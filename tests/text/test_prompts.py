@@ -54,6 +54,34 @@ def test_fill_names_a_place_it_does_not_know():
         prompts.fill("a [V] [class]", "zuj", "dog")
 
 
+BESIDE = "a [V1] [N1] beside a [V2] [N2]"
+
+
+@pytest.mark.parametrize(
+    ("template", "with_identifiers", "without"),
+    [
+        (BESIDE, "a zuj dog beside an emp owl", "a dog beside an owl"),
+        ("a [V] [N] and a [v2] cat", "a zuj dog and an emp cat", "a dog and a cat"),
+        ("an [N2]", "an owl", "an owl"),
+    ],
+)
+def test_fill_names_two_subjects(template, with_identifiers, without):
+    second = prompts.Naming("emp", "owl")
+    assert prompts.fill(template, "zuj", "dog", second=second) == with_identifiers
+    plain = second._replace(identifier="")
+    assert prompts.fill(template, "", "dog", second=plain) == without
+
+
+def test_the_first_of_two_is_the_only_one_of_one():
+    for old, new in (("a [V] [N]", "a [V1] [N1]"), ("the [v]", "the [v1]")):
+        for alone in (False, True):
+            assert prompts.fill(old, "zuj", "dog", alone=alone) == prompts.fill(
+                new, "zuj", "dog", alone=alone
+            )
+    with pytest.raises(InputError, match=r"holds \[V2\]; .* config.second \[V2\]"):
+        prompts.fill(BESIDE, "zuj", "dog")
+
+
 def test_simple_clean_keeps_all_but_case_and_ends():
     assert caption_cleaning.simple_clean("  A [V]  Dog! ") == "a [v]  dog!"
 

@@ -234,8 +234,8 @@ def test_the_copy_predicts_what_the_network_does(tiny, key):
     data = finetune.batches(
         stage,
         config,
-        examples,
-        examples,
+        [examples],
+        [examples],
         prior,
         text,
         seed=0,
