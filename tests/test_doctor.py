@@ -189,7 +189,7 @@ def test_weights_are_read_by_their_header(examine, tmp_path):
 
 
 def test_words_unknown_to_the_shipped_prior_are_named(examine, tmp_path, monkeypatch):
-    knows = dataclasses.asdict(grammar.TIER_A)
+    knows = dataclasses.asdict(grammar.WORDS)
     folder = epath.Path(tmp_path / "shipped")
     for part in ("text", "base"):
         wanted = flatten(shapes(by_name("tiny"), part))

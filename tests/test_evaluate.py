@@ -72,7 +72,7 @@ def a_judge(tmp_path_factory):
     blank = jnp.zeros((1, 64, 64, 3))
     params = jax.jit(network.init)(jax.random.key(0), blank)["params"]
     folder = epath.Path(tmp_path_factory.mktemp("judge"))
-    toybox_judge.write(folder, params, {"recipe": {"tier": "A"}})
+    toybox_judge.write(folder, params, {})
     return folder
 
 

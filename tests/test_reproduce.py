@@ -32,7 +32,7 @@ from imagen_booth.experiments.plan import StudySize
 from imagen_booth.models.toybox_judge import Judge as Network
 from imagen_booth.preflight import jaxpr_cost, memory
 from imagen_booth.sampling.text_embeddings import replace_rows
-from imagen_booth.toybox.grammar import TIER_A
+from imagen_booth.toybox.grammar import WORDS
 from imagen_booth.training import train_step
 
 HERE = epath.Path("work")
@@ -174,12 +174,12 @@ def test_the_arms_of_noun_and_identifier(job):
         words = (none.job.subject.identifier, none.job.subject.class_noun)
         assert len({*words, noun}) == 3
         assert not none.job.base.class_rows
-        assert wrong.job.subject.class_noun in TIER_A.nouns
+        assert wrong.job.subject.class_noun in WORDS.nouns
         assert wrong.job.subject.class_noun != noun
         assert wrong.job.subject.photos == correct.job.subject.photos
         assert long.job.base.steps == 3 * wrong.job.base.steps
     for run in studies["identifier"][plan.COMMON]:
-        assert run.job.subject.identifier in TIER_A.colours
+        assert run.job.subject.identifier in WORDS.colours
         assert run.job.subject.identifier != run.subject.individual.colour
 
 
@@ -215,8 +215,8 @@ def test_sizes_that_are_none(settings, told):
 
 
 def test_prompts_stay_within_what_was_taught():
-    assert plan.known_prompts({}) == plan.APPLICATIONS
-    known = plan.known_prompts(dataclasses.asdict(TIER_A))
+    known = plan.known_prompts({})
+    assert known == plan.known_prompts(dataclasses.asdict(WORDS))
     assert known["expression manipulation"] == ()
     assert known["art renditions"] == ("a painting of a [V] [N]",)
     assert "a [V] [N] in the desert" not in known["recontextualisation"]
@@ -493,7 +493,7 @@ def little(monkeypatch):
     monkeypatch.setattr(measure, "HELD_OUT", 4)
     monkeypatch.setattr(judge_readings, "TAKES", 1)
     monkeypatch.setattr(
-        runner, "shipped_vocabulary", lambda _: dataclasses.asdict(TIER_A)
+        runner, "shipped_vocabulary", lambda _: dataclasses.asdict(WORDS)
     )
     blank = jnp.zeros((1, 64, 64, 3))
     params = Network(toybox_judge.CONFIG).init(jax.random.key(0), blank)["params"]

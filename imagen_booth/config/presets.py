@@ -416,7 +416,6 @@ def _pretrain_base(name: str, stage: str) -> Pretraining:
     return Pretraining(
         cascade=name,
         stage=stage,
-        tier="A",
         records=40960,
         steps=10000,
         batch=16,
@@ -465,7 +464,6 @@ def _pretrain_photos() -> Pretraining:
     return Pretraining(
         cascade="if_m",
         stage="sr1024",
-        tier="A",
         records=4096,  # of the toybox alone
         steps=20_000,
         batch=16,

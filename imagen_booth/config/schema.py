@@ -14,7 +14,6 @@ from imagen_booth.cascade import NONE
 from imagen_booth.diffusion.sampler import SamplerConfig
 from imagen_booth.errors import InputError
 from imagen_booth.models.lora import KERNELS
-from imagen_booth.toybox.grammar import TIERS
 from imagen_booth.toybox.records import BLOCK
 
 TOYBOX = "toybox"  # the source of rendered records
@@ -599,7 +598,6 @@ class Pretraining:
     Attributes:
         cascade: Name of the cascade.
         stage: Name of the stage that is trained.
-        tier: Part of the toybox grammar, ``A`` or ``B``.
         records: Number of distinct rendered scenes, a multiple of the number that is
             rendered together.
         steps: Number of optimizer steps.
@@ -640,7 +638,6 @@ class Pretraining:
 
     cascade: str
     stage: str
-    tier: str
     records: Positive
     steps: Positive
     batch: Positive
@@ -675,7 +672,6 @@ class JudgeTraining:
     """Training of the judge.
 
     Attributes:
-        tier: Part of the toybox grammar, ``A`` or ``B``.
         records: Number of rendered scenes, shared with pretraining; a multiple of the
             number that is rendered together.
         pairs: Number of pairs of renders of one individual, a multiple of the number of
@@ -695,7 +691,6 @@ class JudgeTraining:
         mesh: The devices and how parameters are sharded over them.
     """
 
-    tier: str = "A"
     records: Annotated[int, Ge(BLOCK), MultipleOf(BLOCK)] = 40960
     pairs: Annotated[int, Ge(BLOCK), MultipleOf(BLOCK)] = 4096
     held_out: Annotated[int, Ge(4 * BLOCK), MultipleOf(4 * BLOCK)] = 2048
@@ -710,9 +705,3 @@ class JudgeTraining:
     preview_every: Count = 500
     cache: PathText = ""
     mesh: Mesh = Mesh()
-
-    def __post_init__(self):
-        if self.tier not in TIERS:
-            raise InputError(
-                f"config.tier={self.tier!r} is not one of {', '.join(TIERS)}"
-            )

@@ -28,10 +28,10 @@ airplane apple armchair baby bag bear bed bee bench bicycle bird boat book bottl
 bracelet bread building bus butterfly cake camera cap chair chicken coat cow cup deer
 desk doll door dragon dress drum elephant face figurine fish flower fork fox frog
 giraffe goat goose guitar hamster handbag hat helicopter helmet horse house jacket jar
-jug kettle key keyboard knife lamp laptop lion lizard man mask mirror monkey
-motorcycle mouse necklace owl painting parrot pen penguin phone piano pig pillow pizza
-plant plate pumpkin ring scarf sculpture sheep shell ship shirt shoe skateboard snail
-snake sofa spoon squirrel statue sunglasses sword table telescope tiger train tree
+jug kettle key keyboard knife lamp laptop lion lizard man mask mirror monkey motorcycle
+mouse mug necklace owl painting parrot pen penguin phone piano pig pillow pizza plant
+plate pumpkin rabbit ring robot scarf sculpture sheep shell ship shirt shoe skateboard
+snail snake sofa spoon squirrel statue sunglasses sword table telescope tiger train tree
 truck turtle umbrella violin wallet watch whale wolf woman
 """
 NOUNS = tuple(
@@ -115,7 +115,7 @@ def guess_by_judge(photos: Sequence[np.ndarray], given: str, judge: Judge) -> No
         judge: The judge.
     """
     readings = judge.read(photos)
-    votes = dict.fromkeys(WORDS["noun"], 0.0)
+    votes = dict.fromkeys(dict(judge.config.words)["noun"], 0.0)
     for word, sure in zip(readings.words["noun"], readings.sure["noun"], strict=True):
         votes[word] += float(sure) / len(photos)
     return _guess(votes, given)

@@ -101,9 +101,7 @@ def check_image_set(path: epath.Path, images: ImageSet, judge: Judge | None) -> 
     else:
         readings = judge.read(image_sets.read(each.file) for each in images.pictures)
         photos = judge.read(map(image_sets.read, images.subject.photos))
-        requested = [
-            requested_attributes(each.prompt, judge) for each in images.pictures
-        ]
+        requested = [requested_attributes(each.prompt) for each in images.pictures]
         modes = {
             "context": missing_context(images, requested, readings),
             "entangled": entangled(images, requested, readings, photos),

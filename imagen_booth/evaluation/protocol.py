@@ -18,9 +18,8 @@ from imagen_booth.evaluation import features, image_sets, preprocess, scores
 from imagen_booth.evaluation import toybox_judge as judges
 from imagen_booth.evaluation.image_sets import ImageInfo, ImageSet, SubjectPhotos
 from imagen_booth.evaluation.scores import Score
-from imagen_booth.toybox import coverage
 from imagen_booth.toybox.captions import parse
-from imagen_booth.toybox.grammar import TIERS, Attributes
+from imagen_booth.toybox.grammar import Attributes
 from imagen_booth.weights import fetch, vision
 from imagen_booth.weights.load import Part
 
@@ -269,7 +268,7 @@ def _measure_by_judge(
     if images.class_pictures:
         of_class = judge.read(map(image_sets.read, images.class_pictures))
         found["judge_pres"] = [scores.fidelity(of_class.subjects, photos)]
-    requested = {prompt: requested_attributes(prompt, judge) for prompt in groups}
+    requested = {prompt: requested_attributes(prompt) for prompt in groups}
     shares = [
         np.array(
             [
@@ -289,11 +288,8 @@ def _measure_by_judge(
     return found
 
 
-def requested_attributes(prompt: str, judge: judges.Judge) -> Attributes | None:
-    """Attributes that a prompt names; None if the judge does not know its words."""
-    tier = judge.manifest.get("recipe", {}).get("tier", "B")
-    if coverage.beyond(prompt, dataclasses.asdict(TIERS[tier])):
-        return None
+def requested_attributes(prompt: str) -> Attributes | None:
+    """Attributes that a prompt names; None if the toybox does not know its words."""
     try:
         return parse(prompt)
     except InputError:

@@ -19,21 +19,22 @@ from imagen_booth.data.pipeline import to_unit
 from imagen_booth.errors import InputError
 from imagen_booth.models.toybox_judge import Judge as Network
 from imagen_booth.models.toybox_judge import JudgeConfig
-from imagen_booth.toybox.grammar import TIER_B, Attributes
+from imagen_booth.toybox import grammar
+from imagen_booth.toybox.grammar import Attributes
 from imagen_booth.train_state import Params, flatten, unflatten
 from imagen_booth.weights import native, tensor_files
 from imagen_booth.weights.load import shipped_folder
 
 NAME = "judge"
 PLAIN, BARE = "plain backdrop", "nothing"
-# All words of the grammar. A judge never answers with a word it was not trained on.
+# Words of a new judge. The shipped one has heads for more, which it never answers with.
 WORDS: dict[str, tuple[str, ...]] = {
-    "noun": TIER_B.nouns,
-    "colour": TIER_B.colours,
-    "context": (PLAIN, *TIER_B.contexts),
-    "accessory": (BARE, *TIER_B.accessories),
-    "view": TIER_B.views,
-    "style": TIER_B.styles,
+    "noun": grammar.WORDS.nouns,
+    "colour": grammar.WORDS.colours,
+    "context": (PLAIN, *grammar.WORDS.contexts),
+    "accessory": (BARE, *grammar.WORDS.accessories),
+    "view": grammar.WORDS.views,
+    "style": grammar.WORDS.styles,
 }
 CONFIG = JudgeConfig(words=tuple(WORDS.items()))
 ROWS = 64  # pictures in a batch

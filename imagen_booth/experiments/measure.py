@@ -14,7 +14,6 @@ from imagen_booth.experiments.image_store import ImageStore
 from imagen_booth.experiments.judge_readings import ImageReadings, RunReadings
 from imagen_booth.experiments.plan import APPLICATIONS, Run, Study
 from imagen_booth.toybox.coverage import held_out_captions
-from imagen_booth.toybox.grammar import TIER_A
 from imagen_booth.toybox.subjects import ToyboxSubject
 
 Arms = dict[str, dict[str, list[np.ndarray]]]  # arm -> metric -> values per subject
@@ -73,9 +72,8 @@ class Measurements:
 
     def _vanilla(self, study: Study) -> dict[str, Any]:
         """The pretrained cascade on captions that pretraining held out."""
-        known = {name: tuple(words) for name, words in self.vocabulary.items()}
-        tier = dataclasses.replace(TIER_A, **known)
-        captions, wanted = zip(*held_out_captions(tier, HELD_OUT), strict=True)
+        asked = held_out_captions(HELD_OUT, self.vocabulary)
+        captions, wanted = zip(*asked, strict=True)
         each = judge_readings.PICTURES
         # All pictures have different noise: with shared noise, one odd shape would
         # count once per caption.
@@ -152,8 +150,6 @@ class Measurements:
 
     def _prompt_notes(self) -> list[str]:
         notes = [f"The prompts: {'; '.join(self.templates)}."]
-        if self.prompts["expression manipulation"]:
-            notes.append("The judge does not read expressions, so none is scored.")
         asked = [prompt for prompts in APPLICATIONS.values() for prompt in prompts]
         unknown = [prompt for prompt in asked if prompt not in self.templates]
         if unknown:

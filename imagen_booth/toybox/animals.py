@@ -1,4 +1,4 @@
-"""Animals: dogs, cats, ducks and rabbits."""
+"""Animals: dogs, cats and ducks."""
 
 import numpy as np
 
@@ -12,7 +12,6 @@ from imagen_booth.toybox.bodies import (
     Fit,
     Pose,
     add_eyes,
-    add_mouth,
     contrast,
     pick,
     shade,
@@ -101,10 +100,8 @@ def dog(rng: np.random.Generator, name: str, pose: Pose) -> Body:
     head.ball((0.0, -0.10, half[2] * 0.75), snout, pale if pale_snout else plain)
     nose = Material(colour=nose_colour, gloss=0.8)
     head.ball((0.0, -0.035, tip + 0.03), (0.072, 0.055, 0.05), nose)
-    add_mouth(head, (0.0, -0.19, tip - 0.05), 0.085, pose.expression)
     place = (0.42, 0.24)
-    lids = _lids(plain, pale, patch_side if eye_patch else 0.0)
-    add_eyes(head, half, place, 0.062, expression=pose.expression, lids=lids)
+    add_eyes(head, half, place, 0.062)
     for s in _SIDES:
         ear = pale if marked_ears or (ears_differ and s == patch_side) else plain
         if ears == "floppy":
@@ -126,7 +123,7 @@ def dog(rng: np.random.Generator, name: str, pose: Pose) -> Body:
         tag = Material(colour=tag_colour, gloss=0.9)
         body.ball(add(ring, (0.0, -0.14, 0.20)), (0.058, 0.062, 0.03), tag)
     body += moved(head, pose.head, centre)
-    return Body(shapes=body, fit=_fit(pose, centre, half, ring, 0.25, 24.0, 0.92, 0.24))
+    return Body(shapes=body, fit=_fit(pose, centre, half, ring, 0.25, 24.0, 0.92))
 
 
 def _add_dog_tail(
@@ -151,12 +148,6 @@ def _add_pointed_ear(
     head.tube(start, end, inner, _PINK, taper=0.1, flat=0.4)
 
 
-def _lids(plain: Material, pale: Material, patch: float) -> tuple[Material, Material]:
-    """Skin round the two eyes when the side `patch`, if not 0, lies in a patch."""
-    left, right = (pale if s == patch else plain for s in _SIDES)
-    return left, right
-
-
 def _fit(
     pose: Pose,
     centre: Vec,
@@ -165,15 +156,12 @@ def _fit(
     neck_radius: float,
     lean: float,
     hat: float,
-    eye_height: float,
 ) -> Fit:
     """Fit of an animal whose head is the ellipsoid `half` around `centre`."""
     turn = pose.head
-    brow = (0.0, eye_height * half[1], half[2] * 0.98)
     return Fit(
         crown=(add(centre, apply(turn, (0.0, half[1] * 0.86, 0.0))), half[0] * hat),
         neck=(neck, neck_radius),
-        face=(add(centre, apply(turn, brow)), half[0] * 0.45),
         turn=turn,
         lean=lean,
     )
@@ -270,10 +258,8 @@ def cat(rng: np.random.Generator, name: str, pose: Pose) -> Body:
         _add_pointed_ear(head, base, top, 0.15, plain, 0.10)
     nose = _PINK.but(gloss=0.5)
     head.ball((0.0, -0.065, half[2] + 0.04), (0.042, 0.032, 0.03), nose)
-    add_mouth(head, (0.0, -0.17, half[2] * 0.98), 0.06, pose.expression)
     place = (0.45, 0.16)
-    lids = _lids(plain, pale, patch_side if eye_patch else 0.0)
-    add_eyes(head, half, place, 0.075, expression=pose.expression, lids=lids, iris=iris)
+    add_eyes(head, half, place, 0.075, iris=iris)
 
     centre = add(neck, rise)
     throat, nape = add(neck, (0.0, -0.14, -0.04)), add(centre, (0.0, -0.06, -0.03))
@@ -285,7 +271,7 @@ def cat(rng: np.random.Generator, name: str, pose: Pose) -> Body:
         bell = Material(colour=GOLD, gloss=0.9)
         body.ball(add(ring, (0.0, -0.10, 0.18)), 0.05, bell)
     body += moved(head, pose.head, centre)
-    return Body(shapes=body, fit=_fit(pose, centre, half, ring, 0.22, 20.0, 0.86, 0.16))
+    return Body(shapes=body, fit=_fit(pose, centre, half, ring, 0.22, 20.0, 0.86))
 
 
 def duck(rng: np.random.Generator, name: str, pose: Pose) -> Body:
@@ -323,11 +309,10 @@ def duck(rng: np.random.Generator, name: str, pose: Pose) -> Body:
     cap = plain.but(texture="split", axis=(0.0, 1.0, -0.25), offset=0.35)
     head.ball((0.0, 0.0, 0.0), half, cap if capped else plain)
     head.ball((0.0, -0.08, r + 0.07 * long_), (0.17, 0.045, 0.16 * long_), bill)
-    gape = 0.045 if pose.expression in ("happy", "surprised") else 0.0
-    jaw = (0.0, -0.125 - gape, r + 0.04 * long_)
+    jaw = (0.0, -0.125, r + 0.04 * long_)
     head.ball(jaw, (0.14, 0.04, 0.13 * long_), bill)
     place = (0.50, 0.26)
-    add_eyes(head, half, place, 0.062, expression=pose.expression, lids=(plain, plain))
+    add_eyes(head, half, place, 0.062)
     if crest:
         head.ball((0.0, r * 1.0, -0.08), (0.05, 0.13, 0.09), wing, pitch=-35.0)
         head.ball((0.0, r * 0.93, -0.17), (0.045, 0.10, 0.08), wing, pitch=-60.0)
@@ -338,85 +323,4 @@ def duck(rng: np.random.Generator, name: str, pose: Pose) -> Body:
         body.ball((0.0, 0.87, 0.205), (0.205, 0.05, 0.205), ring)
     body += moved(head, pose.head, centre)
     neck = (0.0, 0.86, 0.20)
-    return Body(shapes=body, fit=_fit(pose, centre, half, neck, 0.22, 0.0, 0.92, 0.26))
-
-
-def rabbit(rng: np.random.Generator, name: str, pose: Pose) -> Body:
-    """A rabbit: long ears, one of which may hang, big feet, a ball of a tail."""
-    coat = shade(rng, COLOURS[name])
-    mark = contrast(rng, name)
-    pattern = pick(rng, "plain", "plain", "patches", "spots", "split")
-    phase = float(rng.uniform(0.0, 9.0))
-    ear_long, ear_wide = rng.uniform(0.8, 1.25), rng.uniform(0.85, 1.2)
-    lop = pick(rng, "none", "none", "one", "both")
-    lop_side = float(rng.choice(_SIDES))
-    pale_snout, pale_belly, pale_feet, dark_tips = rng.random(4) < (0.6, 0.6, 0.4, 0.35)
-    plump, head_size = rng.uniform(0.9, 1.15), rng.uniform(0.95, 1.1)
-    eye_patch, blaze = rng.random(2) < (0.3, 0.3)
-
-    plain = Material(colour=coat, second=mark, grain=1.0, gloss=0.08)
-    pale = plain.but(colour=mark)
-    trunk = {
-        "plain": plain,
-        "patches": plain.but(texture="patches", scale=5.0, offset=phase),
-        "spots": plain.but(texture="spots", scale=4.5, offset=phase),
-        "split": plain.but(texture="split", axis=(0.0, -0.3, -1.0), offset=0.1),
-    }[pattern]
-    feet = pale if pale_feet else plain
-    body = Build()
-    wide = 0.34 * plump
-    if pose.stance == "sit":
-        body.ball((0.0, 0.42, -0.08), (wide, 0.42, 0.34), trunk)
-        if pale_belly:
-            body.ball((0.0, 0.40, 0.12), (wide * 0.62, 0.30, 0.17), pale)
-        for s in _SIDES:
-            body.ball((s * wide * 0.75, 0.075, 0.26), (0.12, 0.075, 0.26), feet)
-            body.ball(
-                (s * wide * 0.55, 0.52, 0.24), (0.08, 0.16, 0.09), plain, pitch=20.0
-            )
-        neck, rump, rise = (0.0, 0.74, 0.02), (0.0, 0.22, -0.42), (0.0, 0.27, 0.10)
-    else:
-        body.ball((0.0, 0.34, -0.14), (wide, 0.33, 0.48), trunk)
-        for s in _SIDES:
-            body.ball((s * wide * 0.85, 0.24, -0.28), (0.16, 0.24, 0.27), trunk)
-            body.ball((s * wide * 0.9, 0.07, -0.10), (0.11, 0.07, 0.25), feet)
-            body.ball((s * 0.15, 0.10, 0.30), (0.085, 0.11, 0.14), feet)
-        low = 0.06 if pose.stance == "lie" else 0.0
-        neck, rump = (0.0, 0.52 - low, 0.20), (0.0, 0.34, -0.60)
-        rise = (0.0, 0.24 - low, 0.14)
-    body.ball(rump, 0.14, pale)
-
-    half = (0.32 * head_size, 0.30 * head_size, 0.29 * head_size)
-    head = Build()
-    face = plain
-    if eye_patch:
-        spot = (0.55 * lop_side, 0.25, 0.75)
-        face = plain.but(texture="blob", axis=spot, offset=0.5)
-    elif blaze:
-        face = plain.but(texture="band", axis=(1.0, 0.0, 0.0), scale=0.16)
-    head.ball((0.0, 0.0, 0.0), half, face)
-    tooth = Material(colour=(0.98, 0.97, 0.93), gloss=0.4)
-    for s in _SIDES:
-        cheek = (s * 0.075, -0.105, half[2] * 0.86)
-        head.ball(cheek, (0.10, 0.085, 0.09), pale if pale_snout else plain)
-        head.box((s * 0.026, -0.20, half[2] * 0.95), (0.024, 0.045, 0.02), tooth)
-        hangs = lop == "both" or (lop == "one" and s == lop_side)
-        size = (0.105 * ear_wide, 0.33 * ear_long, 0.06)
-        if hangs:
-            at, roll = (s * (half[0] + 0.07), 0.02, 0.0), s * 14.0
-        else:
-            at, roll = (s * 0.15, half[1] + 0.25 * ear_long, -0.02), s * -10.0
-        tip = plain.but(texture="split", axis=(0.0, -1.0 if hangs else 1.0, 0.0))
-        head.ball(at, size, tip.but(offset=0.4) if dark_tips else plain, roll=roll)
-        inner = (size[0] * 0.55, size[1] * 0.78, 0.03)
-        head.ball(add(at, (0.0, 0.0, 0.045)), inner, _PINK, roll=roll)
-    nose = _PINK.but(gloss=0.5)
-    head.ball((0.0, -0.045, half[2] + 0.05), (0.045, 0.034, 0.03), nose)
-    add_mouth(head, (0.0, -0.22, half[2] * 0.92), 0.06, pose.expression)
-    place = (0.50, 0.20)
-    lids = _lids(plain, pale, lop_side if eye_patch else 0.0)
-    add_eyes(head, half, place, 0.066, expression=pose.expression, lids=lids)
-    centre = add(neck, rise)
-    body.tube(add(neck, (0.0, -0.16, -0.04)), centre, 0.17, plain)
-    body += moved(head, pose.head, centre)
-    return Body(shapes=body, fit=_fit(pose, centre, half, neck, 0.22, 12.0, 0.80, 0.20))
+    return Body(shapes=body, fit=_fit(pose, centre, half, neck, 0.22, 0.0, 0.92))

@@ -30,24 +30,23 @@ COLOURS: dict[str, Vec] = {
     "yellow": (0.97, 0.82, 0.20),
     "green": (0.28, 0.66, 0.26),
     "blue": (0.18, 0.42, 0.84),
-    "purple": (0.54, 0.28, 0.74),
-    "pink": (0.95, 0.54, 0.68),
     "brown": (0.50, 0.31, 0.17),
-    "grey": (0.55, 0.55, 0.57),
     "white": (0.95, 0.94, 0.91),
     "black": (0.15, 0.15, 0.17),
+    # Of collars, trims and props alone; captions do not have them.
+    "purple": (0.54, 0.28, 0.74),
+    "pink": (0.95, 0.54, 0.68),
 }
 CREAM: Vec = (0.97, 0.92, 0.82)
 INK: Vec = (0.05, 0.045, 0.05)
 GOLD: Vec = (0.95, 0.74, 0.25)
 STEEL: Vec = (0.72, 0.74, 0.78)
 _TAN: Vec = (0.80, 0.58, 0.36)
-_DARK = ("brown", "black", "red", "blue", "purple", "green", "grey")
+_DARK = ("brown", "black", "red", "blue", "green")
 _BRIGHT = ("red", "yellow", "green", "blue", "purple", "orange", "pink")
 
 EYE = Material(colour=INK, gloss=0.9)
 SPARK = Material(colour=(1.0, 1.0, 1.0), glow=0.8)
-TONGUE = Material(colour=(0.90, 0.36, 0.42), gloss=0.3)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,7 +57,6 @@ class Pose:
       stance: "stand", "sit" or "lie", for bodies that have them.
       head_yaw, head_pitch, head_roll: Rotation of the head in degrees.
       wag: Position of the tail or the wings, -1 to 1.
-      expression: One of grammar.EXPRESSIONS.
     """
 
     stance: str = "stand"
@@ -66,7 +64,6 @@ class Pose:
     head_pitch: float = 0.0
     head_roll: float = 0.0
     wag: float = 0.0
-    expression: str = "calm"
 
     @property
     def head(self) -> Rotation:
@@ -81,14 +78,12 @@ class Fit:
     Attributes:
       crown: Middle and radius of the top of the head.
       neck: Middle and radius of the neck.
-      face: The point between the eyes, and half their distance.
       turn: Rotation of the head.
       lean: Pitch of the neck in degrees.
     """
 
     crown: tuple[Vec, float]
     neck: tuple[Vec, float]
-    face: tuple[Vec, float]
     turn: Rotation = UPRIGHT
     lean: float = 0.0
 
@@ -141,9 +136,6 @@ def add_eyes(
     half: Vec,
     place: tuple[float, float],
     size: float,
-    *,
-    expression: str,
-    lids: tuple[Material, Material],
     iris: Vec | None = None,
 ):
     """Adds two eyes to an ellipsoidal head around the origin that looks along z.
@@ -153,13 +145,11 @@ def add_eyes(
       half: Half extents of the head.
       place: Position (x, y) of an eye, as fractions of the head's half extents.
       size: Radius of an eye in toy units.
-      expression: Facial expression, which closes, widens or slants them.
-      lids: Material of the skin around the left and the right one.
       iris: Colour of an iris with a slit pupil; None makes the whole eye dark.
     """
     spread, height = place
     depth = max(0.05, 1.0 - spread**2 - height**2) ** 0.5
-    for side, lid in zip((-1.0, 1.0), lids, strict=True):
+    for side in (-1.0, 1.0):
         at = (side * spread * half[0], height * half[1], depth * half[2])
         yaw = side * 22.0
         turn = rotation(yaw=yaw)
@@ -167,33 +157,11 @@ def add_eyes(
         def off(x: float, y: float, z: float, at=at, turn=turn) -> Vec:
             return add(at, apply(turn, (x * size, y * size, z * size)))
 
-        if expression in ("sleeping", "happy"):
-            # A closed eye is a dark ring, half hidden by the lid.
-            lift = -0.55 if expression == "happy" else 0.55
-            head.ball(at, (1.5 * size, 1.25 * size, 0.4 * size), EYE, yaw=yaw)
-            cover = (1.6 * size, 1.2 * size, 0.5 * size)
-            head.ball(off(0.0, lift, 0.1), cover, lid, yaw=yaw)
-            continue
-        wide = 1.3 if expression == "surprised" else 1.0
         if iris is None:
-            whole = (wide * size, 1.12 * wide * size, 0.55 * size)
-            head.ball(at, whole, EYE, yaw=yaw)
+            head.ball(at, (size, 1.12 * size, 0.55 * size), EYE, yaw=yaw)
         else:
-            whole = (1.1 * wide * size, 1.15 * wide * size, 0.5 * size)
+            whole = (1.1 * size, 1.15 * size, 0.5 * size)
             head.ball(at, whole, Material(colour=iris, gloss=0.8), yaw=yaw)
-            slit = (0.55 * size, 0.95 * wide * size, 0.42 * size)
+            slit = (0.55 * size, 0.95 * size, 0.42 * size)
             head.ball(off(0.0, 0.0, 0.22), slit, EYE, yaw=yaw)
         head.ball(off(0.30, 0.42, 0.50), 0.26 * size, SPARK, casts=False)
-        if expression == "angry":
-            brow = (1.35 * size, 0.34 * size, 0.35 * size)
-            tilt = {"yaw": yaw, "roll": side * 26.0}
-            head.box(off(0.0, 1.15, 0.25), brow, EYE, round=1.3, **tilt)
-
-
-def add_mouth(head: Build, at: Vec, size: float, expression: str):
-    """Adds a tongue or an open mouth in front of `at` where the expression has one."""
-    if expression == "happy":
-        below = add(at, (0.0, -0.5 * size, 0.0))
-        head.ball(below, (0.75 * size, size, 0.4 * size), TONGUE)
-    elif expression == "surprised":
-        head.ball(at, (0.6 * size, 0.8 * size, 0.4 * size), EYE)

@@ -8,27 +8,18 @@ from collections.abc import Iterable
 import numpy as np
 
 from imagen_booth.errors import InputError
-from imagen_booth.toybox import grammar
-from imagen_booth.toybox.grammar import Attributes
+from imagen_booth.toybox.grammar import WORDS, Attributes
 
 _PLACE = {
     "beach": "on the beach",
     "snow": "in the snow",
     "jungle": "in the jungle",
-    "desert": "in the desert",
     "street": "on the street",
     "room": "in a room",
     "meadow": "in a meadow",
-    "water": "in the water",
 }
-_LIGHT = {"sunset": "at sunset", "night": "at night"}
-_VIEW = {
-    "side": "seen from the side",
-    "back": "seen from the back",
-    "above": "seen from above",
-}
-_PLURAL = ("glasses",)
-SAME = {"top": "above", "behind": "back", "gray": "grey", "sleepy": "sleeping"}
+_VIEW = {"side": "seen from the side", "back": "seen from the back"}
+SAME = {"behind": "back"}
 
 
 def caption(attributes: Attributes, *, photo: bool = False, name: str = "") -> str:
@@ -39,17 +30,14 @@ def caption(attributes: Attributes, *, photo: bool = False, name: str = "") -> s
       photo: Whether to begin with "a photo of" if the style is photo.
       name: An identifier before the noun, as in "a red [V] dog".
     """
-    mood = "" if attributes.expression == "calm" else attributes.expression
-    words = [w for w in (mood, attributes.colour, name, attributes.noun) if w]
+    words = [w for w in (attributes.colour, name, attributes.noun) if w]
     parts = [_with_article(" ".join(words))]
     if attributes.accessory is not None:
-        thing = attributes.accessory
-        parts.append(f"wearing {thing if thing in _PLURAL else _with_article(thing)}")
+        parts.append(f"wearing {_with_article(attributes.accessory)}")
     if attributes.context is not None:
         parts.append(_PLACE[attributes.context])
-    parts += [
-        p for p in (_LIGHT.get(attributes.light), _VIEW.get(attributes.view)) if p
-    ]
+    if attributes.view in _VIEW:
+        parts.append(_VIEW[attributes.view])
     text = " ".join(parts)
     if attributes.style != "photo":
         return f"{_with_article(attributes.style)} of {text}"
@@ -60,8 +48,8 @@ def training_caption(rng: np.random.Generator, attributes: Attributes) -> str:
     """A caption that leaves some attributes out, as people do.
 
     It names the colour half the time and the place nine times in ten. It always names
-    an unusual view, light, style, expression or accessory, so that "a dog" remains a
-    dog without any of them.
+    an unusual view, style or accessory, so that "a dog" remains a dog without any of
+    them.
     """
     said = dataclasses.replace(
         attributes,
@@ -101,23 +89,20 @@ def parse(prompt: str, *, identifier: str = "[V]") -> Attributes:
         found[field] = _known(words.pop(0), known, field, prompt)
 
     if len(words) > 1 and words[1] == "of":
-        take("style", grammar.STYLES)
+        take("style", WORDS.styles)
         words.pop(0)
-    while words and words[0] in (*grammar.COLOURS, *grammar.EXPRESSIONS):
-        word = words.pop(0)
-        found["colour" if word in grammar.COLOURS else "expression"] = word
-    take("noun", grammar.NOUNS)
+    while words and words[0] in WORDS.colours:
+        found["colour"] = words.pop(0)
+    take("noun", WORDS.nouns)
     while words:
         word = words.pop(0)
         if word == "wearing":
-            take("accessory", grammar.ACCESSORIES)
+            take("accessory", WORDS.accessories)
         elif word == "seen" and words and words[0] == "from":
             words.pop(0)
-            take("view", grammar.VIEWS)
-        elif word == "at" and words and words[0] in grammar.LIGHTS:
-            take("light", grammar.LIGHTS)
+            take("view", WORDS.views)
         elif word in ("in", "on", "at"):
-            take("context", grammar.CONTEXTS)
+            take("context", WORDS.contexts)
         else:
             known = ("wearing", "seen", "in", "on", "at")
             _known(word, known, "linking word", prompt)

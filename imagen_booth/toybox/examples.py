@@ -7,7 +7,7 @@ import numpy as np
 
 from imagen_booth.toybox import grammar
 from imagen_booth.toybox.captions import training_caption
-from imagen_booth.toybox.grammar import Attributes, Individual, Tier
+from imagen_booth.toybox.grammar import WORDS, Attributes, Individual, Words
 from imagen_booth.toybox.renderer import render
 from imagen_booth.toybox.scene import Scene
 
@@ -24,24 +24,22 @@ class Example:
     attributes: Attributes
 
 
-def example(seed: int, index: int, tier: Tier) -> Example:
-    """The example at an index: the same for the same seed, index and tier."""
+def example(seed: int, index: int, words: Words = WORDS) -> Example:
+    """The example at an index: the same for the same seed, index and words."""
     rng = np.random.default_rng((SPACE, seed, index))
-    attributes = grammar.draw_attributes(rng, tier)
+    attributes = grammar.draw_attributes(rng, words)
     text = training_caption(rng, attributes)
     scene = scene_of(attributes, (seed, index))
     return Example(scene=scene, caption=text, attributes=attributes)
 
 
-def scene_of(
-    attributes: Attributes, seed: tuple[int, int], tier: Tier = grammar.TIER_B
-) -> Scene:
+def scene_of(attributes: Attributes, seed: tuple[int, int]) -> Scene:
     """A scene with a random individual that shows the attributes.
 
-    A colour of None is drawn at random from those of the tier.
+    A colour of None is drawn at random.
     """
     rng = np.random.default_rng((SPACE, *seed, 1))
-    colour = grammar.draw_colour(rng, attributes.noun, tier.colours)
+    colour = grammar.draw_colour(rng, attributes.noun, WORDS.colours)
     individual = Individual(noun=attributes.noun, colour=colour, seed=(SPACE, *seed, 2))
     return grammar.compose(individual, attributes, rng)
 
@@ -50,7 +48,7 @@ def render_examples(
     seed: int,
     indices: Sequence[int],
     *,
-    tier: Tier,
+    words: Words = WORDS,
     size: int = 64,
     supersample: int = 2,
 ) -> tuple[np.ndarray, list[str], list[Attributes]]:
@@ -60,6 +58,6 @@ def render_examples(
       (uint8 [N, size, size, 3], N captions, N attributes). Each picture depends on
       its own index alone, up to rounding.
     """
-    examples = [example(seed, int(i), tier) for i in indices]
+    examples = [example(seed, int(i), words) for i in indices]
     images = render([e.scene for e in examples], size, supersample=supersample)
     return images, [e.caption for e in examples], [e.attributes for e in examples]

@@ -1,4 +1,4 @@
-"""The words of the toybox, the tiers of its grammar, and scenes from words."""
+"""The words of the toybox, and scenes from words."""
 
 import dataclasses
 import math
@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from imagen_booth.toybox import animals, objects, tableware
+from imagen_booth.toybox import animals, objects
 from imagen_booth.toybox import scene as sc
-from imagen_booth.toybox.bodies import COLOURS, Pose, pick
+from imagen_booth.toybox.bodies import Pose, pick
 from imagen_booth.toybox.places import PLACES, light_for, studio
 from imagen_booth.toybox.wear import WEAR
 
@@ -17,27 +17,14 @@ BODIES = {
     "dog": animals.dog,
     "cat": animals.cat,
     "duck": animals.duck,
-    "rabbit": animals.rabbit,
     "car": objects.car,
-    "teapot": tableware.teapot,
+    "teapot": objects.teapot,
     "backpack": objects.backpack,
-    "clock": objects.clock,
-    "vase": tableware.vase,
-    "robot": objects.robot,
-    "candle": tableware.candle,
-    "mug": tableware.mug,
 }
-NOUNS = tuple(BODIES)
-LIVING = ("dog", "cat", "duck", "rabbit")
-CONTEXTS = tuple(PLACES)
-ACCESSORIES = tuple(WEAR)
-LIGHTS = ("day", "sunset", "night")
-VIEWS = ("front", "side", "back", "above")
-EXPRESSIONS = ("calm", "happy", "sleeping", "angry", "surprised")
-STYLES = sc.STYLES
+LIVING = ("dog", "cat", "duck")
 
 # Most frequent colours of animals; objects have all colours equally often.
-_NATURAL = ("brown", "white", "black", "orange", "grey", "yellow")
+_NATURAL = ("brown", "white", "black", "orange", "yellow")
 
 # Range of a subject's turn away from the viewer in degrees, to either side, by noun and
 # view. The front of a teapot is its spout, which is seen best from an angle.
@@ -45,7 +32,6 @@ _YAW = {
     ("", "front"): (0.0, 36.0),
     ("", "side"): (78.0, 98.0),
     ("", "back"): (155.0, 180.0),
-    ("", "above"): (0.0, 30.0),
     ("teapot", "front"): (35.0, 70.0),
     ("teapot", "back"): (115.0, 140.0),
 }
@@ -61,16 +47,14 @@ class Attributes:
     noun: str
     colour: str | None = None
     context: str | None = None
-    light: str = "day"
     view: str = "front"
     style: str = "photo"
     accessory: str | None = None
-    expression: str = "calm"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Tier:
-    """The part of the grammar that a cascade is trained on."""
+class Words:
+    """Words for every attribute."""
 
     nouns: tuple[str, ...]
     contexts: tuple[str, ...]
@@ -78,31 +62,17 @@ class Tier:
     accessories: tuple[str, ...]
     views: tuple[str, ...]
     styles: tuple[str, ...]
-    lights: tuple[str, ...]
-    expressions: tuple[str, ...]
 
 
-TIER_A = Tier(
-    nouns=("dog", "cat", "duck", "car", "teapot", "backpack"),
-    contexts=("beach", "snow", "jungle", "street", "room", "meadow"),
+# The order is part of every record: what is drawn is a number of a word.
+WORDS = Words(
+    nouns=tuple(BODIES),
+    contexts=tuple(PLACES),
     colours=("red", "orange", "yellow", "green", "blue", "brown", "white", "black"),
-    accessories=("hat", "scarf"),
+    accessories=tuple(WEAR),
     views=("front", "side", "back"),
     styles=("photo", "painting"),
-    lights=("day",),
-    expressions=("calm",),
 )
-TIER_B = Tier(
-    nouns=NOUNS,
-    contexts=CONTEXTS,
-    colours=tuple(COLOURS),
-    accessories=ACCESSORIES,
-    views=VIEWS,
-    styles=STYLES,
-    lights=LIGHTS,
-    expressions=EXPRESSIONS,
-)
-TIERS = {"A": TIER_A, "B": TIER_B}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,13 +95,13 @@ def held_out(noun: str, colour: str, context: str | None) -> bool:
     return zlib.crc32(f"{noun}/{colour}/{context}".encode()) % 8 == 0
 
 
-def held_out_combinations(tier: Tier) -> list[tuple[str, str, str]]:
-    """All (noun, colour, context) of a tier that training leaves out, in order."""
+def held_out_combinations(words: Words = WORDS) -> list[tuple[str, str, str]]:
+    """All (noun, colour, context) that training leaves out, in order."""
     return [
         (noun, colour, context)
-        for noun in tier.nouns
-        for colour in tier.colours
-        for context in tier.contexts
+        for noun in words.nouns
+        for colour in words.colours
+        for context in words.contexts
         if held_out(noun, colour, context)
     ]
 
@@ -144,14 +114,14 @@ def draw_colour(rng: np.random.Generator, noun: str, colours: Sequence[str]) -> 
     return pick(rng, *colours)
 
 
-def draw_attributes(rng: np.random.Generator, tier: Tier) -> Attributes:
+def draw_attributes(rng: np.random.Generator, words: Words = WORDS) -> Attributes:
     """Random attributes of a training picture, never a held-out combination."""
-    noun = pick(rng, *tier.nouns)
+    noun = pick(rng, *words.nouns)
     while True:
-        colour = draw_colour(rng, noun, tier.colours)
+        colour = draw_colour(rng, noun, words.colours)
         context = None
         if rng.random() < 0.85:
-            context = pick(rng, *tier.contexts)
+            context = pick(rng, *words.contexts)
         if not held_out(noun, colour, context):
             break
 
@@ -162,30 +132,30 @@ def draw_attributes(rng: np.random.Generator, tier: Tier) -> Attributes:
 
     accessory = None
     if rng.random() < 0.25:
-        accessory = pick(rng, *tier.accessories)
-    return Attributes(
+        accessory = pick(rng, *words.accessories)
+    # Two draws go unused, so that records stay those that the weights were trained on.
+    rng.random()
+    shown = Attributes(
         noun=noun,
         colour=colour,
         context=context,
-        light=rarely(0.3, "day", tier.lights),
-        view=rarely(0.25, "front", tier.views),
-        style=rarely(0.1 if len(tier.styles) < 3 else 0.25, "photo", tier.styles),
+        view=rarely(0.25, "front", words.views),
+        style=rarely(0.1, "photo", words.styles),
         accessory=accessory,
-        expression=rarely(0.3, "calm", tier.expressions) if noun in LIVING else "calm",
     )
+    if noun in LIVING:
+        rng.random()
+    return shown
 
 
-def draw_pose(rng: np.random.Generator, attributes: Attributes) -> Pose:
-    """A random pose that suits the attributes."""
-    asleep = attributes.expression == "sleeping"
-    stance = "lie" if asleep else pick(rng, "stand", "sit", "sit", "lie")
+def draw_pose(rng: np.random.Generator) -> Pose:
+    """A random pose."""
     return Pose(
-        stance=stance,
+        stance=pick(rng, "stand", "sit", "sit", "lie"),
         head_yaw=float(rng.uniform(-18.0, 18.0)),
-        head_pitch=float(rng.uniform(-4.0, 8.0)) + 8.0 * asleep,
+        head_pitch=float(rng.uniform(-4.0, 8.0)),
         head_roll=float(rng.uniform(-10.0, 10.0)),
         wag=float(rng.uniform(-1.0, 1.0)),
-        expression=attributes.expression,
     )
 
 
@@ -199,54 +169,26 @@ def compose(
     """
     traits = np.random.default_rng(individual.seed)
     colour = attributes.colour or individual.colour
-    pose = draw_pose(rng, attributes)
-    body = BODIES[individual.noun](traits, colour, pose)
+    body = BODIES[individual.noun](traits, colour, draw_pose(rng))
     shapes = list(body.shapes)
     if attributes.accessory is not None:
         shapes += WEAR[attributes.accessory](rng, body.fit)
     place = PLACES.get(attributes.context or "", studio)(rng)
-    light, sky = light_for(rng, attributes.light, place)
+    light = light_for(rng, place)
 
     low, high = _YAW.get((attributes.noun, attributes.view), _YAW["", attributes.view])
     turn = sc.rotation(yaw=float(rng.uniform(low, high) * rng.choice([-1.0, 1.0])))
-    sink = (0.0, -place.depth, 0.0)
-    shapes = sc.moved(shapes, turn, sink)
-    if attributes.style == "statue":
-        shapes = _carved(rng, shapes)
-    rise = (58.0, 68.0) if attributes.view == "above" else (5.0, 11.0)
-    camera = _framed(rng, shapes, float(rng.uniform(*rise)))
+    shapes = sc.moved(shapes, turn)
+    camera = _framed(rng, shapes, float(rng.uniform(5.0, 11.0)))
     return sc.Scene(
         shapes=(*shapes, *place.shapes),
         camera=camera,
         light=light,
-        sky=sky,
+        sky=place.sky,
         ground=place.ground,
         style=attributes.style,
         seed=int(rng.integers(1000)),
     )
-
-
-def _carved(rng: np.random.Generator, shapes: list[sc.Shape]) -> list[sc.Shape]:
-    """The subject in stone or bronze, on a plinth."""
-    bronze = rng.random() < 0.35
-    tone = (0.52, 0.38, 0.22) if bronze else (0.90, 0.89, 0.87)
-    vein = (0.40, 0.40, 0.28) if bronze else (0.80, 0.79, 0.77)
-    stone = sc.Material(
-        colour=tone, second=vein, texture="patches", scale=3.0,
-        gloss=0.55 if bronze else 0.12, grain=0.25,
-    )  # fmt: skip
-    lift = 0.35
-    carved = [
-        dataclasses.replace(
-            s, material=stone, centre=sc.add(s.centre, (0.0, lift, 0.0))
-        )
-        for s in shapes
-    ]
-    reach = max(math.hypot(s.centre[0], s.centre[2]) for s in shapes) + 0.15
-    plinth = sc.Material(colour=(0.50, 0.49, 0.48), grain=0.4)
-    block = sc.Build(carved)
-    block.box((0.0, lift / 2, 0.0), (reach, lift / 2, reach), plinth, round=1.7)
-    return block
 
 
 def _framed(rng: np.random.Generator, shapes: list[sc.Shape], rise: float) -> sc.Camera:

@@ -1,4 +1,4 @@
-"""Objects: cars, backpacks, clocks and robots."""
+"""Objects: cars, backpacks and teapots."""
 
 import numpy as np
 
@@ -22,6 +22,7 @@ _SIDES = (-1.0, 1.0)
 _LEATHER = Material(colour=(0.42, 0.26, 0.14), gloss=0.2)
 _BRASS = Material(colour=GOLD, gloss=0.9)
 _CHROME = Material(colour=STEEL, gloss=0.9)
+_SPOUT_FORWARD = rotation(yaw=-90.0)
 
 
 def car(rng: np.random.Generator, name: str, pose: Pose) -> Body:
@@ -86,7 +87,6 @@ def car(rng: np.random.Generator, name: str, pose: Pose) -> Body:
     fit = Fit(
         crown=((0.0, top - 0.03, back), 0.36),
         neck=((0.0, deck + 0.02, back), 0.50),
-        face=((0.0, mid + 0.10, end + 0.06), 0.26),
     )
     return Body(shapes=body, fit=fit)
 
@@ -139,142 +139,61 @@ def backpack(rng: np.random.Generator, name: str, pose: Pose) -> Body:
     fit = Fit(
         crown=((0.0, 2 * h + 0.05, 0.02), 0.34),
         neck=((0.0, 1.56 * h, 0.0), w * 0.98),
-        face=((0.0, 1.50 * h, d + 0.10), 0.24),
     )
     return Body(shapes=body, fit=fit)
 
 
-def clock(rng: np.random.Generator, name: str, pose: Pose) -> Body:
-    """An alarm clock: two bells, a handle, feet, and hands at the owner's hour."""
-    paint = shade(rng, COLOURS[name])
-    trim = contrast(rng, name) if rng.random() < 0.4 else vivid(rng, name)
-    hour, minute = rng.uniform(0.0, 360.0), 30.0 * rng.integers(12)
-    dial = pick(rng, CREAM, (0.98, 0.98, 0.97), (0.80, 0.90, 0.95), (0.97, 0.90, 0.62))
-    bells_brass, feet_trim, smile = rng.random(3) < (0.6, 0.5, 0.35)
-    bell_size, rim = rng.uniform(0.85, 1.2), rng.uniform(0.06, 0.11)
+def teapot(rng: np.random.Generator, name: str, pose: Pose) -> Body:
+    """A teapot, spout forward; glazed plain, banded, spotted, striped or checked."""
+    glaze = shade(rng, COLOURS[name])
+    neutral = contrast(rng, name)
+    trim = neutral if rng.random() < 0.5 else vivid(rng, name)
+    design = pick(rng, "plain", "band", "spots", "stripes", "checks")
+    wide, tall = rng.uniform(0.90, 1.12), rng.uniform(0.82, 1.18)
+    spout_up, lid_high = rng.uniform(0.75, 1.2), rng.uniform(0.7, 1.4)
+    trim_lid, trim_handle, round_knob = rng.random(3) < (0.5, 0.5, 0.6)
+    phase, pace = float(rng.uniform(0.0, 9.0)), float(rng.uniform(2.6, 4.2))
 
-    shell = Material(colour=paint, gloss=0.7)
-    edge = Material(colour=trim, gloss=0.7)
-    bell = _BRASS if bells_brass else edge
-    face = Material(colour=dial, second=(0.10, 0.10, 0.14), texture="dial", gloss=0.2)
-    r, middle = 0.56, 0.70
-    body = Build()
-    body.tube((0.0, middle, -0.20), (0.0, middle, 0.20), r, shell)
-    body.ball((0.0, middle, 0.20), (r, 0.08, r), shell, pitch=90.0)
-    body.tube((0.0, middle, 0.20), (0.0, middle, 0.275), r - rim, face)
-    hands = ((hour, 0.26, 0.036), (minute, 0.37, 0.026))
-    for turn, length, thick in hands:
-        hand = Build()
-        hand.box((0.0, length / 2, 0.285), (thick, length / 2 + 0.03, 0.012), EYE)
-        body += moved(hand, rotation(roll=-turn), (0.0, middle, 0.0))
-    body.ball((0.0, middle, 0.29), (0.05, 0.05, 0.03), edge)
-    if smile:
-        for s in _SIDES:
-            body.ball((s * 0.16, middle + 0.14, 0.275), (0.045, 0.06, 0.02), EYE)
-    for s in _SIDES:
-        at = (s * 0.30, middle + r + 0.02, 0.0)
-        size = 0.21 * bell_size
-        body.ball(at, (size, size, size), bell, roll=s * -28.0, low=-0.1)
-        body.ball(add(at, (s * 0.10, size * 0.92, 0.0)), 0.045, edge)
-        foot = (s * 0.40, 0.04, 0.0)
-        body.tube(foot, (s * 0.28, 0.30, 0.0), 0.07, edge if feet_trim else _CHROME)
-        body.ball(foot, 0.085, edge if feet_trim else _CHROME)
-    body.tube(
-        (0.0, middle + r - 0.05, 0.0), (0.0, middle + r + 0.20, 0.0), 0.03, _CHROME
+    china = Material(colour=glaze, second=neutral, gloss=0.85)
+    edge = china.but(colour=trim)
+    across = china.but(texture="stripes", scale=pace * 0.8, axis=(1.0, 0.0, 0.0))
+    belly = {
+        "plain": china,
+        "band": china.but(texture="band", scale=0.20, offset=0.05),
+        "spots": china.but(texture="spots", scale=pace, offset=phase),
+        "stripes": across.but(offset=phase),
+        "checks": china.but(texture="checks", scale=pace * 1.6, offset=phase),
+    }[design]
+    r, h = 0.52 * wide, 0.46 * tall
+    middle = h * 0.92 + 0.05
+    top = middle + h * 0.86
+    knob = top + 0.14 * lid_high + 0.05
+    handle = edge if trim_handle else china
+    # Built with the spout to the right, then turned.
+    pot = Build()
+    pot.tube((0.0, 0.0, 0.0), (0.0, 0.10, 0.0), r * 0.62, edge, taper=0.9)
+    pot.ball((0.0, middle, 0.0), (r, h, r), belly)
+    lid = (r * 0.58, 0.17 * lid_high, r * 0.58)
+    pot.ball((0.0, top - 0.02, 0.0), lid, edge if trim_lid else china, low=0.0)
+    pot.tube((0.0, top - 0.05, 0.0), (0.0, top, 0.0), r * 0.63, edge)
+    pot.ball((0.0, knob, 0.0), (0.085, 0.085 if round_knob else 0.12, 0.085), edge)
+    root, mouth = (
+        (r * 0.75, middle - 0.10, 0.0),
+        (r + 0.26, middle + 0.3 * spout_up, 0.0),
     )
-    body.ball((0.0, middle + r + 0.22, 0.0), (0.09, 0.06, 0.06), _CHROME)
-    body.ball((0.0, middle, -0.21), (r * 0.9, 0.07, r * 0.9), edge, pitch=90.0)
-    body.ball((0.0, middle, -0.29), (0.10, 0.10, 0.05), _BRASS)
+    pot.tube(root, mouth, 0.15, china, taper=0.62)
+    pot.ball(
+        (r + 0.27, middle + 0.32 * spout_up, 0.0), (0.11, 0.045, 0.10), edge, roll=-35.0
+    )
+    pot.ball(
+        (-r - 0.08, middle + 0.05, 0.0),
+        (0.29, 0.07, 0.33),
+        handle,
+        pitch=90.0,
+        hole=0.72,
+    )
     fit = Fit(
-        crown=((0.0, middle + r + 0.16, 0.0), 0.36),
-        neck=((0.0, middle + r + 0.02, 0.0), 0.22),
-        face=((0.0, middle + 0.13, 0.30), 0.20),
+        crown=((0.0, knob, 0.0), 0.30),
+        neck=((0.0, top - 0.10, 0.0), r * 0.72),
     )
-    return Body(shapes=body, fit=fit)
-
-
-def robot(rng: np.random.Generator, name: str, pose: Pose) -> Body:
-    """A tin robot: box head with lamps for eyes, antennae, a panel, round hands."""
-    paint = shade(rng, COLOURS[name])
-    trim = contrast(rng, name) if rng.random() < 0.4 else vivid(rng, name)
-    lamp = pick(rng, (0.55, 0.95, 1.0), (1.0, 0.85, 0.35), (0.65, 1.0, 0.55))
-    antennae, mouth = pick(rng, 1, 2), pick(rng, "grille", "bar", "none")
-    panel = pick(rng, "buttons", "gauge", "heart")
-    wide, tall = rng.uniform(0.85, 1.15), rng.uniform(0.85, 1.15)
-    head_wide = rng.uniform(0.9, 1.2)
-    wheels = rng.random() < 0.3
-    colours = [vivid(rng, name) for _ in range(3)]
-
-    shell = Material(colour=paint, gloss=0.65)
-    edge = Material(colour=trim, gloss=0.65)
-    glow = Material(colour=lamp, glow=0.55, gloss=0.9)
-    w, h = 0.34 * wide, 0.31 * tall
-    hip = 0.32
-    body = Build()
-    body.box((0.0, hip + h, 0.0), (w, h, 0.24), shell, round=1.5)
-    board = Material(colour=CREAM, gloss=0.3)
-    chest = (0.0, hip + h + 0.04, 0.235)
-    body.box(chest, (w * 0.66, h * 0.52, 0.02), board, round=1.6)
-    if panel == "buttons":
-        for i, colour in enumerate(colours):
-            at = add(chest, ((i - 1.0) * w * 0.38, 0.0, 0.03))
-            body.ball(at, 0.05, Material(colour=colour, gloss=0.6))
-    elif panel == "gauge":
-        body.ball(add(chest, (0.0, 0.0, 0.02)), (0.11, 0.11, 0.02), edge)
-        body.box(add(chest, (0.02, 0.03, 0.045)), (0.012, 0.06, 0.01), EYE, roll=-35.0)
-    else:
-        heart = Material(colour=(0.90, 0.20, 0.30), gloss=0.5)
-        for s in _SIDES:
-            at = add(chest, (s * 0.045, 0.03, 0.02))
-            body.ball(at, (0.06, 0.085, 0.03), heart, roll=s * -38.0)
-        body.ball(add(chest, (0.0, -0.02, 0.02)), (0.055, 0.07, 0.03), heart)
-    for s in _SIDES:
-        if wheels:
-            body.tube((s * 0.10, 0.17, 0.0), (s * 0.28, 0.17, 0.0), 0.17, EYE)
-            body.tube((s * 0.28, 0.17, 0.0), (s * 0.30, 0.17, 0.0), 0.09, edge)
-        else:
-            body.tube(
-                (s * w * 0.5, 0.08, 0.0), (s * w * 0.5, hip + 0.1, 0.0), 0.09, _CHROME
-            )
-            body.box((s * w * 0.55, 0.075, 0.05), (0.15, 0.075, 0.20), edge, round=1.5)
-        lift = 0.10 * pose.wag * s
-        shoulder = (s * (w + 0.03), hip + 2 * h - 0.12, 0.0)
-        hand = (s * (w + 0.20), hip + h - 0.12 + lift, 0.14)
-        body.ball(shoulder, 0.10, edge)
-        body.tube(shoulder, hand, 0.055, _CHROME)
-        body.ball(hand, 0.10, edge)
-    head = Build()
-    hw, hh = 0.30 * head_wide, 0.24
-    head.box((0.0, 0.0, 0.0), (hw, hh, 0.24), shell, round=1.5)
-    for s in _SIDES:
-        head.tube(
-            (s * hw * 0.46, 0.05, 0.20), (s * hw * 0.46, 0.05, 0.26), 0.092, _CHROME
-        )
-        head.ball((s * hw * 0.46, 0.05, 0.26), (0.07, 0.07, 0.03), glow)
-        head.ball((s * hw * 0.46, 0.05, 0.285), (0.03, 0.03, 0.012), EYE)
-        head.tube((s * hw, 0.0, 0.0), (s * (hw + 0.06), 0.0, 0.0), 0.09, edge)
-        if antennae == 2:
-            tip = (s * 0.20, hh + 0.22, 0.0)
-            head.tube((s * 0.14, hh - 0.02, 0.0), tip, 0.02, _CHROME)
-            head.ball(tip, 0.055, glow)
-    if antennae == 1:
-        head.tube((0.0, hh - 0.02, 0.0), (0.0, hh + 0.22, 0.0), 0.022, _CHROME)
-        head.ball((0.0, hh + 0.24, 0.0), 0.065, glow)
-    if mouth == "grille":
-        lines = Material(
-            colour=(0.12, 0.12, 0.14), second=STEEL, texture="stripes",
-            scale=9.0, axis=(1.0, 0.0, 0.0),
-        )  # fmt: skip
-        head.box((0.0, -0.12, 0.235), (hw * 0.55, 0.05, 0.02), lines)
-    elif mouth == "bar":
-        head.box((0.0, -0.12, 0.235), (hw * 0.5, 0.025, 0.02), EYE)
-    neck = hip + 2 * h
-    body.tube((0.0, neck - 0.04, 0.0), (0.0, neck + 0.10, 0.0), 0.12, _CHROME)
-    centre = (0.0, neck + 0.08 + hh, 0.0)
-    body += moved(head, pose.head, centre)
-    fit = Fit(
-        crown=(add(centre, (0.0, hh - 0.02, 0.0)), hw * 1.0),
-        neck=((0.0, neck + 0.05, 0.0), 0.26),
-        face=(add(centre, (0.0, 0.05, 0.27)), hw * 0.46),
-    )
-    return Body(shapes=body, fit=fit)
+    return Body(shapes=moved(pot, _SPOUT_FORWARD), fit=fit)

@@ -1,8 +1,8 @@
 """Pairs of pictures that show one individual in two scenes, cached on disk.
 
 The judge learns from them which pictures show the same individual. The individuals
-occur neither in pretraining nor among the subjects. Every word of the tier is equally
-frequent, and combinations that pretraining leaves out occur too.
+occur neither in pretraining nor among the subjects. Every word is equally frequent, and
+combinations that pretraining leaves out occur too.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from etils import epath
 from imagen_booth.storage import from_cache, write_array
 from imagen_booth.toybox import grammar
 from imagen_booth.toybox.bodies import pick
-from imagen_booth.toybox.grammar import Attributes, Individual, Tier
+from imagen_booth.toybox.grammar import WORDS, Attributes, Individual, Words
 from imagen_booth.toybox.records import BLOCK, open_block
 from imagen_booth.toybox.renderer import render
 from imagen_booth.toybox.scene import Scene
@@ -32,31 +32,30 @@ class Pair:
     attributes: tuple[Attributes, Attributes]
 
 
-def attributes(seed: int, index: int, tier: Tier) -> tuple[Attributes, Attributes]:
+def attributes(
+    seed: int, index: int, words: Words = WORDS
+) -> tuple[Attributes, Attributes]:
     """Attributes of both pictures of a pair; they share noun and colour."""
     rng = np.random.default_rng((_SPACE, seed, index))
-    noun = pick(rng, *tier.nouns)
-    colour = grammar.draw_colour(rng, noun, tier.colours)
+    noun = pick(rng, *words.nouns)
+    colour = grammar.draw_colour(rng, noun, words.colours)
 
     def draw() -> Attributes:
-        moods = tier.expressions if noun in grammar.LIVING else ("calm",)
         return Attributes(
             noun=noun,
             colour=colour,
-            context=pick(rng, None, *tier.contexts),
-            light=pick(rng, *tier.lights),
-            view=pick(rng, *tier.views),
-            style=pick(rng, *tier.styles),
-            accessory=pick(rng, None, *tier.accessories),
-            expression=pick(rng, *moods),
+            context=pick(rng, None, *words.contexts),
+            view=pick(rng, *words.views),
+            style=pick(rng, *words.styles),
+            accessory=pick(rng, None, *words.accessories),
         )
 
     return draw(), draw()
 
 
-def pair(seed: int, index: int, tier: Tier) -> Pair:
-    """The pair at an index: the same for the same seed, index and tier."""
-    one, other = attributes(seed, index, tier)
+def pair(seed: int, index: int, words: Words = WORDS) -> Pair:
+    """The pair at an index: the same for the same seed, index and words."""
+    one, other = attributes(seed, index, words)
     assert one.colour is not None
     individual = Individual(
         noun=one.noun, colour=one.colour, seed=(_SPACE, seed, index, 1)
@@ -75,20 +74,16 @@ class Pairs:
     """Random access to the first ``length`` pairs of a seed, rendered at first use.
 
     Args:
-        folder: Folder of the cache; its folders are named by seed, tier and size.
+        folder: Folder of the cache; its folders are named by seed and size.
         seed: Seed of the pairs.
         length: Number of pairs, a multiple of ``BLOCK``.
-        tier: Part of the grammar.
         size: Side of the images in pixels.
     """
 
-    def __init__(
-        self, folder: epath.Path, *, seed: int, length: int, tier: Tier, size: int
-    ):
+    def __init__(self, folder: epath.Path, *, seed: int, length: int, size: int):
         assert length % BLOCK == 0, length
-        self._args = (seed, tier, size)
-        self._length = length
-        name = f"{size}px_pairs_seed{seed}_{len(tier.nouns)}nouns"
+        self._seed, self._size, self._length = seed, size, length
+        name = f"{size}px_pairs_seed{seed}_{len(WORDS.nouns)}nouns"
         self._folder = folder / name
         # Shuffled reading opens all blocks, so they are memory-mapped.
         self._block = functools.lru_cache(maxsize=None)(self._read)
@@ -97,20 +92,19 @@ class Pairs:
         return self._length
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        seed, tier, _ = self._args
         return {
             "image": np.asarray(self._block(index // BLOCK)[index % BLOCK]),
-            "attributes": attributes(seed, index, tier),
+            "attributes": attributes(self._seed, index),
         }
 
     def _read(self, number: int) -> np.ndarray:
         """Pictures of a block, uint8 [BLOCK, 2, size, size, 3]."""
-        seed, tier, size = self._args
+        size = self._size
         path = self._folder / f"{number:05d}.npy"
         block = from_cache(path, open_block)
         if block is None:
             indices = range(number * BLOCK, (number + 1) * BLOCK)
-            scenes = [scene for i in indices for scene in pair(seed, i, tier).scenes]
+            scenes = [scene for i in indices for scene in pair(self._seed, i).scenes]
             pixels = render(scenes, size).reshape(BLOCK, 2, size, size, 3)
             write_array(path, pixels)
             block = open_block(path)

@@ -16,13 +16,12 @@ from imagen_booth.toybox.scene import Build, Ground, Light, Material, Shape, Sky
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Place:
-    """A setting without its subject; `depth` is how far the subject sinks in."""
+    """A setting without its subject."""
 
     shapes: tuple[Shape, ...]
     ground: Ground
     sky: Sky
     indoors: bool = False
-    depth: float = 0.0
 
 
 def _sides(rng: np.random.Generator, near: float, far: float) -> list[float]:
@@ -106,31 +105,6 @@ def jungle(rng: np.random.Generator) -> Place:
     return Place(shapes=tuple(shapes), ground=ground, sky=sky)
 
 
-def desert(rng: np.random.Generator) -> Place:
-    """Orange dunes, cacti, a rock and far table mountains."""
-    left, right = _sides(rng, 1.15, 1.6)
-    size, yaw = float(rng.uniform(1.0, 1.25)), float(rng.uniform(-30.0, 30.0))
-    shapes = prop(props.cactus(rng), (left, 0.0, -1.5), size, yaw=yaw)
-    shapes += prop(props.cactus(rng), (right * 1.7, 0.0, -3.4))
-    rock = props.sandstone(rng)
-    for x, half in ((right * 6.0, (3.4, 2.4, 1.0)), (left * 7.0, (2.6, 3.2, 1.0))):
-        mesa = Build()
-        mesa.box((0.0, 0.6, 0.0), half, rock, round=1.5, casts=False)
-        shapes += prop(mesa, (x, 0.0, -16.0))
-    stone = Build()
-    stone.ball((0.0, 0.05, 0.0), (0.26, 0.20, 0.22), rock)
-    shapes += prop(stone, (right * 0.85, 0.0, -0.9))
-    ground = Ground(
-        kind="dunes",
-        colour=(0.90, 0.62, 0.34),
-        second=(0.80, 0.50, 0.26),
-        third=(1.0, 1.0, 1.0),
-        fade=40.0,
-    )
-    sky = Sky(top=(0.36, 0.62, 0.86), horizon=(0.98, 0.88, 0.70))
-    return Place(shapes=tuple(shapes), ground=ground, sky=sky)
-
-
 def street(rng: np.random.Generator) -> Place:
     """A pavement, a road with a dashed line, houses and a street lamp."""
     start = float(rng.uniform(-3.4, -2.6))
@@ -209,34 +183,6 @@ def meadow(rng: np.random.Generator) -> Place:
     return Place(shapes=tuple(shapes), ground=ground, sky=sky)
 
 
-def water(rng: np.random.Generator) -> Place:
-    """Waves all round, lily pads near, and an island or a sail far off."""
-    left, right = _sides(rng, 1.0, 1.5)
-    shapes: list[Shape] = []
-    for x, z in ((left * 0.75, 0.1), (left * 1.1, -0.8), (right * 0.9, -0.4)):
-        size = float(rng.uniform(0.8, 1.2))
-        shapes += prop(props.lily_pad(), (x, 0.03, z), size)
-    shapes += prop(props.lily(), (right * 0.9, 0.06, -0.4))
-    if rng.random() < 0.5:
-        shapes += prop(props.sailing_boat(), (left * 2.6, 0.0, -9.0), 1.25)
-    else:
-        island = Build()
-        sand = Material(colour=(0.90, 0.80, 0.58))
-        island.ball((0.0, 0.0, 0.0), (1.6, 0.5, 1.0), sand)
-        shapes += prop(island, (left * 2.2, -0.1, -8.0))
-        shapes += prop(props.palm(rng), (left * 2.2, 0.3, -8.0), 1.1)
-    ground = Ground(
-        kind="waves",
-        colour=(0.08, 0.36, 0.60),
-        second=(0.16, 0.55, 0.72),
-        third=(0.85, 0.95, 0.98),
-        fade=38.0,
-    )
-    clouds = float(rng.uniform(0.2, 0.8))
-    sky = Sky(top=(0.34, 0.64, 0.92), horizon=(0.84, 0.92, 0.96), clouds=clouds)
-    return Place(shapes=tuple(shapes), ground=ground, sky=sky, depth=0.20)
-
-
 def studio(rng: np.random.Generator) -> Place:
     """A seamless backdrop in a soft colour."""
     stone, sky_blue, rose = (0.86, 0.84, 0.80), (0.74, 0.82, 0.88), (0.90, 0.80, 0.76)
@@ -251,38 +197,15 @@ PLACES: dict[str, Callable[[np.random.Generator], Place]] = {
     "beach": beach,
     "snow": snow,
     "jungle": jungle,
-    "desert": desert,
     "street": street,
     "room": room,
     "meadow": meadow,
-    "water": water,
 }
 
 
-def light_for(rng: np.random.Generator, name: str, place: Place) -> tuple[Light, Sky]:
-    """The light of a time of day in a place, and the sky that goes with it."""
+def light_for(rng: np.random.Generator, place: Place) -> Light:
+    """The light of a day in a place."""
     side = float(rng.choice([-1.0, 1.0]))
-    sky = place.sky
-    if name == "sunset":
-        light = Light(
-            towards=(side * 1.5, float(rng.uniform(0.55, 0.75)), 0.75),
-            colour=(1.45, 0.74, 0.36),
-            above=(0.42, 0.34, 0.48),
-            below=(0.30, 0.18, 0.14),
-        )
-        dusk = dataclasses.replace(
-            sky, top=(0.36, 0.30, 0.56), horizon=(1.0, 0.62, 0.36)
-        )
-        return light, sky if place.indoors else dusk
-    if name == "night":
-        light = Light(
-            towards=(side * 1.0, 1.3, 0.9),
-            colour=(0.34, 0.42, 0.66),
-            above=(0.09, 0.11, 0.22),
-            below=(0.05, 0.05, 0.09),
-        )
-        dark = Sky(top=(0.04, 0.06, 0.17), horizon=(0.13, 0.18, 0.36), stars=1.0)
-        return light, sky if place.indoors else dark
     towards = (
         side * float(rng.uniform(0.5, 1.1)),
         float(rng.uniform(1.2, 1.7)),
@@ -290,18 +213,16 @@ def light_for(rng: np.random.Generator, name: str, place: Place) -> tuple[Light,
     )
     warm = float(rng.uniform(0.94, 1.06))
     if place.indoors:
-        light = Light(
+        return Light(
             towards=towards,
             colour=(0.78, 0.70, 0.60),
             above=(0.46, 0.44, 0.42),
             below=(0.34, 0.28, 0.22),
             softness=0.3,
         )
-    else:
-        light = Light(
-            towards=towards,
-            colour=(0.98 * warm, 0.92, 0.80 / warm),
-            above=(0.42, 0.48, 0.56),
-            below=(0.26, 0.23, 0.20),
-        )
-    return light, sky
+    return Light(
+        towards=towards,
+        colour=(0.98 * warm, 0.92, 0.80 / warm),
+        above=(0.42, 0.48, 0.56),
+        below=(0.26, 0.23, 0.20),
+    )

@@ -29,13 +29,12 @@ _GREENS = ((0.12, 0.38, 0.14), (0.20, 0.50, 0.16), (0.10, 0.30, 0.16))
 def prop(
     shapes: Sequence[Shape], at: Vec, size: float = 1.0, *, yaw: float = 0.0
 ) -> list[Shape]:
-    """The shapes scaled, turned and moved, and marked as no part of the subject."""
+    """The shapes scaled, turned and moved."""
     return [
         dataclasses.replace(
             shape,
             centre=add(at, scaled(shape.centre, size)),
             half=scaled(shape.half, size),
-            subject=False,
         )
         for shape in moved(shapes, rotation(yaw=yaw))
     ]
@@ -185,31 +184,6 @@ def vine() -> list[Shape]:
     return made
 
 
-def cactus(rng: np.random.Generator) -> list[Shape]:
-    """A ribbed cactus with two arms, about a unit and a half tall."""
-    skin = Material(
-        colour=shade(rng, (0.22, 0.52, 0.28)), second=(0.13, 0.36, 0.19),
-        texture="stripes", scale=5.0, axis=(1.0, 0.0, 0.4),
-    )  # fmt: skip
-    made = Build()
-    made.tube((0.0, 0.0, 0.0), (0.0, 1.35, 0.0), 0.19, skin)
-    made.ball((0.0, 1.35, 0.0), 0.19, skin)
-    for x, low, high in ((-0.42, 0.55, 1.05), (0.42, 0.75, 1.30)):
-        made.tube((0.0, low, 0.0), (x, low, 0.0), 0.12, skin)
-        made.ball((x, low, 0.0), 0.125, skin)
-        made.tube((x, low, 0.0), (x, high, 0.0), 0.125, skin)
-        made.ball((x, high, 0.0), 0.125, skin)
-    return made
-
-
-def sandstone(rng: np.random.Generator) -> Material:
-    """The layered rock of the desert."""
-    return Material(
-        colour=shade(rng, (0.66, 0.38, 0.26)), second=(0.78, 0.52, 0.36),
-        texture="stripes", scale=1.4, grain=0.6,
-    )  # fmt: skip
-
-
 def house(rng: np.random.Generator) -> list[Shape]:
     """A painted house with windows, a door and a gable roof."""
     walls = (
@@ -330,34 +304,4 @@ def flower(rng: np.random.Generator) -> list[Shape]:
     made.tube((0.0, 0.0, 0.0), top, 0.025, stalk)
     made += moved(_ring(petal, 5), rotation(pitch=55.0), top)
     made.ball((0.0, 0.52, 0.03), 0.08, Material(colour=(0.98, 0.78, 0.15)))
-    return made
-
-
-def lily_pad() -> list[Shape]:
-    """A flat leaf on the water."""
-    pad = Material(
-        colour=(0.26, 0.58, 0.28), second=(0.40, 0.70, 0.34), texture="band",
-        axis=_ACROSS, scale=0.08, gloss=0.3,
-    )  # fmt: skip
-    made = Build()
-    made.ball(ORIGIN, (0.27, 0.03, 0.25), pad)
-    return made
-
-
-def lily() -> list[Shape]:
-    """A pink water lily."""
-    petal = Build()
-    pink = Material(colour=(0.97, 0.62, 0.75))
-    petal.ball((0.0, 0.06, 0.07), (0.055, 0.10, 0.035), pink, pitch=28.0)
-    return _ring(petal, 5)
-
-
-def sailing_boat() -> list[Shape]:
-    """A red boat under a white sail."""
-    hull, mast = Material(colour=(0.75, 0.22, 0.18)), Material(colour=(0.5, 0.35, 0.2))
-    canvas = Material(colour=(0.97, 0.95, 0.9))
-    made = Build()
-    made.ball((0.0, 0.10, 0.0), (1.0, 0.32, 0.3), hull, high=0.4)
-    made.tube((0.0, 0.1, 0.0), (0.0, 2.3, 0.0), 0.05, mast)
-    made.tube((0.06, 0.5, 0.0), (0.06, 2.2, 0.0), 0.8, canvas, taper=0.03, flat=0.1)
     return made

@@ -12,7 +12,7 @@ from etils import epath
 
 from imagen_booth.storage import from_cache, write_array, write_atomic
 from imagen_booth.toybox import examples
-from imagen_booth.toybox.grammar import Tier
+from imagen_booth.toybox.grammar import WORDS
 
 BLOCK = 256  # records of a block
 
@@ -26,21 +26,17 @@ class RenderedRecords:
     """Random access to the first ``length`` records of a seed.
 
     Args:
-        folder: Folder of the cache; its folders are named by seed, tier and size.
+        folder: Folder of the cache; its folders are named by seed and size.
         seed: Seed of the records, see ``examples.example``.
         length: Number of records, a multiple of ``block_length(size)``.
-        tier: Part of the grammar.
         size: Side of the images in pixels.
     """
 
-    def __init__(
-        self, folder: epath.Path, *, seed: int, length: int, tier: Tier, size: int
-    ):
+    def __init__(self, folder: epath.Path, *, seed: int, length: int, size: int):
         self._per_block = block_length(size)
         assert length % self._per_block == 0, length
-        self._args = (seed, tier, size)
-        self._length = length
-        name = f"{size}px_seed{seed}_{len(tier.nouns)}nouns"
+        self._seed, self._size, self._length = seed, size, length
+        name = f"{size}px_seed{seed}_{len(WORDS.nouns)}nouns"
         self._folder = folder / name
         # Shuffled reading opens all blocks, so they are memory-mapped.
         self._block = functools.lru_cache(maxsize=None)(self._read)
@@ -57,7 +53,6 @@ class RenderedRecords:
         }
 
     def _read(self, number: int) -> tuple[np.ndarray, list[str]]:
-        seed, tier, size = self._args
         images = self._folder / f"{number:05d}.npy"
         captions = self._folder / f"{number:05d}.json"
         texts, pixels = from_cache(captions, read_texts), from_cache(images, open_block)
@@ -65,7 +60,7 @@ class RenderedRecords:
             first = number * self._per_block
             indices = range(first, first + self._per_block)
             pixels, texts, _ = examples.render_examples(
-                seed, indices, tier=tier, size=size
+                self._seed, indices, size=self._size
             )
             write_array(images, pixels)
             # Written last, so that a block with captions is complete.

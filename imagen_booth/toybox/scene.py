@@ -41,7 +41,7 @@ GROUNDS = (
     "planks",
     "waves",
 )
-STYLES = ("photo", "painting", "sketch", "cartoon", "statue")
+STYLES = ("photo", "painting", "sketch", "cartoon")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,6 @@ class Shape:
       taper: Tubes only: radius at the top over radius at the bottom.
       hole: Radius of the hole as a fraction of the half extents; 0 is none.
       casts: Whether it casts a shadow.
-      subject: Whether it belongs to the subject; statues change only these shapes.
     """
 
     kind: str
@@ -108,7 +107,6 @@ class Shape:
     taper: float = 1.0
     hole: float = 0.0
     casts: bool = True
-    subject: bool = True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -33,10 +33,10 @@ class ToyboxSubject:
     seed: int
 
     def __post_init__(self) -> None:
-        if self.noun not in grammar.NOUNS:
+        if self.noun not in grammar.WORDS.nouns:
             # Parsing the noun as a prompt raises an error that names the nearest one.
             parse(self.noun)
-            raise InputError(f"noun {self.noun!r} is not one of {grammar.NOUNS}.")
+            raise InputError(f"noun {self.noun!r} is not one of {grammar.WORDS.nouns}.")
 
     @property
     def individual(self) -> Individual:
@@ -45,7 +45,7 @@ class ToyboxSubject:
         for attempt in range(_CANDIDATES):
             seed = (_SPACE, self.seed, attempt)
             rng = np.random.default_rng((*seed, 1))
-            colour = grammar.draw_colour(rng, self.noun, grammar.TIER_A.colours)
+            colour = grammar.draw_colour(rng, self.noun, grammar.WORDS.colours)
             made = Individual(noun=self.noun, colour=colour, seed=(*seed, 2))
             candidates.append(made)
         return max(candidates, key=_marks)

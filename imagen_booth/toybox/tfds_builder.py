@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from imagen_booth.toybox import examples
-from imagen_booth.toybox.grammar import TIERS, Attributes
+from imagen_booth.toybox.grammar import Attributes
 
 SEEDS = {"train": 0, "validation": 1}
 TOGETHER = 64  # pictures rendered at once
@@ -24,16 +24,14 @@ TOGETHER = 64  # pictures rendered at once
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class ToyboxConfig(tfds.core.BuilderConfig):
-    """A tier of the grammar at one size.
+    """The records at one size.
 
     Attributes:
-        tier: Tier of the grammar, ``A`` or ``B``.
         size: Side of the images in pixels.
         records: Records of the training split.
         held_out: Records of the validation split.
     """
 
-    tier: str
     size: int
     records: int
     held_out: int = 256
@@ -45,13 +43,11 @@ class Toybox(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = [
         ToyboxConfig(
-            name=f"{tier.lower()}_{size}",
-            description=f"Tier {tier} at {size} px.",
-            tier=tier,
+            name=f"a_{size}",
+            description=f"Pictures of {size} px.",
             size=size,
             records=records,
         )
-        for tier in TIERS
         for size, records in ((64, 40960), (256, 4096), (1024, 512))
     ]
 
@@ -97,9 +93,7 @@ class Toybox(tfds.core.GeneratorBasedBuilder):
         config = self._config
         for start in range(0, length, TOGETHER):
             indices = range(start, min(start + TOGETHER, length))
-            made = examples.render_examples(
-                seed, indices, tier=TIERS[config.tier], size=config.size
-            )
+            made = examples.render_examples(seed, indices, size=config.size)
             for index, image, caption, shown in zip(indices, *made, strict=True):
                 picture = io.BytesIO()
                 Image.fromarray(image).save(picture, "PNG")

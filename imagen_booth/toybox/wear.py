@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from imagen_booth.toybox.bodies import COLOURS, SPARK, Fit, pick, shade
+from imagen_booth.toybox.bodies import COLOURS, Fit, pick, shade
 from imagen_booth.toybox.scene import (
     Build,
     Material,
@@ -71,70 +71,7 @@ def scarf(rng: np.random.Generator, fit: Fit) -> list[Shape]:
     return [*moved(wound, lean, centre), *moved(end, hang, root)]
 
 
-def glasses(rng: np.random.Generator, fit: Fit) -> list[Shape]:
-    """Round glasses before the eyes, clear or dark."""
-    centre, spread = fit.face
-    rim = Material(
-        colour=COLOURS[pick(rng, "red", "black", "yellow", "blue")], gloss=0.6
-    )
-    dark = rng.random() < 0.5
-    lens = Material(colour=(0.10, 0.10, 0.16), gloss=0.95)
-    r = spread * 0.86
-    made = Build()
-    made.tube((-0.25 * spread, 0.0, 0.06), (0.25 * spread, 0.0, 0.06), 0.024, rim)
-    for side in _SIDES:
-        at = (side * spread * 1.02, 0.0, 0.05)
-        tilt = {"yaw": side * 14.0, "pitch": 90.0}
-        if dark:
-            made.ball(at, (r * 0.96, 0.03, r * 0.92), lens, **tilt)
-        made.ball(at, (r * 1.14, 0.05, r * 1.10), rim, hole=0.78, **tilt)
-    return moved(made, fit.turn, centre)
-
-
-def bow(rng: np.random.Generator, fit: Fit) -> list[Shape]:
-    """A big ribbon bow at the neck, plain or spotted."""
-    centre, radius = fit.neck
-    colour = shade(rng, COLOURS[pick(rng, *_CLOTH)])
-    silk = Material(colour=colour, second=(0.97, 0.95, 0.92), gloss=0.35)
-    if rng.random() < 0.4:
-        silk = silk.but(texture="spots", scale=8.0)
-    front = (0.0, -0.02, radius * 1.18)
-    made = Build()
-    made.ball((0.0, 0.0, 0.0), (radius * 1.06, 0.045, radius * 1.06), silk)
-    for side in _SIDES:
-        start, end = (
-            add(front, (side * 0.02, 0.0, 0.0)),
-            add(front, (side * 0.29, 0.02, 0.0)),
-        )
-        made.tube(end, start, 0.17, silk, taper=0.25, flat=0.45)
-        made.ball(add(front, (side * 0.28, 0.02, 0.0)), (0.06, 0.165, 0.075), silk)
-    made.ball(add(front, (0.0, 0.0, 0.03)), (0.065, 0.075, 0.065), silk)
-    return moved(made, rotation(pitch=fit.lean), centre)
-
-
-def crown(rng: np.random.Generator, fit: Fit) -> list[Shape]:
-    """A golden crown with pearls and jewels."""
-    centre, radius = fit.crown
-    gold = Material(colour=(0.98, 0.76, 0.22), gloss=0.9)
-    gem = COLOURS[pick(rng, "red", "blue", "green", "purple")]
-    jewel = Material(colour=gem, gloss=0.9)
-    r = radius * 0.80
-    made = Build()
-    made.tube((0.0, -0.02, 0.0), (0.0, 0.15, 0.0), r, gold, taper=1.12, hole=0.86)
-    for i in range(6):
-        turn = rotation(yaw=60.0 * i)
-        foot = apply(turn, (0.0, 0.12, r * 1.03))
-        tip = apply(turn, (0.0, 0.12 + 0.75 * r, r * 1.16))
-        made.tube(foot, tip, r * 0.42, gold, taper=0.1, flat=0.4)
-        made.ball(tip, r * 0.14, SPARK if i % 2 else jewel)
-    made.ball((0.0, 0.06, r * 1.08), (0.06, 0.06, 0.04), jewel)
-    return moved(made, fit.turn, centre)
-
-
 WEAR: dict[str, Callable[[np.random.Generator, Fit], list[Shape]]] = {
     "hat": hat,
     "scarf": scarf,
-    "glasses": glasses,
-    "bow": bow,
-    "crown": crown,
 }

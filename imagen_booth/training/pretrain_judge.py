@@ -30,7 +30,7 @@ from imagen_booth.rundir.checkpoints import Checkpoints
 from imagen_booth.rundir.layout import RunDirectory, recipe, utc_now
 from imagen_booth.rundir.metrics import MetricWriter
 from imagen_booth.toybox import examples, grammar
-from imagen_booth.toybox.grammar import TIERS, Attributes, Tier
+from imagen_booth.toybox.grammar import Attributes
 from imagen_booth.toybox.pairs import Pairs
 from imagen_booth.toybox.records import BLOCK, RenderedRecords
 from imagen_booth.train_state import Params, TrainState, ema_params
@@ -52,8 +52,8 @@ GAIN, SHIFT = 0.1, 0.06  # largest change of a colour channel
 class DistinctIndividuals:
     """Records by twos, as ``Pairs`` has them."""
 
-    def __init__(self, records: RenderedRecords, seed: int, tier: Tier):
-        self._records, self._seed, self._tier = records, seed, tier
+    def __init__(self, records: RenderedRecords, seed: int):
+        self._records, self._seed = records, seed
 
     def __len__(self) -> int:
         return len(self._records) // 2
@@ -63,14 +63,14 @@ class DistinctIndividuals:
         images: list[Any] = [self._records[i]["image"] for i in two]
         return {
             "image": np.stack(images),
-            "attributes": [record_attributes(self._seed, i, self._tier) for i in two],
+            "attributes": [record_attributes(self._seed, i) for i in two],
         }
 
 
-def record_attributes(seed: int, index: int, tier: Tier) -> Attributes:
+def record_attributes(seed: int, index: int) -> Attributes:
     """What ``source.example`` shows at an index; nothing is composed or drawn."""
     rng = np.random.default_rng((examples.SPACE, seed, index))
-    return grammar.draw_attributes(rng, tier)
+    return grammar.draw_attributes(rng)
 
 
 class Labelled:
@@ -318,11 +318,11 @@ def _render(
 
     Otherwise the threads that read ahead would each begin with the same ones.
     """
-    tier, size = TIERS[job.tier], toybox_judge.CONFIG.size
-    rendered = RenderedRecords(cache, seed=seed, length=records, tier=tier, size=size)
+    size = toybox_judge.CONFIG.size
+    rendered = RenderedRecords(cache, seed=seed, length=records, size=size)
     both = (
-        DistinctIndividuals(rendered, seed, tier),
-        Pairs(cache, seed=seed, length=pairs, tier=tier, size=size),
+        DistinctIndividuals(rendered, seed),
+        Pairs(cache, seed=seed, length=pairs, size=size),
     )
     for each in both:
         for index in range(0, len(each), BLOCK // 2):

@@ -39,13 +39,12 @@ from imagen_booth.sampling.text_embeddings import load_tokenizer
 from imagen_booth.storage import read_json, write_atomic
 from imagen_booth.text.caption_cleaning import simple_clean
 from imagen_booth.toybox import examples, packing, renderer
-from imagen_booth.toybox.grammar import TIERS
+from imagen_booth.toybox.grammar import WORDS
 from imagen_booth.training import optimizers, train_step
 from imagen_booth.weights import load, native, tensor_files
 
 log = logging.getLogger(__name__)
 
-TIER = "A"
 HELD_OUT_SEED = 1  # as in ``pretrain_stage``: records of this seed are for measuring
 WEIGHTING = "v_max_10"
 CHECK_EVERY = 50  # steps between looks at the loss, which wait for the device
@@ -322,8 +321,8 @@ class _StageTraining:
         }
         steps = self.steps_before + taken
         origin = {
-            "config": dataclasses.asdict(plan) | {"weighting": WEIGHTING, "tier": TIER},
-            "knows": dataclasses.asdict(TIERS[TIER]),
+            "config": dataclasses.asdict(plan) | {"weighting": WEIGHTING},
+            "knows": dataclasses.asdict(WORDS),
             "steps": steps,
             "images": steps * plan.rows,
             "held_out": held_out,
@@ -452,7 +451,7 @@ def make_scenes(
     seed: int, first: int, count: int
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """Packed scenes and captions of ``count`` records; work of another process."""
-    made = [examples.example(seed, first + i, TIERS[TIER]) for i in range(count)]
+    made = [examples.example(seed, first + i) for i in range(count)]
     return packing.stack([each.scene for each in made]), [each.caption for each in made]
 
 

@@ -39,7 +39,7 @@ from imagen_booth.sampling.cascade_sampler import grid, sample_stage
 from imagen_booth.sampling.text_embeddings import load_tokenizer
 from imagen_booth.text.caption_cleaning import simple_clean
 from imagen_booth.text.tokenizer import Tokenizer
-from imagen_booth.toybox.grammar import TIERS
+from imagen_booth.toybox.grammar import WORDS
 from imagen_booth.toybox.records import RenderedRecords, block_length
 from imagen_booth.train_state import Params, TrainState, ema_params
 from imagen_booth.training import finetune, loop, mesh_choice, optimizers, train_step
@@ -62,7 +62,7 @@ FREE = (
 ) + layout.LOOP_SETTINGS
 # Settings that apply to TFDS data sets only, and to the toybox only.
 OF_SETS = ("source", "split", "held_out", "image_feature", "caption_feature")
-OF_TOYBOX = ("tier", "records")
+OF_TOYBOX = ("records",)
 # Settings of the run itself, and paths on this machine; no part of the weights' origin.
 OF_RUN = ("prompts", "sampler", "cache", "data_dir", "text", "init")
 OF_RUN += ("vocabulary", "mesh", *layout.LOOP_SETTINGS)
@@ -210,11 +210,8 @@ def _check_stage(job: Pretraining, cascade: Cascade) -> Stage:
     """The stage, cropped as the job sets it.
 
     Raises:
-        InputError: The tier, the stage, the number of records or the text encoder do
-            not suit.
+        InputError: The stage, the number of records or the text encoder do not suit.
     """
-    if job.tier not in TIERS:
-        raise InputError(f"config.tier={job.tier!r} is not one of {', '.join(TIERS)}")
     if job.stage not in [stage.name for stage in cascade.stages]:
         raise InputError(f"config.stage={job.stage!r} is not a stage of {job.cascade}")
     stage = dataclasses.replace(cascade.stage(job.stage), crop=job.crop or None)
@@ -283,7 +280,6 @@ def _records(job: Pretraining, size: int, work: RunDirectory, *, held_out: bool)
             epath.Path(job.cache) if job.cache else work.path / "records",
             seed=HELD_OUT_SEED if held_out else 0,
             length=block_length(size) if held_out else job.records,
-            tier=TIERS[job.tier],
             size=size,
         )
     return ImageCaptions(
@@ -326,7 +322,7 @@ def _origin(run: _Pretraining) -> dict[str, Any]:
     if isinstance(run.train, PhotoRows):
         origin["data"] = run.train.records.origin
     if job.source == TOYBOX:
-        origin["knows"] = dataclasses.asdict(TIERS[job.tier])
+        origin["knows"] = dataclasses.asdict(WORDS)
     return origin
 
 

@@ -82,8 +82,8 @@ def shipped_vocabulary(cascade: Cascade) -> dict[str, list[str]]:
     """Returns the toybox words that the shipped base stage was trained on.
 
     Returns:
-        Words by field of ``Tier``; empty if nothing ships or the manifest does not list
-        them.
+        Words by field of ``toybox.grammar.Words``; empty if nothing ships or the
+        manifest does not list them.
     """
     folder = shipped_folder(cascade.name)
     if not (folder / native.MANIFEST).exists():

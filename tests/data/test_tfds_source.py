@@ -10,7 +10,7 @@ from PIL import Image
 from imagen_booth.data.examples import CaptionedImages
 from imagen_booth.data.tfds_source import ImageCaptions
 from imagen_booth.errors import InputError
-from imagen_booth.toybox import examples, grammar
+from imagen_booth.toybox import examples
 
 tfds = pytest.importorskip("tensorflow_datasets", reason="TFDS is not installed")
 
@@ -74,9 +74,7 @@ class Odd(tfds.core.GeneratorBasedBuilder):
 def sets(tmp_path_factory):
     """A folder with a small toybox set and an odd one."""
     folder = str(tmp_path_factory.mktemp("sets"))
-    small = tfds_builder.ToyboxConfig(
-        name="small", tier="A", size=64, records=6, held_out=2
-    )
+    small = tfds_builder.ToyboxConfig(name="small", size=64, records=6, held_out=2)
     for builder in (
         tfds_builder.Toybox(config=small, data_dir=folder, file_format="array_record"),
         Odd(data_dir=folder, file_format="array_record"),
@@ -92,7 +90,7 @@ def opened(name, folder, split="train", image="image", caption="caption", size=1
 
 
 def test_the_set_holds_what_is_rendered(sets):
-    images, captions, _ = examples.render_examples(0, range(6), tier=grammar.TIER_A)
+    images, captions, _ = examples.render_examples(0, range(6))
     read = opened("toybox/small", sets, size=64)
     assert len(read) == 6
     for index in (0, 5):
@@ -102,13 +100,13 @@ def test_the_set_holds_what_is_rendered(sets):
         assert abs(error).max() <= 1  # pictures drawn together differ by rounding
     held_out = opened("toybox/small", sets, "validation", size=64)
     assert [held_out[index]["caption"] for index in range(2)] == [
-        examples.example(1, index, grammar.TIER_A).caption for index in range(2)
+        examples.example(1, index).caption for index in range(2)
     ]
 
 
 def test_attributes_say_what_a_picture_shows(sets):
     record = tfds.data_source("toybox/small", split="train", data_dir=sets)[3]
-    shown = examples.example(0, 3, grammar.TIER_A).attributes
+    shown = examples.example(0, 3).attributes
     assert record["attributes"]["noun"].decode() == shown.noun
     assert record["attributes"]["context"].decode() == (shown.context or "")
     assert "tensorflow" not in sys.modules

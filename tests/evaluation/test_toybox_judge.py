@@ -24,7 +24,7 @@ from imagen_booth.models.toybox_judge import Judge as Network
 from imagen_booth.preflight import jaxpr_cost
 from imagen_booth.toybox import examples, grammar, pairs
 from imagen_booth.toybox import records as rendered
-from imagen_booth.toybox.grammar import TIER_A, TIER_B, Attributes
+from imagen_booth.toybox.grammar import Attributes
 from imagen_booth.toybox.records import RenderedRecords
 from imagen_booth.train_state import flatten
 from imagen_booth.training import optimizers, pretrain_judge, train_step
@@ -69,9 +69,9 @@ def test_what_the_network_returns(params):
 
 
 def test_the_judge_knows_the_whole_grammar():
-    assert set(WORDS["noun"]) == set(grammar.NOUNS)
-    assert len(WORDS["context"]) == len(grammar.CONTEXTS) + 1
-    assert len(WORDS["accessory"]) == len(grammar.ACCESSORIES) + 1
+    assert WORDS["noun"] == grammar.WORDS.nouns
+    assert len(WORDS["context"]) == len(grammar.WORDS.contexts) + 1
+    assert len(WORDS["accessory"]) == len(grammar.WORDS.accessories) + 1
     for words in WORDS.values():
         assert len(set(words)) == len(words)
 
@@ -156,29 +156,28 @@ def test_diversity_is_the_mean_distance_of_two():
     assert toybox_judge.diversity(at(0, 60, 90)) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("tier", [TIER_A, TIER_B], ids=["A", "B"])
-def test_words_of_a_record_without_drawing_it(tier):
+def test_words_of_a_record_without_drawing_it():
     for index in range(5):
-        found = pretrain_judge.record_attributes(3, index, tier)
-        assert found == examples.example(3, index, tier).attributes
+        found = pretrain_judge.record_attributes(3, index)
+        assert found == examples.example(3, index).attributes
 
 
 def test_a_pair_is_one_individual_in_two_scenes():
-    both = [pairs.attributes(0, index, TIER_A) for index in range(300)]
+    both = [pairs.attributes(0, index) for index in range(300)]
     assert all((a.noun, a.colour) == (b.noun, b.colour) for a, b in both)
     assert sum(a != b for a, b in both) > 290
     shown = [each for two in both for each in two]
     for name in ("contexts", "accessories", "views", "styles"):
-        words = getattr(TIER_A, name)
+        words = getattr(grammar.WORDS, name)
         field = {"accessories": "accessory"}.get(name, name.removesuffix("s"))
         values = [getattr(each, field) for each in shown]
         assert set(words) <= set(values) <= {None, *words}
         counts = [values.count(word) for word in set(values)]
         assert max(counts) < 1.7 * min(counts), "all equally likely"
-    made = pairs.pair(0, 7, TIER_A)
+    made = pairs.pair(0, 7)
     assert made.attributes == both[7]
     assert [scene.style for scene in made.scenes] == [each.style for each in both[7]]
-    assert made == pairs.pair(0, 7, TIER_A)
+    assert made == pairs.pair(0, 7)
     assert made.scenes[0].camera != made.scenes[1].camera
 
 
@@ -191,11 +190,11 @@ def small_blocks(monkeypatch):
 @pytest.mark.usefixtures("small_blocks")
 def test_pairs_are_rendered_once(tmp_path):
     folder = epath.Path(tmp_path)
-    args = {"seed": 0, "length": 4, "tier": TIER_A, "size": 64}
+    args = {"seed": 0, "length": 4, "size": 64}
     drawn = pairs.Pairs(folder, **args)[3]
     image = np.array(drawn["image"])  # the original is a view of the file
     assert image.shape == (2, 64, 64, 3)
-    assert drawn["attributes"] == pairs.attributes(0, 3, TIER_A)
+    assert drawn["attributes"] == pairs.attributes(0, 3)
     (file,) = tmp_path.rglob("*.npy")
     kept = np.load(file)
     np.save(file, kept // 2)
@@ -284,11 +283,14 @@ def test_padding_counts_nothing_and_records_teach_words_alone(params, key, monke
 @pytest.mark.long
 def test_a_short_training_lifts_accuracy():
     """Two classes in two colours, 48 records and 24 pairs; measured on others."""
-    tier = dataclasses.replace(
-        TIER_A, nouns=("duck", "car"), colours=("yellow", "blue"), contexts=("snow",)
+    few = dataclasses.replace(
+        grammar.WORDS,
+        nouns=("duck", "car"),
+        colours=("yellow", "blue"),
+        contexts=("snow",),
     )
-    images, _, shown = examples.render_examples(0, range(80), tier=tier)
-    twice = [pairs.pair(0, index, tier) for index in range(24)]
+    images, _, shown = examples.render_examples(0, range(80), words=few)
+    twice = [pairs.pair(0, index, few) for index in range(24)]
     both = examples.render([scene for two in twice for scene in two.scenes], 64)
     pictures = np.concatenate([images[:48], both])
     wanted = [*shown[:48], *(each for two in twice for each in two.attributes)]
@@ -357,9 +359,9 @@ def test_the_whole_run(tmp_path):
     held_out = one.manifest["held_out"]
     assert held_out["words"].keys() == WORDS.keys()
     # the manifest speaks of the weights in the file
-    records = RenderedRecords(work / "records", seed=1, length=32, tier=TIER_A, size=64)
-    twice = pairs.Pairs(work / "records", seed=1, length=8, tier=TIER_A, size=64)
-    again = pretrain_judge.measure(one, DistinctIndividuals(records, 1, TIER_A), twice)
+    records = RenderedRecords(work / "records", seed=1, length=32, size=64)
+    twice = pairs.Pairs(work / "records", seed=1, length=8, size=64)
+    again = pretrain_judge.measure(one, DistinctIndividuals(records, 1), twice)
     assert again["words"] == held_out["words"]
     # finished: the same command changes nothing
     before = (work / "metrics.jsonl").read_bytes()
@@ -378,7 +380,6 @@ def test_the_command_finds_its_settings():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"tier": "C"}, "tier='C' is not one of A, B"),
         ({"records": 100}, "records=100 should be 256 or more, a multiple of 256"),
         ({"pairs": 0}, "pairs=0 should be 256 or more"),
         ({"held_out": 256}, "held_out=256 should be 1024 or more"),

@@ -9,7 +9,7 @@ import pytest
 from imagen_booth.errors import InputError
 from imagen_booth.toybox import captions, examples, grammar, packing, subjects
 from imagen_booth.toybox.bodies import Pose
-from imagen_booth.toybox.grammar import TIER_A, TIER_B, Attributes
+from imagen_booth.toybox.grammar import WORDS, Attributes
 from imagen_booth.toybox.subjects import ToyboxSubject
 
 
@@ -18,31 +18,24 @@ from imagen_booth.toybox.subjects import ToyboxSubject
     [
         ("a dog", Attributes(noun="dog")),
         (
-            "a red clock on the beach",
-            Attributes(noun="clock", colour="red", context="beach"),
+            "a red car on the beach",
+            Attributes(noun="car", colour="red", context="beach"),
         ),
         (
             "a painting of a cat wearing a hat",
             Attributes(noun="cat", style="painting", accessory="hat"),
         ),
-        ("a teapot seen from above", Attributes(noun="teapot", view="above")),
+        ("a teapot seen from the back", Attributes(noun="teapot", view="back")),
         (
             "a photo of a blue car in the snow",
             Attributes(noun="car", colour="blue", context="snow"),
         ),
         (
-            "a sleeping rabbit in a meadow at night",
-            Attributes(
-                noun="rabbit", expression="sleeping", context="meadow", light="night"
-            ),
-        ),
-        (
-            "an angry orange dog wearing glasses on the street seen from the side",
+            "an orange dog wearing a scarf on the street seen from the side",
             Attributes(
                 noun="dog",
-                expression="angry",
                 colour="orange",
-                accessory="glasses",
+                accessory="scarf",
                 context="street",
                 view="side",
             ),
@@ -54,11 +47,10 @@ def test_prompt_forms(text, attributes):
     assert captions.caption(attributes, photo=text.startswith("a photo")) == text
 
 
-@pytest.mark.parametrize("tier", [TIER_A, TIER_B])
-def test_captions_read_back_as_what_they_say(tier):
+def test_captions_read_back_as_what_they_say():
     rng = np.random.default_rng(0)
     for _ in range(300):
-        shown = grammar.draw_attributes(rng, tier)
+        shown = grammar.draw_attributes(rng)
         for photo in (False, True):
             assert captions.parse(captions.caption(shown, photo=photo)) == shown
         said = captions.parse(captions.training_caption(rng, shown))
@@ -94,66 +86,49 @@ def test_words_outside_the_grammar_are_named(prompt, message):
         captions.parse(prompt)
 
 
-@pytest.mark.parametrize("tier", [TIER_A, TIER_B])
-def test_held_out_combinations_never_train(tier):
+def test_held_out_combinations_never_train():
     rng = np.random.default_rng(1)
-    drawn = [grammar.draw_attributes(rng, tier) for _ in range(3000)]
+    drawn = [grammar.draw_attributes(rng) for _ in range(3000)]
     seen = {(a.noun, a.colour, a.context) for a in drawn}
-    kept = set(grammar.held_out_combinations(tier))
+    kept = set(grammar.held_out_combinations())
     assert not seen & kept
-    total = len(tier.nouns) * len(tier.colours) * len(tier.contexts)
+    total = len(WORDS.nouns) * len(WORDS.colours) * len(WORDS.contexts)
     assert 0.08 < len(kept) / total < 0.17
     # The parts of what is held out are all taught, in other combinations.
     nouns, colours, contexts = zip(*seen, strict=True)
-    assert set(nouns) == set(tier.nouns)
-    assert set(colours) == set(tier.colours)
-    assert set(contexts) == {*tier.contexts, None}
-
-
-def test_tier_a_stays_within_its_words():
-    rng = np.random.default_rng(2)
-    for _ in range(500):
-        shown = grammar.draw_attributes(rng, TIER_A)
-        assert shown.style in TIER_A.styles
-        assert shown.light in TIER_A.lights
-        assert shown.view in TIER_A.views
-        assert shown.accessory in (None, *TIER_A.accessories)
-        assert shown.expression == "calm"
+    assert set(nouns) == set(WORDS.nouns)
+    assert set(colours) == set(WORDS.colours)
+    assert set(contexts) == {*WORDS.contexts, None}
 
 
 def test_index_names_one_example():
-    first, again = (examples.example(3, 17, TIER_A) for _ in range(2))
+    first, again = (examples.example(3, 17) for _ in range(2))
     assert first == again
-    others = [examples.example(3, 18, TIER_A), examples.example(4, 17, TIER_A)]
+    others = [examples.example(3, 18), examples.example(4, 17)]
     assert all(first.scene != other.scene for other in others)
 
 
 def test_every_combination_of_class_place_and_wear_can_be_drawn():
     choices = itertools.product(
-        grammar.NOUNS, (None, *grammar.CONTEXTS), (None, *grammar.ACCESSORIES)
+        WORDS.nouns, (None, *WORDS.contexts), (None, *WORDS.accessories)
     )
     for i, (noun, context, accessory) in enumerate(choices):
         shown = Attributes(
             noun=noun,
             context=context,
             accessory=accessory,
-            style=grammar.STYLES[i % len(grammar.STYLES)],
-            view=grammar.VIEWS[i % len(grammar.VIEWS)],
+            style=WORDS.styles[i % len(WORDS.styles)],
+            view=WORDS.views[i % len(WORDS.views)],
         )
         packed = packing.pack(examples.scene_of(shown, (8, i)))
         assert all(np.isfinite(array).all() for array in packed.values())
 
 
-@pytest.mark.parametrize("noun", grammar.NOUNS)
+@pytest.mark.parametrize("noun", WORDS.nouns)
 def test_traits_are_drawn_before_the_pose_is_looked_at(noun):
     poses = [
-        Pose(stance=stance, expression=expression, wag=wag, head_yaw=10.0)
-        for stance, expression, wag in zip(
-            ("stand", "sit", "lie", "sit", "lie"),
-            grammar.EXPRESSIONS,
-            (0.0, 0.5, -1.0, 1.0, 0.2),
-            strict=True,
-        )
+        Pose(stance=stance, wag=wag, head_yaw=10.0)
+        for stance, wag in (("stand", 0.0), ("sit", 0.5), ("lie", -1.0))
     ]
     ends = []
     for pose in poses:
@@ -163,7 +138,7 @@ def test_traits_are_drawn_before_the_pose_is_looked_at(noun):
     assert len(set(ends)) == 1
 
 
-@pytest.mark.parametrize("noun", grammar.NOUNS)
+@pytest.mark.parametrize("noun", WORDS.nouns)
 def test_subject_keeps_its_materials_in_every_picture(noun):
     subject = ToyboxSubject(noun, 4)
     individual = subject.individual
@@ -182,7 +157,7 @@ def test_subject_keeps_its_materials_in_every_picture(noun):
         *subjects.photo_scenes(subject, 6),
         subjects.truth_scene(subject, f"a [V] {noun} in the snow"),
     ):
-        own = {s.material for s in made.shapes if s.subject}
+        own = {s.material for s in made.shapes}
         # Which parts show depends on the stance; what they are made of does not.
         assert len(own & materials[0]) >= 0.6 * len(materials[0])
 
@@ -230,8 +205,8 @@ def test_unknown_noun_and_count_are_refused():
 
 
 def test_pictures_texts_and_attributes_are_those_of_their_index():
-    made = examples.example(2, 3, TIER_A)
-    images, texts, attributes = examples.render_examples(2, [3, 0], tier=TIER_A)
+    made = examples.example(2, 3)
+    images, texts, attributes = examples.render_examples(2, [3, 0])
     assert images.shape == (2, 64, 64, 3)
     assert images.dtype == np.uint8
     assert texts[0] == made.caption

@@ -5,10 +5,9 @@ import pytest
 from etils import epath
 
 from imagen_booth.toybox import examples, records
-from imagen_booth.toybox.grammar import TIER_A
 from imagen_booth.toybox.records import RenderedRecords
 
-ARGS = {"seed": 0, "length": 16, "tier": TIER_A, "size": 64}
+ARGS = {"seed": 0, "length": 16, "size": 64}
 
 
 @pytest.fixture(autouse=True)
@@ -18,7 +17,7 @@ def small_blocks(monkeypatch):
 
 def test_a_record_is_what_the_source_draws(tmp_path):
     record = RenderedRecords(epath.Path(tmp_path), **ARGS)[9]
-    pixels, captions, _ = examples.render_examples(0, [9], tier=TIER_A, size=64)
+    pixels, captions, _ = examples.render_examples(0, [9], size=64)
     # Other pictures drawn together move a float's last digits.
     image = np.asarray(record["image"], int)
     np.testing.assert_allclose(image, pixels[0], atol=1)

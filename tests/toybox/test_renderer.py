@@ -36,7 +36,7 @@ def coverage(shapes, **view) -> np.ndarray:
 
 
 def example_scenes(count):
-    return [examples.example(5, i, grammar.TIER_B).scene for i in range(count)]
+    return [examples.example(5, i).scene for i in range(count)]
 
 
 def test_ball_has_the_outline_of_a_sphere():
@@ -148,9 +148,7 @@ def test_resolutions_agree_after_scaling_down(style):
 
 
 def test_pictures_left_on_the_device_are_those_of_the_host():
-    made = [
-        each.scene for each in (examples.example(0, i, grammar.TIER_A) for i in (5, 6))
-    ]
+    made = [each.scene for each in (examples.example(0, i) for i in (5, 6))]
     drawn = np.asarray(draw(packing.stack(made), 64, rays=1 << 18), int)
     # Rounding may move the edge of a pattern or a shape.
     differs = np.abs(drawn - render(made, 64)) > 1
@@ -160,7 +158,7 @@ def test_pictures_left_on_the_device_are_those_of_the_host():
 def test_subjects_fill_the_frame():
     """Between half and nine tenths of it, in the middle, whatever the class."""
     scenes = []
-    for i, noun in enumerate(grammar.NOUNS):
+    for i, noun in enumerate(grammar.WORDS.nouns):
         made = examples.scene_of(grammar.Attributes(noun=noun), (7, i))
         shapes = [dataclasses.replace(s, material=LAMP) for s in made.shapes]
         scenes.append(dataclasses.replace(dark_scene(shapes), camera=made.camera))

@@ -21,11 +21,11 @@ from imagen_booth.training import pretrain_stage
 from imagen_booth.weights import export, load, native
 
 
-def paint(seed, indices, *, tier, size, supersample=2):
+def paint(seed, indices, *, size, supersample=2):
     """Noise with captions, in the place of pictures that take long to render."""
     rng = np.random.default_rng((seed, indices[0]))
     images = rng.integers(0, 256, (len(indices), size, size, 3), np.uint8)
-    made = [examples.example(seed, index, tier) for index in indices]
+    made = [examples.example(seed, index) for index in indices]
     return images, [e.caption for e in made], [e.attributes for e in made]
 
 
@@ -108,7 +108,7 @@ def test_shipped_manifest_tells_how_the_weights_were_made(base):
     assert part["steps"] == part["prior"]["steps"] == 2
     assert part["prior"]["config"]["seed"] == 0
     assert part["prior"]["config"]["optim"]["b2"] == 0.99
-    assert part["prior"]["knows"]["nouns"] == list(grammar.TIER_A.nouns)
+    assert part["prior"]["knows"]["nouns"] == list(grammar.WORDS.nouns)
     assert {"imagen_booth", "commit", "jax", "machine"} <= part["made_by"].keys()
 
 
@@ -187,7 +187,6 @@ def test_top_stage_on_photographs_without_captions(tmp_path):
     [
         ("tiny_base", {"source": "no_such_set"}, "config.source=no_such_set"),
         ("tiny_sr256", {}, "config.text is empty.*'shipped'"),
-        ("tiny_base", {"tier": "C"}, "config.tier='C'"),
         ("tiny_base", {"records": 300}, "config.records=300 is not a multiple of 256"),
         ("tiny_base", {"init": "shipped"}, "no weights ship for the tiny cascade"),
     ],

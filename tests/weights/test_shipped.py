@@ -1,7 +1,6 @@
 """Weights as package data: whole, damaged, missing; and what the prior was taught."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
@@ -9,13 +8,13 @@ from etils import epath
 
 from imagen_booth.cascade import by_name
 from imagen_booth.errors import InputError
-from imagen_booth.toybox import grammar
+from imagen_booth.toybox import coverage, grammar
 from imagen_booth.toybox.captions import parse
 from imagen_booth.toybox.coverage import beyond, held_out_captions
 from imagen_booth.train_state import flatten
 from imagen_booth.weights import load, native, tensor_files
 
-KNOWS = dataclasses.asdict(grammar.TIER_A)
+KNOWS = dataclasses.asdict(grammar.WORDS)
 
 
 @pytest.fixture
@@ -43,7 +42,7 @@ def test_found_as_it_was_made(shipped):
     assert found is not None
     assert found.licence == "CC0"
     assert load.shipped_vocabulary(by_name("tiny"))["nouns"] == list(
-        grammar.TIER_A.nouns
+        grammar.WORDS.nouns
     )
 
 
@@ -95,27 +94,30 @@ def test_nothing_is_said_of_what_is_known_or_of_no_kind(text):
     assert beyond(text, KNOWS) == []
 
 
-def test_kinds_that_a_manifest_leaves_out_count_as_known():
-    assert beyond("a clock in the desert", {"nouns": ["dog"]}) == ["noun clock"]
-    assert beyond("a clock in the desert", {}) == []
+def test_of_kinds_that_a_manifest_leaves_out_the_words_of_the_toybox_are_known():
+    assert beyond("a cat in the snow", {"nouns": ["dog"]}) == ["noun cat"]
+    assert beyond("a cat in the snow", {}) == []
+    assert beyond("a cat in the desert at night", {}) == [
+        "context desert",
+        "light night",
+    ]
 
 
 def test_held_out_captions_ask_for_what_training_never_shows():
-    captions = held_out_captions(grammar.TIER_A, 40)
+    captions = held_out_captions(40)
     assert len(dict(captions)) == 40
-    assert captions == held_out_captions(grammar.TIER_A, 40)
+    assert captions == held_out_captions(40)
     for text, asked in captions:
         assert parse(text) == asked
         assert asked.colour is not None
         assert grammar.held_out(asked.noun, asked.colour, asked.context)
-    assert len({asked.noun for _, asked in captions}) == len(grammar.TIER_A.nouns)
+    assert len({asked.noun for _, asked in captions}) == len(grammar.WORDS.nouns)
 
 
-def test_knowledge_is_the_tiers_own():
-    """Every kind of a tier has a name, and a manifest can say it."""
-    assert json.loads(json.dumps(KNOWS)).keys() == KNOWS.keys()
-    for field, words in dataclasses.asdict(grammar.TIER_B).items():
-        for word in words:
+def test_every_word_has_a_kind():
+    assert KNOWS.keys() <= coverage.KINDS.keys() == coverage.NOT_SHOWN.keys()
+    for field, words in coverage.NOT_SHOWN.items():
+        for word in (*KNOWS.get(field, ()), *words):
             named = beyond(word, {field: []})
             assert len(named) == 1, word
             assert named[0].endswith(f" {word}")
