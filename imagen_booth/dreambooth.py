@@ -13,7 +13,7 @@ import dataclasses
 import logging
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -83,7 +83,6 @@ class RunContext:
         stop: Whether a signal has come, after which the work saves and ends.
         metrics: Receives the metrics.
         profile: Whether to trace a few early steps of each stage.
-        load: Loads a part, as ``weights.load.load`` does.
     """
 
     job: Job
@@ -95,7 +94,6 @@ class RunContext:
     stop: StopRequest
     metrics: MetricWriter
     profile: bool = False
-    load: Callable[..., Part] = load
 
     @contextlib.contextmanager
     def timed(self, step: str) -> Iterator[None]:
@@ -116,20 +114,14 @@ class RunContext:
         """
         rules, source = self.job.mesh.rules, getattr(self.job.weights, name)
         with self.timed("weights"):
-            return self.load(
+            return load(
                 self.cascade, name, source, self.mesh, self.dtype, rules, train=train
             )
 
     def embed_prompts(self, learned: LearnedEmbedding | None = None) -> SubjectPrompts:
         """Chooses the identifier and embeds every prompt of the run."""
         return subject_prompts.prepare_prompts(
-            self.job,
-            self.cascade,
-            self.cache,
-            self.mesh,
-            self.dtype,
-            learned,
-            self.load,
+            self.job, self.cascade, self.cache, self.mesh, self.dtype, learned
         )
 
     def plan_preview(
@@ -237,14 +229,12 @@ def run_accepted(
     work: RunDirectory,
     *,
     profile: bool = False,
-    load: Callable[..., Part] = load,
 ) -> epath.Path:
     """Runs a job that was accepted, in a run directory that this process owns.
 
     Args:
         accepted: What the checks of the job found.
         profile: As for ``run``.
-        load: Loads a part, as ``weights.load.load`` does.
 
     Returns, Raises:
         As ``run``.
@@ -260,7 +250,7 @@ def run_accepted(
         ) as metrics,
     ):
         context = RunContext(
-            job, cascade, work, cache, mesh, dtype, stop, metrics, profile, load
+            job, cascade, work, cache, mesh, dtype, stop, metrics, profile
         )
         try:
             for name, found in checked.items():
@@ -459,7 +449,6 @@ def _class_pairs(
             mesh=context.mesh,
             dtype=context.dtype,
             check_stop=context.stop.check,
-            load=context.load,
         )
         found[words.class_prompt] = pairs
         if stage.low_resolution is None and processes.is_first():

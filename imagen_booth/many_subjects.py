@@ -38,8 +38,7 @@ from imagen_booth.sampling.text_embeddings import embed_prompts
 from imagen_booth.storage import read_json
 from imagen_booth.training import run_checks, subject_prompts
 from imagen_booth.training.run_checks import AcceptedRun
-from imagen_booth.weights.host_copies import HostCopies
-from imagen_booth.weights.load import load
+from imagen_booth.weights import host_copies
 
 log = logging.getLogger(__name__)
 
@@ -175,7 +174,7 @@ class _ManyRuns:
         self._settings, self._workdir, self._profile = settings, workdir, profile
         self._overwrite, self._problems = overwrite, problems
         self._subjects = {subject.name: subject for subject in subjects}
-        self._weights, self._trained = HostCopies(), 0
+        self._trained = 0
         self._begun = datetime.datetime.now(datetime.UTC)
         self._shared: dict[str, float] = {}  # seconds for all, which the first pays
         self.failures: dict[str, Failure] = {}
@@ -192,7 +191,17 @@ class _ManyRuns:
         }
         done = len(self._subjects) - len(waiting)
         log.info("%d subjects, %d of them done", len(self._subjects), done)
-        self._embed_prompts([self._subjects[name] for name in waiting])
+        first = [self._subjects[name] for name in waiting]
+        with contextlib.ExitStack() as copies:
+            if any(each.job.text.steps > 0 for each in first):
+                # Textual Inversion needs the encoder again.
+                copies.enter_context(host_copies.shared())
+            self._embed_prompts(first)
+            copies.enter_context(host_copies.shared())
+            self._take_turns(waiting, stop)
+
+    def _take_turns(self, waiting: dict[str, FolderLock], stop: StopRequest) -> None:
+        """Runs the subjects one by one, each when no other process owns it."""
         logged = False
         while waiting:
             taken = False
@@ -224,9 +233,7 @@ class _ManyRuns:
                 (job.weights.text, job.weights.vocabulary, job.cleaning, cache),
                 (accepted.mesh, accepted.dtype, job.mesh.rules),
             ] += subject_prompts.choose_prompts(job, accepted.cascade).every
-        begun, loads = time.perf_counter(), load
-        if any(each.job.text.steps > 0 for each in subjects):
-            loads = self._weights.load  # Textual Inversion needs the encoder again
+        begun = time.perf_counter()
         for (cascade, source, devices), prompts in groups.items():
             encoder, vocabulary, cleaning, cache = source
             mesh, dtype, rules = devices
@@ -241,7 +248,6 @@ class _ManyRuns:
                     mesh=mesh,
                     dtype=dtype,
                     rules=rules,
-                    load=loads,
                 )
         self._shared["text"] = time.perf_counter() - begun
 
@@ -257,7 +263,6 @@ class _ManyRuns:
                 subject.accepted,
                 directory,
                 profile=self._profile,
-                load=self._weights.load,
             )
             if is_new and processes.is_first():
                 seconds = time.perf_counter() - begun

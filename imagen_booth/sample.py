@@ -21,8 +21,8 @@ the one of these two that fits the class. RUN/samples/NAME/index.html shows the 
 --runs samples with every finished run in a folder, in one job.
 """
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+import contextlib
+from typing import TYPE_CHECKING
 
 from absl import flags
 
@@ -85,7 +85,7 @@ def main() -> None:
 
     from imagen_booth.distributed import processes
     from imagen_booth.rundir import layout, programs
-    from imagen_booth.weights.host_copies import HostCopies
+    from imagen_booth.weights import host_copies
 
     flag, path = ("--run", _RUN.value) if _RUN.value else ("--runs", _RUNS.value)
     processes.check_shared(flag, path)
@@ -93,16 +93,14 @@ def main() -> None:
     if _RUNS.value:
         runs = layout.finished_in(flag, path)
     # One run needs no copies of its weights.
-    loads = {"load": HostCopies().load} if len(runs) > 1 else {}
-    with programs.shared():
+    copies = host_copies.shared() if len(runs) > 1 else contextlib.nullcontext()
+    with programs.shared(), copies:
         for run in runs:
-            folder = _sample(run, prompts, source, **loads)
+            folder = _sample(run, prompts, source)
             print(f"images are in {folder}")
 
 
-def _sample(
-    run: "epath.Path", prompts: list[str], source: str, **loads: Callable[..., Any]
-) -> "epath.Path":
+def _sample(run: "epath.Path", prompts: list[str], source: str) -> "epath.Path":
     """Samples with one run; returns the folder of the images."""
     from imagen_booth.sampling import batch_job
 
@@ -116,7 +114,6 @@ def _sample(
             first_seed=_FIRST_SEED.value,
             guidance=_GUIDANCE.value,
             resolution=_RESOLUTION.value,
-            **loads,
         )
     return batch_job.run_batch(
         run,
@@ -126,7 +123,6 @@ def _sample(
         first_seed=_FIRST_SEED.value,
         resolution=_RESOLUTION.value,
         batch=_BATCH.value,
-        **loads,
     )
 
 

@@ -56,7 +56,7 @@ class Runs:
     def __init__(self, **ends):
         self.ends, self.names = ends, []
 
-    def __call__(self, job, accepted, work, *, profile, load):
+    def __call__(self, job, accepted, work, *, profile):
         name = work.path.name
         self.names.append(name)
         work.write_json("config.json", dataclasses.asdict(job))

@@ -45,7 +45,7 @@ from imagen_booth.sampling.finished_run import FinishedRun
 from imagen_booth.sampling.text_embeddings import embed_prompts
 from imagen_booth.text import prompt_files, prompt_suites
 from imagen_booth.weights import placement
-from imagen_booth.weights.load import Part, frozen_shapes, load
+from imagen_booth.weights.load import frozen_shapes
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,6 @@ def run_batch(
     first_seed: int = 0,
     resolution: int = 0,
     batch: int = 0,
-    load: Callable[..., Part] = load,
 ) -> epath.Path:
     """Samples the missing images of a file or suite into ``RUN/samples/NAME``.
 
@@ -77,7 +76,6 @@ def run_batch(
         resolution: Stop at this size in pixels; 0 for the cascade's last stage.
         batch: Images per batch at 64 px; 0 for the run's own setting on a CPU and the
             largest batch that fits elsewhere.
-        load: Loads a part, as ``weights.load.load`` does.
 
     Returns:
         The folder.
@@ -94,7 +92,7 @@ def run_batch(
     folder = batch_plan.job_folder(path, name or epath.Path(source).stem)
     rows = prompt_files.read_source(source)
     count = batch_plan.check_rows(run, f"--prompts={source}", rows(), first_seed, seeds)
-    with _open_sampler(run, folder, batch, count, load, indexed=True) as sampler:
+    with _open_sampler(run, folder, batch, count, indexed=True) as sampler:
         planned = batch_plan.plan_images(run, sampler.passes, rows(), first_seed, seeds)
         pages = -(-count // CHUNK)
         for number in range(1, pages + 1):
@@ -120,7 +118,6 @@ def sample_prompts(
     first_seed: int = 0,
     guidance: float | None = None,
     resolution: int = 0,
-    load: Callable[..., Part] = load,
 ) -> epath.Path:
     """Samples a few prompts into ``RUN/samples/NAME``, beside what is there.
 
@@ -128,7 +125,7 @@ def sample_prompts(
     call.
 
     Args:
-        path, name, seeds, first_seed, resolution, load: As for ``run_batch``.
+        path, name, seeds, first_seed, resolution: As for ``run_batch``.
         prompts: [V] stands for the identifier and [N] for the class noun, [V2] and
             [N2] for those of a second subject.
         guidance: Guidance weight of the base stage; None for the run's.
@@ -141,7 +138,7 @@ def sample_prompts(
     rows = prompt_files.flag_rows(prompts, guidance)
     count = batch_plan.check_rows(run, "--prompt", rows, first_seed, seeds)
     batch = run.job.pictures.batch
-    with _open_sampler(run, folder, batch, count, load, indexed=False) as sampler:
+    with _open_sampler(run, folder, batch, count, indexed=False) as sampler:
         planned = list(
             batch_plan.plan_images(run, sampler.passes, rows, first_seed, seeds)
         )
@@ -167,14 +164,13 @@ def _open_sampler(
     folder: epath.Path,
     batch: int,
     count: int,
-    load: Callable[..., Part],
     *,
     indexed: bool,
 ) -> Iterator["_BatchSampler"]:
     """A sampler with its mesh, signal handler, PNG writers and progress bar.
 
     Args:
-        batch, load: As for ``run_batch``.
+        batch: As for ``run_batch``.
         count: Images of the whole job, for the progress bar.
         indexed: Whether ``index.jsonl`` lists the finished images.
     """
@@ -201,7 +197,6 @@ def _open_sampler(
             batch=batch,
             mesh=mesh,
             dtype=dtype,
-            load=load,
             index=index,
             check_stop=stop.check,
             writers=writers,
@@ -231,7 +226,6 @@ class _BatchSampler:
         batch: int,
         mesh: jax.sharding.Mesh,
         dtype: Any,
-        load: Callable[..., Part],
         index: ImageIndex | None,
         check_stop: Callable[[], None],
         writers: concurrent.futures.Executor,
@@ -239,7 +233,6 @@ class _BatchSampler:
     ):
         self.run, self.passes, self.folder = run, passes, folder
         self.mesh, self.dtype, self.index = mesh, dtype, index
-        self.load = load
         self.check_stop, self.writers, self.bar = check_stop, writers, bar
         # Multiples of the device count; images beyond those planned are discarded.
         self.batch_rows = {
@@ -336,7 +329,6 @@ class _BatchSampler:
             dtype=self.dtype,
             learned=self.learned,
             rules=job.mesh.rules,
-            load=self.load,
         )
         return embeddings
 
@@ -345,9 +337,7 @@ class _BatchSampler:
         if stage.name not in self.resident:
             if not self.together:
                 self.resident.clear()
-            loaded = finished_run.load_stage(
-                self.run, stage, self.mesh, self.dtype, self.load
-            )
+            loaded = finished_run.load_stage(self.run, stage, self.mesh, self.dtype)
             # The sampler is compiled for a forward function: reuse the first one.
             apply = self.applies.setdefault(stage.name, loaded.part.apply)
             part = dataclasses.replace(loaded.part, apply=apply)

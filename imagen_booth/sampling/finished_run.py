@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -153,16 +153,9 @@ def learned_embedding(run: FinishedRun) -> LearnedEmbedding | None:
 
 
 def load_stage(
-    run: FinishedRun,
-    stage: Stage,
-    mesh: jax.sharding.Mesh,
-    dtype: Any,
-    load: Callable[..., Part] = load,
+    run: FinishedRun, stage: Stage, mesh: jax.sharding.Mesh, dtype: Any
 ) -> LoadedStage:
     """A stage with the weights that the run ended with, on the mesh.
-
-    Args:
-        load: Loads the weights from before, as ``weights.load.load`` does.
 
     Raises:
         InputError: Missing weights, or fine-tuning that is not finished.

@@ -106,7 +106,6 @@ def embed_prompts(
     dtype: np.dtype,
     learned: LearnedEmbedding | None = None,
     rules: Sequence[sharding.Rule] = (),
-    load: Callable[..., Part] = load,
 ) -> tuple[dict[str, Embedding], dict[str, Any]]:
     """Embeddings of prompts, and of the null text under the key "".
 
@@ -120,7 +119,6 @@ def embed_prompts(
         cleaning: The job's ``cleaning``, see ``Job.cleaning``.
         learned: Rows that replace the encoder's own.
         rules: How the encoder's parameters are sharded, see ``sharding.spec_at``.
-        load: Loads the encoder, as ``weights.load.load`` does.
 
     Returns:
         {prompt: embedding}, and the encoder's origin with the name of the cleaning,

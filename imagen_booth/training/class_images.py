@@ -212,14 +212,12 @@ def class_image_pairs(
     mesh: jax.sharding.Mesh,
     dtype: Any,
     check_stop: Callable[[], None],
-    load: Callable[..., Part] = load,
 ) -> tuple[list[ImagePair], epath.Path]:
     """The class images of a stage, sampled by the frozen cascade up to it.
 
     Args:
         part: The stage's network; those below are loaded.
         class_prompt: The prompt of the class images.
-        load: Loads them, as ``weights.load.load`` does.
 
     Returns:
         The pairs, and the folder of the stage's class images.

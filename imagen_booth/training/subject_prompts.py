@@ -1,7 +1,7 @@
 """The identifier of a run, and the embeddings of all its prompts."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -22,7 +22,6 @@ from imagen_booth.text.prompts import Naming
 from imagen_booth.text.tokenizer import Tokenizer
 from imagen_booth.toybox import subjects as toys
 from imagen_booth.training.subject_photos import TOYBOX_PREFIX, toybox_subject
-from imagen_booth.weights.load import Part, load
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,13 +179,11 @@ def prepare_prompts(
     mesh: jax.sharding.Mesh,
     dtype: Any,
     learned: LearnedEmbedding | None = None,
-    load: Callable[..., Part] = load,
 ) -> SubjectPrompts:
     """Chooses or checks the identifier, and embeds every prompt of the run.
 
     Args:
         learned: The learned embedding of the identifier, after Textual Inversion.
-        load: Loads the encoder, as ``weights.load.load`` does.
 
     Raises:
         InputError: The identifier cannot be tokenised, or weights are missing.
@@ -203,7 +200,6 @@ def prepare_prompts(
         dtype=dtype,
         learned=learned,
         rules=job.mesh.rules,
-        load=load,
     )
     reading = plain_reading(cascade, encoder["fingerprint"], encoder["cleaning"])
     return SubjectPrompts(

@@ -1,19 +1,49 @@
-"""Loads each part of a cascade once in a job of many runs.
+"""Lets a job of many runs read each part of a cascade once.
 
 Training consumes the arrays of a part that it loads. So a copy of them stays in the
 memory of each host, shard by shard, and every later run places that on its devices.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
-from imagen_booth.cascade import Cascade
-from imagen_booth.distributed import sharding
-from imagen_booth.weights.load import Part, load
+# Loaded parts by what they were loaded from, while a job shares them, else None.
+_shared: dict[Any, Any] | None = None
+
+
+@contextlib.contextmanager
+def shared() -> Iterator[None]:
+    """Lets ``weights.load.load`` read the same part once in this context."""
+    global _shared
+    before, _shared = _shared, {} if _shared is None else _shared
+    try:
+        yield
+    finally:
+        _shared = before
+
+
+def through(key: Any, read: Callable[[], Any]) -> Any:
+    """A part with its parameters on the devices; from the copy if there is one.
+
+    Args:
+        key: What the part is loaded from.
+        read: Reads it.
+    """
+    if _shared is None:
+        return read()
+    if key not in _shared:
+        part = read()
+        copies = jax.tree.map(_to_host, part.params)
+        _shared[key] = dataclasses.replace(part, params=copies)
+        return part
+    part = _shared[key]
+    params = jax.tree.map(_HostArray.placed, part.params)
+    return dataclasses.replace(part, params=params)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,35 +59,6 @@ class _HostArray:
         return jax.make_array_from_callback(
             self.shape, self.sharding, lambda index: self.shards[str(index)].copy()
         )
-
-
-class HostCopies:
-    """The parts that a job has loaded, in the memory of this host."""
-
-    def __init__(self) -> None:
-        self._parts: dict[Any, Part] = {}
-
-    def load(
-        self,
-        cascade: Cascade,
-        name: str,
-        source: str,
-        mesh: jax.sharding.Mesh,
-        dtype: Any,
-        rules: Sequence[sharding.Rule] = (),
-        *,
-        train: bool = True,
-    ) -> Part:
-        """As ``weights.load.load``; files are read the first time alone."""
-        key = (cascade, name, source, mesh, dtype, tuple(rules), train)
-        held = self._parts.get(key)
-        if held is None:
-            part = load(cascade, name, source, mesh, dtype, rules, train=train)
-            copies = jax.tree.map(_to_host, part.params)
-            self._parts[key] = dataclasses.replace(part, params=copies)
-            return part
-        params = jax.tree.map(_HostArray.placed, held.params)
-        return dataclasses.replace(held, params=params)
 
 
 def _to_host(array: jax.Array) -> _HostArray:

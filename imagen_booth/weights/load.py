@@ -25,6 +25,7 @@ from imagen_booth.train_state import Params, flatten, unflatten
 from imagen_booth.weights import (
     deepfloyd,
     fetch,
+    host_copies,
     lora_files,
     native,
     t5,
@@ -330,7 +331,7 @@ def load(
     *,
     train: bool = True,
 ) -> Part:
-    """Loads one part of a cascade.
+    """Loads one part of a cascade; once for all runs in ``host_copies.shared``.
 
     Args:
         cascade: The cascade, from ``resolve`` if the weights describe themselves.
@@ -347,6 +348,19 @@ def load(
         InputError: There are no such weights, or they do not fit the network or the
             rules.
     """
+    key = (cascade, name, source, mesh, dtype, tuple(rules), train)
+    return host_copies.through(key, lambda: _load(*key))
+
+
+def _load(
+    cascade: Cascade,
+    name: str,
+    source: str,
+    mesh: jax.sharding.Mesh,
+    dtype: Any,
+    rules: Sequence[sharding.Rule],
+    train: bool,
+) -> Part:
     init, apply = network(cascade, name, dtype)
     found = find(cascade, name, source)
     abstract = jax.eval_shape(init, jax.random.key(0))

@@ -179,7 +179,7 @@ def test_recipes_name_a_cleaning_that_is_not_the_cascades(tmp_path, cleaning):
     assert words.encoder["cleaning"] == (cleaning or "simple")
 
 
-def test_the_encoder_is_cut_over_the_devices_and_then_gone(tmp_path):
+def test_the_encoder_is_cut_over_the_devices_and_then_gone(tmp_path, monkeypatch):
     """As T5-XXL is: no device holds a large array whole, and none outlives the call."""
     wide = dataclasses.replace(TINY.text.encoder, width=256, hidden=1024)
     cascade = TINY.having(wide)
@@ -195,6 +195,7 @@ def test_the_encoder_is_cut_over_the_devices_and_then_gone(tmp_path):
                 assert sizes == {leaf.nbytes // 4}, leaf.shape
         return part
 
+    monkeypatch.setattr(embedding, "load", load)
     found, _ = embed_prompts(
         cascade,
         ["a dog"],
@@ -203,7 +204,6 @@ def test_the_encoder_is_cut_over_the_devices_and_then_gone(tmp_path):
         cache=epath.Path(tmp_path),
         mesh=make_mesh(1, 4),
         dtype=np.dtype(np.float32),
-        load=load,
     )
     assert found["a dog"].text.shape == (TINY.text.length, 256)
     assert sum(size > 2**20 - 1 for size in seen) >= 5  # it was large
