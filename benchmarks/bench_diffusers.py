@@ -51,7 +51,7 @@ SPAWN = multiprocessing.get_context("spawn")
 
 def write(folder, size):
     """A random network into a folder; ``reduced`` is a small one of IF-I-M's kind."""
-    # Not at the top: both sides import this file, and their memory is measured.
+    # Not at the top: processes that start import this file, and memory is measured.
     from side_diffusers import write
 
     from imagen_booth.models.unet import SIZES
@@ -127,7 +127,7 @@ def both(folder, options):
     """The two sides, started and idle."""
     described = json.loads((folder / "unet/config.json").read_text())
     inputs = draw_inputs(options.batch, described["encoder_hid_dim"])
-    common = str(folder), inputs, options.dtype
+    common = str(folder), inputs, options.dtype, SAMPLING_STEPS
     workers = {}
     try:
         workers["ours"] = Worker("ours", common)

@@ -5,7 +5,6 @@ import os
 import time
 
 import torch
-from bench_diffusers import SAMPLING_STEPS
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch.nn import functional as F
 
@@ -27,12 +26,12 @@ class Side:
     pipeline loaded with that dtype has.
     """
 
-    def __init__(self, folder, inputs, dtype, device, compiled):
+    def __init__(self, folder, inputs, dtype, steps, device, compiled):
         torch.set_num_threads(len(os.sched_getaffinity(0)))
         torch.backends.cudnn.allow_tf32 = False  # nor on our side
         self._folder, self._dtype = folder, getattr(torch, dtype)
         self._device = {"cpu": "cpu", "gpu": "cuda"}[device]
-        self._compiled = compiled
+        self._compiled, self._steps = compiled, steps
         self._inputs = {
             name: torch.tensor(leaf, device=self._device)
             for name, leaf in inputs.items()
@@ -122,7 +121,7 @@ class Side:
 
         @torch.no_grad()
         def run():
-            scheduler.set_timesteps(SAMPLING_STEPS, device=self._device)
+            scheduler.set_timesteps(self._steps, device=self._device)
             x = torch.randn(shape, device=self._device)
             for at in scheduler.timesteps:
                 both = torch.cat([x, x]).to(self._dtype)

@@ -7,7 +7,6 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-from bench_diffusers import SAMPLING_STEPS
 
 from imagen_booth.cascade import by_name
 from imagen_booth.config.build import to_job
@@ -29,12 +28,12 @@ class Side:
     sampler compile them. Parameters are float32; activations are of ``dtype``.
     """
 
-    def __init__(self, folder, inputs, dtype):
+    def __init__(self, folder, inputs, dtype, steps):
         cpu_flags.prefer_speed(os.environ)
         if dtype == "float32":  # and not TF32, nor on the other side
             jax.config.update("jax_default_matmul_precision", "highest")
         self._folder, self._inputs, self._dtype = folder, inputs, jnp.dtype(dtype)
-        self._mesh = sharding.make_mesh()
+        self._mesh, self._steps = sharding.make_mesh(), steps
 
     def load(self):
         """Seconds it takes to have the weights on the device."""
@@ -115,7 +114,7 @@ class Side:
     def prepare_sample(self):
         """Compiles the sampler by sampling a batch; counts the operations of one."""
         config = dataclasses.replace(
-            to_job(dreambooth("if_m")).pictures.base, steps=SAMPLING_STEPS
+            to_job(dreambooth("if_m")).pictures.base, steps=self._steps
         )
         text, null = self._inputs["text"], self._inputs["null"]
         mask = np.ones(text.shape[1], bool)
