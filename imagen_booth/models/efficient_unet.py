@@ -198,18 +198,8 @@ class EfficientUNet(nn.Module):
         level: Float[Array, " B"] | None = None,
     ) -> Float[Array, "B H W O"]:
         config, dtype = self.config, self.dtype
-        assert (level is not None) == config.level_input, "level is for level_input"
         emb, text = layers.condition(
-            time=time,
-            level=level,
-            text=text,
-            mask=text_mask,
-            sinusoid_width=config.widths[0],
-            time_width=config.time_width,
-            cross_width=config.cross_width,
-            pool_heads=config.pool_heads,
-            activation="swish",
-            dtype=dtype,
+            config, time, level, text, text_mask, "swish", dtype
         )
 
         def conv(features, kernel, name, strides=1):

@@ -287,30 +287,32 @@ class Attention(nn.Module):
 
 
 def condition(
-    *,
+    config: Any,
     time: Float[Array, " B"],
     level: Float[Array, " B"] | None,
     text: Float[Array, "B L D"],
     mask: Bool[Array, "B L"] | None,
-    sinusoid_width: int,
-    time_width: int,
-    cross_width: int,
-    pool_heads: int,
     activation: str,
     dtype: Dtype,
 ) -> tuple[Float[Array, "B E"], Float[Array, "B L X"]]:
     """The conditioning of every block, built inside a network's compact `__call__`.
 
+    Args:
+      config: Configuration of a U-Net, for its widths.
+
     Returns:
       The activated sum of the embeddings of time, noise level (if given) and pooled
       text, [B, E], and the text sequence projected to `cross_width`, [B, L, X].
     """
-    number = functools.partial(Embedding, sinusoid_width, time_width, activation, dtype)
+    assert (level is not None) == config.level_input, "level is for level_input"
+    number = functools.partial(
+        Embedding, config.widths[0], config.time_width, activation, dtype
+    )
     emb = number(name="time_embedding")(time)
     if level is not None:
         emb = emb + number(name="class_embedding")(level)
-    pool = TextPool(time_width, pool_heads, dtype, name="add_embedding")
+    pool = TextPool(config.time_width, config.pool_heads, dtype, name="add_embedding")
     emb = emb + pool(text, mask)
-    project = nn.Dense(cross_width, dtype=dtype, name="encoder_hid_proj")
+    project = nn.Dense(config.cross_width, dtype=dtype, name="encoder_hid_proj")
     # The published networks activate in each block or once here: the same function.
     return ACTIVATIONS[activation](emb), project(text)

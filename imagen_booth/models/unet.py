@@ -271,18 +271,8 @@ class UNet(nn.Module):
         level: Float[Array, " B"] | None = None,
     ) -> Float[Array, "B H W O"]:
         config, dtype = self.config, self.dtype
-        assert (level is not None) == config.level_input, "level is for level_input"
         emb, text = layers.condition(
-            time=time,
-            level=level,
-            text=text,
-            mask=text_mask,
-            sinusoid_width=config.widths[0],
-            time_width=config.time_width,
-            cross_width=config.cross_width,
-            pool_heads=config.pool_heads,
-            activation=config.activation,
-            dtype=dtype,
+            config, time, level, text, text_mask, config.activation, dtype
         )
         h = layers.space_to_depth(x, config.patch)
         h = nn.Conv(config.widths[0], (3, 3), dtype=dtype, name="conv_in")(h)
