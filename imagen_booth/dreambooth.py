@@ -267,11 +267,13 @@ def run_accepted(
             ]
             with context.timed("pictures"):
                 _sample_pictures(context, prompts, stages)
-            work.record(status="done", finished=utc_now())
+            finished = utc_now()
+            work.record(status="done", finished=finished)
         except BaseException as error:
             _report_error(work, error)
             raise
         _write_report(work)
+        work.record(reported=finished)
     return work.path / "report.html"
 
 

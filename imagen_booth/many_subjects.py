@@ -12,7 +12,6 @@ the subjects of a process that died go to the others.
 
 import contextlib
 import dataclasses
-import datetime
 import json
 import logging
 import time
@@ -32,7 +31,7 @@ from imagen_booth.errors import BoothError, InputError, InUse, Stopped, Subjects
 from imagen_booth.reports import subject_costs, subjects_page
 from imagen_booth.reports.subject_costs import SubjectCost
 from imagen_booth.rundir import programs
-from imagen_booth.rundir.layout import RunDirectory, cache_folder
+from imagen_booth.rundir.layout import RunDirectory, cache_folder, utc_now
 from imagen_booth.rundir.lock import PAUSE, FolderLock
 from imagen_booth.sampling.text_embeddings import embed_prompts
 from imagen_booth.storage import read_json
@@ -175,7 +174,7 @@ class _ManyRuns:
         self._overwrite, self._problems = overwrite, problems
         self._subjects = {subject.name: subject for subject in subjects}
         self._trained = 0
-        self._begun = datetime.datetime.now(datetime.UTC)
+        self._begun = utc_now()
         self._shared: dict[str, float] = {}  # seconds for all, which the first pays
         self.failures: dict[str, Failure] = {}
 
@@ -323,14 +322,12 @@ class _ManyRuns:
     def _finds_done(self, subject: AcceptedSubject) -> bool:
         folder = self._workdir / subject.name
         manifest = read_json(folder / "manifest.json", None)
-        page = folder / "report.html"
-        if manifest.get("status") != "done" or not page.exists():
+        finished = manifest.get("finished", "")
+        if manifest.get("status") != "done" or manifest.get("reported") != finished:
+            return False  # the page may be that of an earlier stop
+        if not (folder / "report.html").exists():
             return False
-        finished = datetime.datetime.fromisoformat(manifest["finished"])
-        if self._overwrite and finished < self._begun:
-            return False
-        # A kill between the two would leave the page of an earlier stop.
-        if page.stat().mtime + 1 < finished.timestamp():
+        if self._overwrite and finished <= self._begun:
             return False
         settings = json.dumps(dataclasses.asdict(subject.job), default=str)
         return read_json(folder / "config.json", None) == json.loads(settings)

@@ -66,6 +66,7 @@ class Runs:
         finished = dreambooth.utc_now()
         work.record(status="done", finished=finished, timings={"text": 2.0})
         (work.path / "report.html").write_text("report")
+        work.record(reported=finished)
 
 
 @pytest.fixture
@@ -194,6 +195,14 @@ def test_what_has_changed_runs_again(photos, tmp_path, instead):
     cut = instead(Runs())
     run(photos, work, seed=1)
     assert cut.names == ["bob"]
+    manifest = (
+        work / "eve" / "manifest.json"
+    )  # as of a kill before the page was written
+    found = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(found | {"reported": ""}))
+    killed = instead(Runs())
+    run(photos, work, seed=1)
+    assert killed.names == ["eve"]
 
 
 def test_a_signal_ends_the_job_before_the_next_subject(photos, tmp_path, instead):
