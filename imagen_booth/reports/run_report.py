@@ -19,6 +19,7 @@ from PIL import Image
 from imagen_booth.data.image_files import read_png_metadata
 from imagen_booth.reports import html
 from imagen_booth.reports.curves import Curve, curve
+from imagen_booth.rundir.metrics import read_rows
 from imagen_booth.storage import read_json, write_atomic
 
 _MOST_BYTES = 6_000_000
@@ -241,7 +242,7 @@ class _Run:
 
     def losses(self) -> Iterator[tuple[str, Curve, list[str]]]:
         """Each stage's name, loss curve, and the curve's caption."""
-        metrics = _read_metrics(self.workdir / "metrics.jsonl")
+        metrics = read_rows(self.workdir)
         for stage in sorted(metrics, key=_rank):
             rows, lines = metrics[stage], []
             series = {
@@ -310,23 +311,6 @@ def _similarity_curve(paths: Sequence[epath.Path]) -> Curve | None:
     return curve(
         {name: tuple(np.array(each, float).T) for name, each in points.items()}
     )
-
-
-def _read_metrics(path: epath.Path) -> dict[str, list[dict[str, Any]]]:
-    """Rows by stage, in order of steps; of a repeated step, the last row."""
-    if not path.exists():
-        return {}
-    rows: dict[str, dict[int, dict[str, Any]]] = {}
-    for line in path.read_text().splitlines():
-        try:
-            row = json.loads(line)
-            rows.setdefault(row["stage"], {})[int(row["step"])] = row
-        except (ValueError, KeyError, TypeError):
-            continue  # the process died while it wrote this line
-    return {
-        stage: [by_step[step] for step in sorted(by_step)]
-        for stage, by_step in rows.items()
-    }
 
 
 def _series(rows: Sequence[Mapping[str, Any]], name: str):

@@ -1,5 +1,6 @@
 """Metrics: one JSON row per log step, and tensorboard files on request."""
 
+import contextlib
 import json
 import time
 from collections.abc import Mapping
@@ -68,6 +69,26 @@ class MetricWriter:
         self.flush()
         if self._tensorboard is not None:
             self._tensorboard.close()
+
+
+def read_rows(workdir: epath.PathLike) -> dict[str, list[dict[str, Any]]]:
+    """The rows of a run by stage, in order of steps; of a repeated step the last row.
+
+    A line that is being written, or was cut short by a kill, is left out.
+    """
+    try:
+        lines = (epath.Path(workdir) / "metrics.jsonl").read_text().splitlines()
+    except OSError:
+        return {}
+    rows: dict[str, dict[int, dict[str, Any]]] = {}
+    for line in lines:
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            row = json.loads(line)
+            rows.setdefault(row["stage"], {})[int(row["step"])] = row
+    return {
+        stage: [by_step[step] for step in sorted(by_step)]
+        for stage, by_step in rows.items()
+    }
 
 
 def _is_after(row: str, stage: str, step: int) -> bool:

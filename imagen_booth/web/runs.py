@@ -14,6 +14,7 @@ from imagen_booth.cascade import CASCADES
 from imagen_booth.data.image_files import read_png_metadata
 from imagen_booth.errors import InputError
 from imagen_booth.rundir import lock
+from imagen_booth.rundir.metrics import read_rows
 from imagen_booth.storage import open_atomic, read_json, write_atomic
 from imagen_booth.text import prompts
 from imagen_booth.web.jobs import DONE, FAILED, QUEUED, RUNNING, STOPPED, Queue
@@ -170,7 +171,7 @@ class Runs:
 
     def stages(self, run: Run) -> list[StageProgress]:
         """The progress of each stage; empty before the run has written its settings."""
-        rows = metrics(run.path)
+        rows = read_rows(run.path)
         if not run.cascade:
             return []
         names = [stage.name for stage in CASCADES[run.cascade].stages]
@@ -253,24 +254,6 @@ class Runs:
             raise InputError(f"{name} is running; stop it before you delete it")
         self.queue.forget(name)
         shutil.rmtree(run.path)
-
-
-def metrics(path: pathlib.Path) -> dict[str, list[dict[str, Any]]]:
-    """Rows of ``metrics.jsonl`` by stage, in order of steps."""
-    try:
-        lines = (path / "metrics.jsonl").read_text().splitlines()
-    except OSError:
-        return {}
-    found: dict[str, dict[int, dict[str, Any]]] = {}
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue  # it is being written
-        found.setdefault(row["stage"], {})[row["step"]] = row
-    return {
-        stage: [rows[step] for step in sorted(rows)] for stage, rows in found.items()
-    }
 
 
 def _progress(

@@ -8,6 +8,7 @@ import pandas as pd
 
 from imagen_booth.errors import InputError
 from imagen_booth.reports import html
+from imagen_booth.rundir.metrics import read_rows
 from imagen_booth.web import commands
 from imagen_booth.web.booth import (
     PRIVATE,
@@ -18,7 +19,7 @@ from imagen_booth.web.booth import (
     if_changed,
 )
 from imagen_booth.web.jobs import FAILED, RUNNING, STOPPED, shown
-from imagen_booth.web.runs import Run, metrics
+from imagen_booth.web.runs import Run
 
 EMPTY = "<p>No run yet. Upload photos in the first tab and press Start training.</p>"
 LOG_LINES = 12
@@ -170,7 +171,7 @@ def _losses(run: Run | None) -> pd.DataFrame:
         return pd.DataFrame({"step": [], "loss": [], "of": []})
     rows = [
         (row["step"], row[f"train/loss_{kind}"], f"{stage}, {kind}")
-        for stage, found in metrics(run.path).items()
+        for stage, found in read_rows(run.path).items()
         for row in found
         for kind in ("subject", "class")
         if row.get(f"train/loss_{kind}") is not None

@@ -10,8 +10,9 @@ import pytest
 from imagen_booth.data.image_files import save_png
 from imagen_booth.errors import InputError
 from imagen_booth.rundir import lock
+from imagen_booth.rundir.metrics import read_rows
 from imagen_booth.web.jobs import Queue
-from imagen_booth.web.runs import Runs, metadata, metrics
+from imagen_booth.web.runs import Runs, metadata
 
 
 @pytest.fixture
@@ -82,7 +83,7 @@ def test_progress_by_stage(runs):
     assert (base.step, base.steps, base.seconds_left) == (2, 4, 6.0)
     assert (sr256.step, sr256.steps, sr256.seconds_left) == (0, 4, None)
     assert (sr1024.name, sr1024.steps) == ("sr1024", 0)
-    assert [row["step"] for row in metrics(run.path)["base"]] == [1, 2]
+    assert [row["step"] for row in read_rows(run.path)["base"]] == [1, 2]
 
 
 def test_pictures_favourites_and_the_zip(runs):
