@@ -19,6 +19,7 @@ from PIL import Image
 from imagen_booth.data.image_files import read_png_metadata
 from imagen_booth.reports import html
 from imagen_booth.reports.curves import Curve, curve
+from imagen_booth.rundir.layout import flat
 from imagen_booth.rundir.metrics import read_rows
 from imagen_booth.storage import read_json, write_atomic
 
@@ -77,7 +78,7 @@ class _Run:
         self.subjects = [self.subject, *([self.second] if self.second else [])]
         self.cascade = self.manifest.get("cascade") or {}
         self.weights = self.cascade.get("parts") or {}
-        self.config = _flat(read_json(workdir / "config.json", FIX))
+        self.config = flat(read_json(workdir / "config.json", FIX))
         self.failures = read_json(workdir / "failures.json", None)
 
     @property
@@ -360,14 +361,6 @@ def _rank(stage: str) -> tuple[int, str]:
 
 def _number(name: str) -> int:
     return int("".join(c for c in name if c.isdigit()) or 0)
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in config.items():
-        nested = isinstance(value, Mapping)
-        flat |= _flat(value, f"{prefix}{key}.") if nested else {prefix + key: value}
-    return flat
 
 
 def _duration(seconds: float) -> str:

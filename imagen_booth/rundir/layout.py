@@ -6,6 +6,7 @@ import glob
 import json
 import logging
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -229,6 +230,15 @@ def _merge(into: dict[str, Any], entries: dict[str, Any]) -> None:
             _merge(into[name], value)
         else:
             into[name] = value
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested settings by name, such as ``base.steps``."""
+    found = {}
+    for name, value in tree.items():
+        nested = isinstance(value, Mapping)
+        found |= flat(value, f"{prefix}{name}.") if nested else {prefix + name: value}
+    return found
 
 
 def differences(old: Any, new: Any, where: str = "") -> list[str]:

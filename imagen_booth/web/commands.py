@@ -9,6 +9,7 @@ from typing import Any
 from imagen_booth.config import presets
 from imagen_booth.config.schema import LORA
 from imagen_booth.errors import InputError
+from imagen_booth.rundir.layout import flat
 
 MAX_PROMPTS, MAX_SEEDS = 100, 64  # of one job of the page
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
@@ -43,7 +44,7 @@ def subject_config(
             cascade has anyway are left out.
         extra: Flags from the server's own command line.
     """
-    defaults = _flat(presets.dreambooth(cascade).to_dict())
+    defaults = flat(presets.dreambooth(cascade).to_dict())
     return (
         f"--config=configs/subject.py:{cascade}",
         *(
@@ -73,8 +74,8 @@ def resume(config: Mapping[str, Any], workdir: pathlib.Path) -> tuple[str, ...]:
         config: The settings of the run, from its ``config.json``.
     """
     cascade = config["cascade"]
-    found = _flat(config)
-    defaults = _flat(presets.dreambooth(cascade).to_dict())
+    found = flat(config)
+    defaults = flat(presets.dreambooth(cascade).to_dict())
     changed = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in found.items()
@@ -154,14 +155,6 @@ def export(run: pathlib.Path, kind: str, config: Mapping[str, Any]) -> tuple[str
 def export_folder(run: pathlib.Path, kind: str) -> pathlib.Path:
     """Where an export is written."""
     return run / "export" / kind
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in tree.items():
-        nested = isinstance(value, Mapping)
-        flat |= _flat(value, f"{prefix}{name}.") if nested else {prefix + name: value}
-    return flat
 
 
 def _plain(value: Any) -> Any:
