@@ -223,30 +223,23 @@ class _ManyRuns:
 
     def _embed_prompts(self, subjects: Sequence[AcceptedSubject]) -> None:
         """Embeds all prompts of some subjects into their cache, in one pass."""
-        groups: dict[Any, list[str]] = defaultdict(list)
+        groups: dict[Any, list[AcceptedSubject]] = defaultdict(list)
         for each in subjects:
             job, accepted = each.job, each.accepted
+            devices = accepted.mesh, accepted.dtype, job.mesh.rules
             cache = cache_folder(job.cache, self._workdir / each.name)
-            groups[
-                accepted.cascade,
-                (job.weights.text, job.weights.vocabulary, job.cleaning, cache),
-                (accepted.mesh, accepted.dtype, job.mesh.rules),
-            ] += subject_prompts.choose_prompts(job, accepted.cascade).every
+            text = job.weights.text, job.weights.vocabulary, job.cleaning, cache
+            groups[accepted.cascade, devices, text].append(each)
         begun = time.perf_counter()
-        for (cascade, source, devices), prompts in groups.items():
-            encoder, vocabulary, cleaning, cache = source
-            mesh, dtype, rules = devices
+        for (cascade, (mesh, dtype, _), (*_, cache)), some in groups.items():
+            prompts = [
+                prompt
+                for each in some
+                for prompt in subject_prompts.choose_prompts(each.job, cascade).every
+            ]
             with jax.set_mesh(mesh):  # as in a run: it decides how rows are spread
                 embed_prompts(
-                    cascade,
-                    prompts,
-                    weights=encoder,
-                    vocabulary=vocabulary,
-                    cleaning=cleaning,
-                    cache=cache,
-                    mesh=mesh,
-                    dtype=dtype,
-                    rules=rules,
+                    some[0].job, cascade, prompts, cache=cache, mesh=mesh, dtype=dtype
                 )
         self._shared["text"] = time.perf_counter() - begun
 

@@ -210,16 +210,13 @@ class ImageStore:
         batches = []
         with jax.set_mesh(self.mesh), StopRequest() as stop:
             embeddings, _ = embed_prompts(
+                self.job,
                 self.cascade,
                 prompts,
-                weights=self.job.weights.text,
-                vocabulary=self.job.weights.vocabulary,
-                cleaning=self.job.cleaning,
                 cache=self.cache,
                 mesh=self.mesh,
                 dtype=self.dtype,
                 learned=learned,
-                rules=self.job.mesh.rules,
             )
             for start in range(0, len(requests), rows):
                 stop.check()

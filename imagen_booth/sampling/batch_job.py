@@ -319,16 +319,13 @@ class _BatchSampler:
             for text in image.texts(each)
         ]
         embeddings, _ = embed_prompts(
+            job,
             self.run.cascade,
             texts,
-            weights=job.weights.text,
-            vocabulary=job.weights.vocabulary,
-            cleaning=job.cleaning,
             cache=cache_folder(job.cache, self.run.path),
             mesh=self.mesh,
             dtype=self.dtype,
             learned=self.learned,
-            rules=job.mesh.rules,
         )
         return embeddings
 

@@ -12,6 +12,7 @@ from etils import epath
 from jaxtyping import Array
 
 from imagen_booth.cascade import Cascade
+from imagen_booth.config.schema import Job
 from imagen_booth.data.examples import Embedding
 from imagen_booth.distributed import processes, sharding
 from imagen_booth.errors import InputError
@@ -95,17 +96,14 @@ def cleaning_name(cascade: Cascade, setting: str) -> str:
 
 
 def embed_prompts(
+    job: Job,
     cascade: Cascade,
     prompts: Sequence[str],
     *,
-    weights: str,
-    vocabulary: str,
-    cleaning: str = "",
     cache: epath.Path,
     mesh: jax.sharding.Mesh,
     dtype: np.dtype,
     learned: LearnedEmbedding | None = None,
-    rules: Sequence[sharding.Rule] = (),
 ) -> tuple[dict[str, Embedding], dict[str, Any]]:
     """Embeddings of prompts, and of the null text under the key "".
 
@@ -114,11 +112,9 @@ def embed_prompts(
     file.
 
     Args:
+        job: Names the encoder, its vocabulary and sharding, and the cleaning.
         prompts: The prompts; "" is always embedded too, as the null text.
-        weights: Source of the encoder's weights.
-        cleaning: The job's ``cleaning``, see ``Job.cleaning``.
         learned: Rows that replace the encoder's own.
-        rules: How the encoder's parameters are sharded, see ``sharding.spec_at``.
 
     Returns:
         {prompt: embedding}, and the encoder's origin with the name of the cleaning,
@@ -129,8 +125,8 @@ def embed_prompts(
             prompts that are longer than the encoder reads.
     """
     wanted = list(dict.fromkeys(["", *prompts]))
-    cleaning = cleaning_name(cascade, cleaning)
-    tokens = tokenize(cascade, wanted, vocabulary, cleaning)
+    cleaning, weights = cleaning_name(cascade, job.cleaning), job.weights.text
+    tokens = tokenize(cascade, wanted, job.weights.vocabulary, cleaning)
     origin = weight_origin(cascade, "text", weights) | {"cleaning": cleaning}
     paths = _cache_files(cache / "text" / origin["fingerprint"][:16], tokens, learned)
     values: dict[int, np.ndarray] = {}
@@ -145,7 +141,7 @@ def embed_prompts(
 
     missing = processes.decide(read_what_is_there)
     if missing:
-        part = load(cascade, "text", weights, mesh, dtype, rules, train=False)
+        part = load(cascade, "text", weights, mesh, dtype, job.mesh.rules, train=False)
         encoded = _encode_with(
             cascade, part, learned, tokens[np.asarray(missing)], mesh
         )

@@ -190,16 +190,7 @@ def prepare_prompts(
     """
     texts = choose_prompts(job, cascade)
     embeddings, encoder = embed_prompts(
-        cascade,
-        texts.every,
-        weights=job.weights.text,
-        vocabulary=job.weights.vocabulary,
-        cleaning=job.cleaning,
-        cache=cache,
-        mesh=mesh,
-        dtype=dtype,
-        learned=learned,
-        rules=job.mesh.rules,
+        job, cascade, texts.every, cache=cache, mesh=mesh, dtype=dtype, learned=learned
     )
     reading = plain_reading(cascade, encoder["fingerprint"], encoder["cleaning"])
     return SubjectPrompts(

@@ -30,11 +30,9 @@ def read(tmp_path):
 
     def run(prompts, cleaning):
         return embed_prompts(
+            job_with("", cleaning),
             TINY,
             prompts,
-            weights="random",
-            vocabulary="shipped",
-            cleaning=cleaning,
             cache=epath.Path(tmp_path),
             mesh=make_mesh(),
             dtype=np.dtype(np.float32),
@@ -197,10 +195,9 @@ def test_the_encoder_is_cut_over_the_devices_and_then_gone(tmp_path, monkeypatch
 
     monkeypatch.setattr(embedding, "load", load)
     found, _ = embed_prompts(
+        job_with("", ""),
         cascade,
         ["a dog"],
-        weights="random",
-        vocabulary="shipped",
         cache=epath.Path(tmp_path),
         mesh=make_mesh(1, 4),
         dtype=np.dtype(np.float32),

@@ -237,10 +237,9 @@ def test_embeddings_are_kept_apart_by_what_was_learnt(tmp_path):
 
     def read(learned):
         found, _ = embed_prompts(
+            build.to_job(presets.dreambooth("tiny")),
             TINY,
             prompts,
-            weights="random",
-            vocabulary="shipped",
             cache=cache,
             mesh=mesh,
             dtype=F32,

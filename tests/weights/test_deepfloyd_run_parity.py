@@ -106,10 +106,9 @@ def test_both_sides_draw_the_same(run, monkeypatch):
     model = resolve(cascade.by_name("if_m"), dataclasses.asdict(job.weights))
     prompt = story["subject"]["instance_prompt"]
     found, _ = embed_prompts(
+        job,
         model,
         [prompt],
-        weights=job.weights.text,
-        vocabulary=job.weights.vocabulary,
         cache=epath.Path(run / "cache"),
         mesh=make_mesh(),
         dtype=np.dtype(np.float32),
