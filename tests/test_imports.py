@@ -27,7 +27,7 @@ GROUND = {
     "text": ({"errors"}, {"etils", "ftfy", "numpy", "sentencepiece"}),
     "toybox": (
         {"data", "errors", "storage"},
-        {"PIL", "etils", "numpy", "tensorflow_datasets"},
+        {"etils", "numpy"},
     ),
 }
 # The toybox renderer alone draws with jax, outside the data workers.
@@ -42,7 +42,7 @@ KEEPERS = {
     "orbax": {"rundir.checkpoints"},
     "sentencepiece": {"text"},
     "tensorboardX": {"rundir.metrics"},
-    "tensorflow_datasets": {"data", "toybox"},
+    "tensorflow_datasets": {"data"},
 }
 COMMANDS = {
     "convert",
@@ -207,13 +207,11 @@ def test_libraries_have_keepers(library):
 
 def test_tfds_is_imported_only_when_it_is_asked_for():
     """It is slow to import, and TensorFlow is never needed."""
-    builder = "toybox.tfds_builder"
     for module, tree in MODULES.items():
         assert "tensorflow" not in {name.split(".")[0] for name in outer(tree)}, module
-        assert builder not in inner(tree), module
         top = [n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)]
         names = {name.split(".")[0] for node in top for name in imported(node)}
-        assert ("tensorflow_datasets" in names) == (module == builder), module
+        assert "tensorflow_datasets" not in names, module
 
 
 def test_only_storage_writes_files():
