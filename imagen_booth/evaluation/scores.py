@@ -48,7 +48,7 @@ def cosines(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
 
 
 def among(photos: np.ndarray) -> np.ndarray:
-    """Mean cosine of each photo to the other photos.
+    """Mean cosine of each photo to the others; their mean is the row "Real images".
 
     Args:
         photos: Features [M, F], M >= 2.
@@ -98,15 +98,6 @@ def diversity(distances: np.ndarray) -> float:
         The mean over pairs of different pictures.
     """
     return float(distances[_pairs(len(distances))].mean(dtype=np.float64))
-
-
-def agreement(photos: np.ndarray) -> float:
-    """Mean cosine of two different photos of a subject, the row "Real images".
-
-    Args:
-        photos: Features [M, F], M >= 2.
-    """
-    return float(cosines(photos, photos)[_pairs(len(photos))].mean())
 
 
 def summarise(groups: Iterable[Sequence[float] | np.ndarray], seed: int = 0) -> Score:

@@ -115,7 +115,7 @@ class Measurements:
         truth = _fidelities([self.readings.true_renders(one)] for one in subjects)
         photos = [self.readings.photo_embeddings(one) for one in subjects]
         arms: Arms = {
-            "photos": {"subject": [np.array([scores.agreement(p)]) for p in photos]},
+            "photos": {"subject": [np.array([scores.among(p).mean()]) for p in photos]},
             "truth": truth,
             plan.TUNED: tuned,
             plan.UNTUNED: {

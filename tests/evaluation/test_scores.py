@@ -35,9 +35,9 @@ def test_diversity_is_over_different_pairs():
 
 
 def test_agreement_leaves_out_a_photo_with_itself():
-    assert scores.agreement(np.stack([X, Y])) == pytest.approx(0)
+    assert scores.among(np.stack([X, Y])).mean() == pytest.approx(0)
     photos = np.stack([at(0), at(60), at(120)])
-    assert scores.agreement(photos) == pytest.approx((0.5 + 0.5 - 0.5) / 3)
+    assert scores.among(photos).mean() == pytest.approx((0.5 + 0.5 - 0.5) / 3)
 
 
 def test_single_precision_features_are_summed_in_double():
