@@ -11,10 +11,8 @@ so the same command resumes a run that was stopped.
 import contextlib
 import dataclasses
 import logging
-import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import metadata
 from typing import Any
 
 import jax
@@ -37,6 +35,7 @@ from imagen_booth.rundir.layout import (
     cache_folder,
     recipe,
     utc_now,
+    versions,
 )
 from imagen_booth.rundir.metrics import MetricWriter
 from imagen_booth.sampling import cascade_sampler
@@ -318,12 +317,7 @@ def _record_start(
             "parts": {"text": prompts.encoder},
         },
         warnings=warnings,
-        versions={
-            "python": platform.python_version(),
-            "imagen_booth": metadata.version("imagen_booth"),
-            "jax": jax.__version__,
-            "device": f"{len(jax.devices())} x {jax.devices()[0].device_kind}",
-        },
+        versions=versions(),
     )
     for found in checked.values():
         for rejected in (*found.refused, *found.skipped):

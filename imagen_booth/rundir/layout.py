@@ -6,7 +6,9 @@ import glob
 import json
 import logging
 import os
+import platform
 from collections.abc import Mapping
+from importlib import metadata
 from typing import Any
 
 import jax
@@ -208,6 +210,17 @@ def _clear(folder: epath.Path, stays: str) -> None:
             inner.rmtree()
         else:
             inner.unlink()
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes, and its devices, for the manifest."""
+    devices = jax.devices()
+    return {
+        "python": platform.python_version(),
+        "imagen_booth": metadata.version("imagen_booth"),
+        "jax": jax.__version__,
+        "device": f"{len(devices)} x {devices[0].device_kind}",
+    }
 
 
 def utc_now() -> str:

@@ -346,12 +346,7 @@ def run_finetuning(
             start,
             make_finetune_step(loss_fn, optimizer, config, context.seed),
             data,
-            loop.LoopConfig(
-                config.steps,
-                config.log_every,
-                config.save_every,
-                config.preview_every,
-            ),
+            loop.LoopConfig.of(config),
             hooks,
             mesh=context.mesh,
             checkpoints=checkpoints,

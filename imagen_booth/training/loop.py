@@ -49,6 +49,12 @@ class LoopConfig:
     preview_every: int = 0
     always_usable: bool = False
 
+    @classmethod
+    def of(cls, settings: Any, always_usable: bool = False) -> "LoopConfig":
+        """The length and the intervals in the settings of a training."""
+        every = settings.log_every, settings.save_every, settings.preview_every
+        return cls(settings.steps, *every, always_usable)
+
     @property
     def intervals(self) -> tuple[int, ...]:
         """The intervals at which a step's results are needed at once."""

@@ -292,9 +292,7 @@ def _fit(
             ),
             train_step.make_step(loss_fn, optimizer, seed=job.seed, ema=job.optim.ema),
             pipeline.iterate(_batches(job, mesh, *train)),
-            loop.LoopConfig(
-                job.steps, job.log_every, job.save_every, job.preview_every
-            ),
+            loop.LoopConfig.of(job),
             loop.LoopHooks(
                 learning_rate=optimizers.learning_rate(job.optim, job.steps),
                 preview=preview,

@@ -10,7 +10,6 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Callable
-from importlib import metadata
 from typing import Any
 
 import jax
@@ -246,7 +245,11 @@ def _record_start(run: _Pretraining, cascade: Cascade) -> epath.Path:
         created=work.manifest.get("created", utc_now()),
         cascade={"name": cascade.name, "licence": cascade.licence},
         prior=_origin(run),
-        versions=_versions(),
+        versions={
+            **layout.versions(),
+            "commit": _commit(),
+            "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+        },
     )
     return work.claim(run.stage.name, recipe(job, *FREE, *_unused(job)))
 
@@ -326,19 +329,6 @@ def _origin(run: _Pretraining) -> dict[str, Any]:
     return origin
 
 
-def _versions() -> dict[str, str]:
-    """What made the weights: programs and the kind of machine."""
-    devices = jax.devices()
-    return {
-        "python": platform.python_version(),
-        "imagen_booth": metadata.version("imagen_booth"),
-        "commit": _commit(),
-        "jax": jax.__version__,
-        "device": f"{len(devices)} x {devices[0].device_kind}",
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
-    }
-
-
 def _commit() -> str:
     """The commit of the checkout with this package; empty if it is not in one."""
     root = pathlib.Path(__file__).parents[2]
@@ -383,13 +373,7 @@ def _fit(run: _Pretraining, folder: epath.Path, stop: StopRequest) -> None:
                 accumulate=job.accumulate,
             ),
             pipeline.iterate(data),
-            loop.LoopConfig(
-                job.steps,
-                job.log_every,
-                job.save_every,
-                job.preview_every,
-                always_usable=True,
-            ),
+            loop.LoopConfig.of(job, always_usable=True),
             hooks,
             mesh=run.mesh,
             checkpoints=checkpoints,
