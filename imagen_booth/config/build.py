@@ -5,7 +5,7 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import annotated_types as ranges
@@ -198,3 +198,12 @@ def from_config(kind: Any, config: ml_collections.ConfigDict) -> Any:
         InputError: A field that is not known, of the wrong type, or out of range.
     """
     return build(kind, config.to_dict(), "config")
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested settings by name, such as ``base.steps``."""
+    found = {}
+    for name, value in tree.items():
+        nested = isinstance(value, Mapping)
+        found |= flat(value, f"{prefix}{name}.") if nested else {prefix + name: value}
+    return found

@@ -16,10 +16,10 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
+from imagen_booth.config.build import flat
 from imagen_booth.data.image_files import read_png_metadata
 from imagen_booth.reports import html
 from imagen_booth.reports.curves import Curve, curve
-from imagen_booth.rundir.layout import flat
 from imagen_booth.rundir.metrics import read_rows
 from imagen_booth.storage import read_json, write_atomic
 

@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import platform
-from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
@@ -243,15 +242,6 @@ def _merge(into: dict[str, Any], entries: dict[str, Any]) -> None:
             _merge(into[name], value)
         else:
             into[name] = value
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The leaves of nested settings by name, such as ``base.steps``."""
-    found = {}
-    for name, value in tree.items():
-        nested = isinstance(value, Mapping)
-        found |= flat(value, f"{prefix}{name}.") if nested else {prefix + name: value}
-    return found
 
 
 def differences(old: Any, new: Any, where: str = "") -> list[str]:

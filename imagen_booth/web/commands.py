@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from imagen_booth.config import presets
+from imagen_booth.config.build import flat
 from imagen_booth.config.schema import LORA
 from imagen_booth.errors import InputError
-from imagen_booth.rundir.layout import flat
 
 MAX_PROMPTS, MAX_SEEDS = 100, 64  # of one job of the page
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
