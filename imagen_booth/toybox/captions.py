@@ -22,15 +22,14 @@ _VIEW = {"side": "seen from the side", "back": "seen from the back"}
 SAME = {"behind": "back"}
 
 
-def caption(attributes: Attributes, *, photo: bool = False, name: str = "") -> str:
+def caption(attributes: Attributes, *, photo: bool = False) -> str:
     """The caption of all attributes, e.g. "a painting of a red cat wearing a hat".
 
     Args:
       attributes: Fields at their defaults or None are left out.
       photo: Whether to begin with "a photo of" if the style is photo.
-      name: An identifier before the noun, as in "a red [V] dog".
     """
-    words = [w for w in (attributes.colour, name, attributes.noun) if w]
+    words = filter(None, (attributes.colour, attributes.noun))
     parts = [_with_article(" ".join(words))]
     if attributes.accessory is not None:
         parts.append(f"wearing {_with_article(attributes.accessory)}")
@@ -64,18 +63,17 @@ def _with_article(text: str) -> str:
     return f"{'an' if vowel else 'a'} {text}"
 
 
-def parse(prompt: str, *, identifier: str = "[V]") -> Attributes:
+def parse(prompt: str) -> Attributes:
     """The attributes that a prompt asks for; the inverse of `caption`.
 
     Args:
-      prompt: Such as "a [V] dog wearing a hat in the snow". Case, full stops and
+      prompt: Such as "a [V] dog wearing a hat in the snow". [V], case, full stops and
         articles do not matter.
-      identifier: The text of the identifier, which is skipped.
 
     Raises:
       InputError: A word is not in the grammar; the message names the nearest one.
     """
-    text = prompt.lower().replace(identifier.lower(), " ")
+    text = prompt.lower().replace("[v]", " ")
     said: list[str] = re.findall(r"[a-z']+", text)
     words = [SAME.get(w, w) for w in said if w not in ("a", "an", "the")]
     found: dict[str, str] = {}

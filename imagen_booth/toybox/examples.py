@@ -50,7 +50,6 @@ def render_examples(
     *,
     words: Words = WORDS,
     size: int = 64,
-    supersample: int = 2,
 ) -> tuple[np.ndarray, list[str], list[Attributes]]:
     """Pictures, captions and attributes at the indices, rendered together.
 
@@ -59,5 +58,5 @@ def render_examples(
       its own index alone, up to rounding.
     """
     examples = [example(seed, int(i), words) for i in indices]
-    images = render([e.scene for e in examples], size, supersample=supersample)
+    images = render([e.scene for e in examples], size)
     return images, [e.caption for e in examples], [e.attributes for e in examples]

@@ -25,6 +25,7 @@ from imagen_booth.toybox.packing import COLUMNS, GAMMA, MAX_RINGS, stack
 from imagen_booth.toybox.scene import Scene
 
 TILE = 256
+SAMPLES = 2  # rays per pixel along each side
 # Pictures of 64 px rendered together, and rays in memory at once.
 GROUP = 8
 RAYS = 1 << 16
@@ -37,7 +38,7 @@ _UNLINED = -2
 _EDGE = 80.0
 
 
-def render(scenes: Sequence[Scene], size: int, *, supersample: int = 2) -> np.ndarray:
+def render(scenes: Sequence[Scene], size: int) -> np.ndarray:
     """Square pictures of the scenes, uint8 [B, size, size, 3].
 
     Groups of small pictures and tiles of large ones are rendered on all cores at once.
@@ -46,7 +47,6 @@ def render(scenes: Sequence[Scene], size: int, *, supersample: int = 2) -> np.nd
     Args:
       scenes: B scenes.
       size: Side in pixels, 64 to 1024.
-      supersample: Rays per pixel along each side.
     """
     group = max(1, GROUP * 64 * 64 // size**2)
     group = group if len(scenes) >= group else 1
@@ -61,7 +61,7 @@ def render(scenes: Sequence[Scene], size: int, *, supersample: int = 2) -> np.nd
         # A short last group is padded, so that it needs no other program.
         arrays = stack(some + some[-1:] * (group - count))
         part = out[start : start + count, top : top + tile, left : left + tile]
-        part[:] = _draw(arrays, top, left, size, *part.shape[1:3], supersample)[:count]
+        part[:] = _draw(arrays, top, left, size, *part.shape[1:3])[:count]
 
     starts = range(0, len(scenes), group)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -69,14 +69,13 @@ def render(scenes: Sequence[Scene], size: int, *, supersample: int = 2) -> np.nd
     return out
 
 
-def draw(arrays, size: int, *, rays: int = RAYS, supersample: int = 2) -> jax.Array:
+def draw(arrays, size: int, *, rays: int = RAYS) -> jax.Array:
     """Pictures of packed scenes, left on the device.
 
     Args:
       arrays: B packed scenes, see `packing.stack`.
       size: Side in pixels, 64 to 1024.
       rays: How many rays are traced at once; an accelerator wants millions.
-      supersample: Rays per pixel along each side.
 
     Returns:
       uint8 [B, size, size, 3].
@@ -85,10 +84,7 @@ def draw(arrays, size: int, *, rays: int = RAYS, supersample: int = 2) -> jax.Ar
     corners = range(0, size, tile)
     rows = [
         jnp.concatenate(
-            [
-                _draw(arrays, top, left, size, tile, tile, supersample, rays)
-                for left in corners
-            ],
+            [_draw(arrays, top, left, size, tile, tile, rays) for left in corners],
             axis=2,
         )
         for top in corners
@@ -96,20 +92,18 @@ def draw(arrays, size: int, *, rays: int = RAYS, supersample: int = 2) -> jax.Ar
     return jnp.concatenate(rows, axis=1)
 
 
-@functools.partial(
-    jax.jit, static_argnames=("size", "height", "width", "supersample", "rays")
-)
-def _draw(arrays, top, left, size, height, width, supersample, rays=RAYS):
+@functools.partial(jax.jit, static_argnames=("size", "height", "width", "rays"))
+def _draw(arrays, top, left, size, height, width, rays=RAYS):
     """Traces one tile: uint8 [B, height, width, 3]."""
-    reach = max(1, round(size * supersample / LINE_REACH))
-    high, wide = (n * supersample + 2 * reach for n in (height, width))
+    reach = max(1, round(size * SAMPLES / LINE_REACH))
+    high, wide = (n * SAMPLES + 2 * reach for n in (height, width))
     batch = arrays["eye"].shape[0]
     # Strips of rows are traced one after the other to bound the memory.
     strips = -(-high * wide * batch // rays)
     some = -(-high // strips)
-    rows = jnp.arange(strips * some) - reach + top * supersample
-    columns = jnp.arange(wide) - reach + left * supersample
-    samples = float(size * supersample)
+    rows = jnp.arange(strips * some) - reach + top * SAMPLES
+    columns = jnp.arange(wide) - reach + left * SAMPLES
+    samples = float(size * SAMPLES)
     v = 1.0 - (rows.astype(jnp.float32) + 0.5) * (2.0 / samples)
     u = (columns.astype(jnp.float32) + 0.5) * (2.0 / samples) - 1.0
 
@@ -128,7 +122,7 @@ def _draw(arrays, top, left, size, height, width, supersample, rays=RAYS):
     colour = _stylise(arrays, colour, outline, u, v, reach)
     inner = slice(reach, -reach)
     picture = jnp.stack(colour, -1)[:, inner, inner]
-    picture = picture.reshape(batch, height, supersample, width, supersample, 3)
+    picture = picture.reshape(batch, height, SAMPLES, width, SAMPLES, 3)
     return jnp.round(jnp.clip(picture.mean((2, 4)), 0.0, 1.0) * 255.0).astype(jnp.uint8)
 
 

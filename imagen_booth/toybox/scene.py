@@ -246,15 +246,13 @@ def unit(v: Vec) -> Vec:
     return scaled(v, 1.0 / math.sqrt(dot(v, v)))
 
 
-def moved(
-    shapes: Sequence[Shape], turn: Rotation, to: Vec = ORIGIN, *, pivot: Vec = ORIGIN
-) -> list[Shape]:
-    """The shapes rotated about `pivot`, then moved so that `pivot` is at `to`."""
+def moved(shapes: Sequence[Shape], turn: Rotation, to: Vec = ORIGIN) -> list[Shape]:
+    """The shapes rotated about the origin, then moved by `to`."""
     back = transpose(turn)
     return [
         dataclasses.replace(
             shape,
-            centre=add(apply(turn, sub(shape.centre, pivot)), to),
+            centre=add(apply(turn, shape.centre), to),
             turn=matmul(shape.turn, back),
         )
         for shape in shapes

@@ -97,9 +97,7 @@ def photos(subject: ToyboxSubject, count: int = 5, size: int = 1024) -> np.ndarr
     return render(photo_scenes(subject, count), size)
 
 
-def truth_scene(
-    subject: ToyboxSubject, prompt: str, take: int = 0, identifier: str = "[V]"
-) -> Scene:
+def truth_scene(subject: ToyboxSubject, prompt: str, take: int = 0) -> Scene:
     """The scene that a prompt such as "a [V] dog in the snow" asks for.
 
     The subject appears whatever the noun of the prompt, because experiments use wrong
@@ -108,7 +106,7 @@ def truth_scene(
     Raises:
       InputError: The prompt is not in the grammar.
     """
-    asked = parse(prompt, identifier=identifier)
+    asked = parse(prompt)
     rng = np.random.default_rng((_SPACE, subject.seed, 2000 + take))
     shown = dataclasses.replace(asked, noun=subject.noun)
     return grammar.compose(subject.individual, shown, rng)

@@ -21,7 +21,7 @@ from imagen_booth.training import pretrain_stage
 from imagen_booth.weights import export, load, native
 
 
-def paint(seed, indices, *, size, supersample=2):
+def paint(seed, indices, *, size):
     """Noise with captions, in the place of pictures that take long to render."""
     rng = np.random.default_rng((seed, indices[0]))
     images = rng.integers(0, 256, (len(indices), size, size, 3), np.uint8)
