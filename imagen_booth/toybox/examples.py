@@ -26,11 +26,16 @@ class Example:
 
 def example(seed: int, index: int, words: Words = WORDS) -> Example:
     """The example at an index: the same for the same seed, index and words."""
-    rng = np.random.default_rng((SPACE, seed, index))
-    attributes = grammar.draw_attributes(rng, words)
-    text = training_caption(rng, attributes)
+    attributes, text = describe(seed, index, words)
     scene = scene_of(attributes, (seed, index))
     return Example(scene=scene, caption=text, attributes=attributes)
+
+
+def describe(seed: int, index: int, words: Words = WORDS) -> tuple[Attributes, str]:
+    """Attributes and caption of the example at an index, without its scene."""
+    rng = np.random.default_rng((SPACE, seed, index))
+    attributes = grammar.draw_attributes(rng, words)
+    return attributes, training_caption(rng, attributes)
 
 
 def scene_of(attributes: Attributes, seed: tuple[int, int]) -> Scene:

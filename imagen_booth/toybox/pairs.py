@@ -6,17 +6,16 @@ combinations that pretraining leaves out occur too.
 """
 
 import dataclasses
-import functools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
-from imagen_booth.storage import from_cache, write_array
 from imagen_booth.toybox import grammar
 from imagen_booth.toybox.bodies import pick
 from imagen_booth.toybox.grammar import WORDS, Attributes, Individual, Words
-from imagen_booth.toybox.records import BLOCK, open_block
+from imagen_booth.toybox.records import BLOCK, Blocks
 from imagen_booth.toybox.renderer import render
 from imagen_booth.toybox.scene import Scene
 
@@ -81,31 +80,19 @@ class Pairs:
     """
 
     def __init__(self, folder: epath.Path, *, seed: int, length: int, size: int):
-        assert length % BLOCK == 0, length
-        self._seed, self._size, self._length = seed, size, length
+        def render_pairs(indices: Sequence[int]) -> np.ndarray:
+            scenes = [scene for i in indices for scene in pair(seed, i).scenes]
+            return render(scenes, size).reshape(len(indices), 2, size, size, 3)
+
         name = f"{size}px_pairs_seed{seed}_{len(WORDS.nouns)}nouns"
-        self._folder = folder / name
-        # Shuffled reading opens all blocks, so they are memory-mapped.
-        self._block = functools.lru_cache(maxsize=None)(self._read)
+        self._seed = seed
+        self._images = Blocks(folder / name, length, BLOCK, render_pairs)
 
     def __len__(self) -> int:
-        return self._length
+        return len(self._images)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {
-            "image": np.asarray(self._block(index // BLOCK)[index % BLOCK]),
+            "image": self._images[index],
             "attributes": attributes(self._seed, index),
         }
-
-    def _read(self, number: int) -> np.ndarray:
-        """Pictures of a block, uint8 [BLOCK, 2, size, size, 3]."""
-        size = self._size
-        path = self._folder / f"{number:05d}.npy"
-        block = from_cache(path, open_block)
-        if block is None:
-            indices = range(number * BLOCK, (number + 1) * BLOCK)
-            scenes = [scene for i in indices for scene in pair(self._seed, i).scenes]
-            pixels = render(scenes, size).reshape(BLOCK, 2, size, size, 3)
-            write_array(path, pixels)
-            block = open_block(path)
-        return block

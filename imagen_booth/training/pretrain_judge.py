@@ -29,8 +29,7 @@ from imagen_booth.rundir import layout, lock
 from imagen_booth.rundir.checkpoints import Checkpoints
 from imagen_booth.rundir.layout import RunDirectory, recipe, utc_now
 from imagen_booth.rundir.metrics import MetricWriter
-from imagen_booth.toybox import examples, grammar
-from imagen_booth.toybox.grammar import Attributes
+from imagen_booth.toybox import examples
 from imagen_booth.toybox.pairs import Pairs
 from imagen_booth.toybox.records import BLOCK, RenderedRecords
 from imagen_booth.train_state import Params, TrainState, ema_params
@@ -63,14 +62,8 @@ class DistinctIndividuals:
         images: list[Any] = [self._records[i]["image"] for i in two]
         return {
             "image": np.stack(images),
-            "attributes": [record_attributes(self._seed, i) for i in two],
+            "attributes": [examples.describe(self._seed, i)[0] for i in two],
         }
-
-
-def record_attributes(seed: int, index: int) -> Attributes:
-    """What ``source.example`` shows at an index; nothing is composed or drawn."""
-    rng = np.random.default_rng((examples.SPACE, seed, index))
-    return grammar.draw_attributes(rng)
 
 
 class Labelled:

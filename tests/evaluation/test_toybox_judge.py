@@ -156,12 +156,6 @@ def test_diversity_is_the_mean_distance_of_two():
     assert toybox_judge.diversity(at(0, 60, 90)) == pytest.approx(expected)
 
 
-def test_words_of_a_record_without_drawing_it():
-    for index in range(5):
-        found = pretrain_judge.record_attributes(3, index)
-        assert found == examples.example(3, index).attributes
-
-
 def test_a_pair_is_one_individual_in_two_scenes():
     both = [pairs.attributes(0, index) for index in range(300)]
     assert all((a.noun, a.colour) == (b.noun, b.colour) for a, b in both)

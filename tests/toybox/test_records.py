@@ -38,12 +38,11 @@ def test_blocks_of_large_pictures_are_short():
     assert records.block_length(1024) == 1
 
 
-@pytest.mark.parametrize("suffix", ["npy", "json"])
-def test_a_torn_block_is_rendered_again(suffix, tmp_path, caplog):
+def test_a_torn_block_is_rendered_again(tmp_path, caplog):
     folder = epath.Path(tmp_path)
     whole = np.array(RenderedRecords(folder, **ARGS)[0]["image"])
-    (file,) = tmp_path.rglob(f"*.{suffix}")
+    (file,) = tmp_path.rglob("*.npy")
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     again = RenderedRecords(folder, **ARGS)[0]["image"]
     np.testing.assert_array_equal(again, whole)
-    assert f"00000.{suffix} is damaged" in caplog.text
+    assert "00000.npy is damaged" in caplog.text
