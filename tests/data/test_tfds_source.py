@@ -85,9 +85,9 @@ class Plain(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager):
-        return {"train": self._some("dog"), "validation": self._some("cat")}
+        return {"train": self._generate_examples("dog"), "validation": self._generate_examples("cat")}
 
-    def _some(self, noun):
+    def _generate_examples(self, noun):
         yield 0, {"image": png(PLAIN), "caption": f"a {noun}"}
 
 
