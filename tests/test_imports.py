@@ -118,7 +118,7 @@ def test_the_sources_are_read():
     assert {"denoiser", "models.unet", "toybox.renderer"} <= MODULES.keys()
     assert inner(MODULES["training.train_step"]) >= {"train_state", "diffusion.loss"}
     assert "orbax.checkpoint.v1" in outer(MODULES["rundir.checkpoints"])
-    assert "importlib.metadata" in outer(MODULES["dreambooth"])
+    assert "importlib.metadata" in outer(MODULES["rundir.layout"])
 
 
 def test_few_entries():
