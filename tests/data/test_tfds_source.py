@@ -85,7 +85,10 @@ class Plain(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager):
-        return {"train": self._generate_examples("dog"), "validation": self._generate_examples("cat")}
+        return {
+            "train": self._generate_examples("dog"),
+            "validation": self._generate_examples("cat"),
+        }
 
     def _generate_examples(self, noun):
         yield 0, {"image": png(PLAIN), "caption": f"a {noun}"}
