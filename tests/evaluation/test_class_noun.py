@@ -48,6 +48,8 @@ def sees_cats(tmp_path_factory):
 class Reader:
     """Answers as it is told, with certainty."""
 
+    config = toybox_judge.CONFIG
+
     def __init__(self, *answers):
         self.answers = list(answers)
 
