@@ -5,9 +5,9 @@
     python benchmarks/bench_photo_stage.py tuning --subjects=DIR --weights=shipped \\
         --out=OUT
 
-quality: one square of 512 px from the middle of every held-out photograph and of one
-photo of every subject. Its reduction to 128 px, clean or degraded as in training, is
-enlarged by each way. PSNR in dB; SSIM of the grey picture; spectrum: mean absolute
+quality: one square from the middle of every held-out photograph and of one photo of
+every subject. Its reduction to a quarter, clean or degraded as in training, is enlarged
+by each way. PSNR in dB; SSIM of the grey picture; spectrum: mean absolute
 difference of the decimal logarithms of the radial power spectra, over the frequencies
 that the reduction loses; detail: strength of the Laplacian over the truth's; BRISQUE,
 lower is better. PSNR of the mean is that of the mean of the samples.
@@ -45,10 +45,9 @@ from imagen_booth.sampling.cascade_sampler import sample_stage
 from imagen_booth.training import finetune, optimizers, train_step
 from imagen_booth.weights.load import load
 
-SIDE, SCALE = 512, 4
-SAMPLES = 4
+SCALE, LEAST = 4, 1024
 NULL = Embedding(np.zeros((1, 1), np.float32), np.ones(1, bool))
-LOW, NORMAL = 1e-5, 1e-3
+LOW = 1e-5
 
 
 def spectrum(picture: np.ndarray) -> np.ndarray:
@@ -91,18 +90,18 @@ def measures(picture: np.ndarray, truth: np.ndarray) -> dict[str, float]:
 class PhotoStage:
     """The stage at the size of the squares."""
 
-    def __init__(self, weights: str):
+    def __init__(self, weights: str, side: int):
         cascade = by_name("if_m")
         self.mesh = sharding.make_mesh()
         whole = cascade.stage("sr1024")
         self.stage = dataclasses.replace(
-            whole, resolution=SIDE, low_resolution=SIDE // SCALE
+            whole, resolution=side, low_resolution=side // SCALE
         )
         with jax.set_mesh(self.mesh):
             self.part = load(cascade, "sr1024", weights, self.mesh, np.float32)
 
     def enlarge(self, low, samples=1, params=None, level=None, first=0):
-        """Samples uint8 [samples, SIDE, SIDE, 3] of one low-resolution picture."""
+        """Samples uint8 [samples, side, side, 3] of one low-resolution picture."""
         with jax.set_mesh(self.mesh):
             return np.concatenate([
                 sample_stage(
@@ -121,20 +120,22 @@ class PhotoStage:
             ])  # fmt: skip
 
 
-def middle(photo: np.ndarray) -> np.ndarray:
-    top, left = ((side - SIDE) // 2 for side in photo.shape[:2])
-    return photo[top : top + SIDE, left : left + SIDE]
+def square(photo: np.ndarray, side: int, down: int = 2, right: int = 2) -> np.ndarray:
+    """A square at one ``down``-th and one ``right``-th of the room that is left."""
+    height, width = photo.shape[:2]
+    top, left = (height - side) // down, (width - side) // right
+    return photo[top : top + side, left : left + side]
 
 
 def subject_photos(folder: pathlib.Path) -> dict[str, list[np.ndarray]]:
-    """Photos of at least twice the square's side, by subject."""
+    """Photos of at least 1024 px, by subject."""
     found = {}
     for each in sorted(path for path in folder.iterdir() if path.is_dir()):
         photos = [
             decode(file.read_bytes(), (255, 255, 255))[0]
             for file in sorted(each.glob("*.jpg"))
         ]
-        large = [photo for photo in photos if min(photo.shape[:2]) >= 2 * SIDE]
+        large = [photo for photo in photos if min(photo.shape[:2]) >= LEAST]
         if len(large) >= 3:
             found[each.name] = large
     return found
@@ -147,14 +148,15 @@ def save(folder: pathlib.Path, name: str, picture: np.ndarray) -> None:
 
 def quality(options: argparse.Namespace) -> None:
     """Enlarges every square in every way, and prints a table for each kind of input."""
-    stage, out = PhotoStage(options.weights), pathlib.Path(options.out)
-    held_out = photo_crops.PhotoFolder(options.photos, "held_out", least=SIDE)
+    side, out = options.side, pathlib.Path(options.out)
+    stage = PhotoStage(options.weights, side)
+    held_out = photo_crops.PhotoFolder(options.photos, "held_out", least=side)
     squares = {
-        f"photo_{held_out.rows[i]['file'][:3]}": middle(held_out[i]["image"])
+        f"photo_{held_out.rows[i]['file'][:3]}": square(held_out[i]["image"], side)
         for i in range(len(held_out))
     }
     for name, photos in subject_photos(pathlib.Path(options.subjects)).items():
-        squares[f"subject_{name}"] = middle(photos[0])
+        squares[f"subject_{name}"] = square(photos[0], side)
     for kind in ("clean", "degraded"):
         folder, means = out / kind, {}
         for number, (name, truth) in enumerate(squares.items()):
@@ -163,16 +165,16 @@ def quality(options: argparse.Namespace) -> None:
                 small = photo_crops.degrade(small, np.random.default_rng(number))
             save(folder / "truth", name, truth)
             save(folder / "low", name, np.asarray(small))
-            large = small.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+            large = small.resize((side, side), Image.Resampling.BICUBIC)
             save(folder / "bicubic", name, np.asarray(large))
-            samples = stage.enlarge(np.asarray(small), SAMPLES)
+            samples = stage.enlarge(np.asarray(small), options.samples)
             save(folder / "ours", name, samples[0])
             mean = np.rint(samples.astype(np.float64).mean(0)).astype(np.uint8)
             means[name] = psnr(mean, truth)
             print(kind, number + 1, "of", len(squares), flush=True)
         if options.others:
-            side = pathlib.Path(__file__).with_name("side_photo_others.py")
-            subprocess.run([options.others, side, folder], check=True)
+            others = pathlib.Path(__file__).with_name("side_photo_others.py")
+            subprocess.run([options.others, others, folder], check=True)
         table(folder, list(squares), means)
 
 
@@ -205,15 +207,21 @@ def table(folder: pathlib.Path, names: list[str], means: dict[str, float]) -> No
 
 def tuning(options: argparse.Namespace) -> None:
     """Fine-tunes at both levels on every subject, and prints scores with intervals."""
-    stage = PhotoStage(options.weights)
+    stage = PhotoStage(options.weights, options.side)
+    normal = stage.stage.normal_level
     values: dict[str, dict[str, list[np.ndarray]]] = {}
-    for name, photos in subject_photos(pathlib.Path(options.subjects)).items():
-        squares = corners(photos[-1])
+    subjects = list(subject_photos(pathlib.Path(options.subjects)).items())
+    for name, photos in subjects[: options.count]:
+        # The middle of the photo that is left out, and two places beside it.
+        squares = [
+            square(photos[-1], options.side, *place)
+            for place in ((2, 2), (2, 4), (4, 2))
+        ]
         arms = {
-            "untuned, normal level": (None, NORMAL),
+            "untuned, normal level": (None, normal),
             "untuned, low level": (None, LOW),
         }
-        for arm, level in (("normal level", NORMAL), ("low level", LOW)):
+        for arm, level in (("normal level", normal), ("low level", LOW)):
             params = tuned(stage, photos[:-1], level, options)
             arms[f"tuned, {arm}"] = (params, level)
         for arm, (params, level) in arms.items():
@@ -246,17 +254,6 @@ def report(values: dict[str, dict[str, list[np.ndarray]]]) -> None:
         print(
             f"low - normal {key} {found.mean:.4f} [{found.low:.4f}, {found.high:.4f}]"
         )
-
-
-def corners(photo: np.ndarray) -> list[np.ndarray]:
-    """The middle square of the photo, and two beside it."""
-    height, width = photo.shape[:2]
-    places = [
-        ((height - SIDE) // 2, (width - SIDE) // 2),
-        ((height - SIDE) // 2, (width - SIDE) // 4),
-        ((height - SIDE) // 4, (width - SIDE) // 2),
-    ]
-    return [photo[top : top + SIDE, left : left + SIDE] for top, left in places]
 
 
 def tuned(stage: PhotoStage, photos, level: float, options: argparse.Namespace):
@@ -302,7 +299,10 @@ def main() -> None:
     parser.add_argument("--weights", default="shipped")
     parser.add_argument("--out", required=True)
     parser.add_argument("--others", default="")
+    parser.add_argument("--side", type=int, default=512, help="pixels of the squares")
+    parser.add_argument("--samples", type=int, default=4, help="of each, for the mean")
     parser.add_argument("--steps", type=int, default=presets.PHOTO_TUNING.steps)
+    parser.add_argument("--count", type=int, help="tuning: subjects at most")
     parser.add_argument("--rows", type=int, default=presets.PHOTO_TUNING.subject_rows)
     options = parser.parse_args()
     {"quality": quality, "tuning": tuning}[options.what](options)

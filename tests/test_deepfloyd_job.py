@@ -7,12 +7,14 @@ import subprocess
 import sys
 
 import deepfloyd_files as files
+import numpy as np
 import pytest
 from hub import serve
 from paths import ROOT, SHARED
+from photo_files import blurred
 from PIL import Image
 from safetensors.numpy import save
-from train_jobs import QUICK, make_photos
+from train_jobs import QUICK
 
 from imagen_booth.weights import fetch
 
@@ -32,14 +34,18 @@ BRIEF = (
     "--config.sr256.steps=1",
     "--config.sr256.subject_rows=1",
     "--config.sr256.preview_every=0",
+    "--config.sr1024.steps=1",
+    "--config.sr1024.subject_rows=1",
+    "--config.sr1024.preview_every=0",
     "--config.pictures.prompts=('a [V] [N]',)",
     "--config.pictures.base.steps=2",
     "--config.pictures.sr256.steps=2",
+    "--config.pictures.sr1024.steps=2",
 )
 
 
 def reduced_repositories() -> dict[str, dict[str, bytes]]:
-    """The files that fetching if_m asks for, with small networks for 16 and 64 px."""
+    """The files that fetching if_m asks for, with small networks."""
     known = fetch.known()
 
     def stage(config, size):
@@ -55,8 +61,8 @@ def reduced_repositories() -> dict[str, dict[str, bytes]]:
     noising = {"image_noising_scheduler/scheduler_config.json": text}
     encoder = files.fill(files.encoder_shapes(vocab=32128))
     return {
-        known["if_i_m"]["repo"]: stage(files.STAGE_1, 16),
-        known["if_ii_m"]["repo"]: stage(files.STAGE_2, 64) | noising,
+        known["if_i_m"]["repo"]: stage(files.STAGE_1, 64),
+        known["if_ii_m"]["repo"]: stage(files.STAGE_2, 256) | noising,
         known["t5_xxl"]["repo"]: {"t5xxl_fp16.safetensors": save(encoder)},
         known["t5_vocabulary"]["repo"]: {"spiece.model": VOCABULARY.read_bytes()},
     }
@@ -83,7 +89,8 @@ def command(folder: pathlib.Path, address: str, *arguments: str) -> str:
 
 @pytest.mark.skipif(not VOCABULARY.exists(), reason="no T5 vocabulary in ../shared")
 def test_three_commands_end_in_pictures(tmp_path):
-    make_photos(tmp_path / "photos", 0)
+    (tmp_path / "photos").mkdir()
+    blurred(np.random.default_rng(0), 6, (1100, 1024)).save(tmp_path / "photos/0.png")
     config = f"--config={ROOT / 'configs' / 'subject.py'}:if_m"
     with serve() as (hub, address):
         hub.repos |= reduced_repositories()
@@ -104,8 +111,10 @@ def test_three_commands_end_in_pictures(tmp_path):
     )
     manifest = json.loads((run / "manifest.json").read_text())
     assert manifest["cascade"]["parts"]["base"]["source"].startswith(str(tmp_path))
-    pictures = set((run / "samples" / "snow" / "64").glob("*.png"))
+    assert manifest["cascade"]["parts"]["sr1024"]["source"] == "shipped"
+    pictures = set((run / "samples" / "snow" / "1024").glob("*.png"))
     (picture,) = (path for path in pictures if path.stem != "contact_sheet")
     with Image.open(picture) as picture:
-        assert picture.size == (64, 64)
+        assert picture.size == (1024, 1024)
+        assert picture.info["tuned_steps"] == "1"
         assert picture.info["prompt"].endswith("dog in the snow")

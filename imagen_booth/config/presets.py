@@ -304,7 +304,7 @@ def _deepfloyd(name: str) -> Job:
         ),
         sr1024=PHOTO_TUNING,
         pictures=Pictures(PROMPTS, 1, 4, base, sr, PHOTO_SAMPLER),
-        weights=Weights("", "", "", "none", ""),
+        weights=Weights("", "", "", "shipped", ""),
     )
 
 

@@ -75,8 +75,8 @@ def test_ifs_defaults(name):
     job = to_job(defaults(name))
     assert (job.base.optim.name, job.base.optim.lr) == ("adamw", 1e-7)
     assert (job.sr256.optim.name, job.sr256.optim.lr) == ("adamw", 5e-6)
-    assert job.weights.sr1024 == "none"  # until one ships
-    assert job.finetuned_parts == ("base", "sr256")
+    assert job.weights.sr1024 == "shipped"  # ours, for DeepFloyd published none
+    assert job.finetuned_parts == ("base", "sr256", "sr1024")
     assert job.class_images.count == 200
     shot = job.pictures.base
     assert (shot.steps, shot.spacing, shot.guidance) == (100, "leading", 7.0)
