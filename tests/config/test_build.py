@@ -175,4 +175,5 @@ def test_a_tilde_is_the_home_folder(name, monkeypatch):
 def test_every_place_of_a_job_is_a_path():
     weights = {f"weights.{f.name}" for f in dataclasses.fields(schema.Weights)}
     adapters = {f"{part}.adapter.start" for part in ("text", "base", "sr256", "sr1024")}
-    assert set(PATHS) == weights | adapters | {"subject.photos", "cache"}
+    photos = {"subject.photos", "second.photos"}
+    assert set(PATHS) == weights | adapters | photos | {"cache"}
