@@ -180,8 +180,8 @@ def test_prompts_are_cleaned_as_in_the_run(finished, tmp_path, monkeypatch):
     class Asked(Exception):
         pass
 
-    def embed(*_, cleaning, **__):
-        raise Asked(cleaning)
+    def embed(job, *_, **__):
+        raise Asked(job.cleaning)
 
     monkeypatch.setattr(batch_job, "embed_prompts", embed)
     with pytest.raises(Asked, match="none"):
