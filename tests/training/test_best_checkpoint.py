@@ -275,8 +275,8 @@ def test_previews_taken_away_from_a_run_that_goes_on(job, finished, tmp_path, ru
     else:
         dreambooth.run(more, work, frozenset())
         assert checkpoints.read_params(work / "base")[1] == STEPS
-        assert "Likeness to the photos" in (finished / "report.html").read_text()
-        assert "Likeness to the photos" not in (work / "report.html").read_text()
+        assert "Similarity to the photos" in (finished / "report.html").read_text()
+        assert "Similarity to the photos" not in (work / "report.html").read_text()
 
 
 @pytest.mark.long
