@@ -57,12 +57,22 @@ def reduced_repositories() -> dict[str, dict[str, bytes]]:
             "scheduler/scheduler_config.json": json.dumps(files.SCHEDULER).encode(),
         }
 
+    # Attention at 32 px alone, because at 128 px it would take gigabytes.
+    deep = files.STAGE_2 | {
+        "block_out_channels": [32, 32, 32, 64],
+        "down_block_types": [
+            *["ResnetDownsampleBlock2D"] * 3,
+            "SimpleCrossAttnDownBlock2D",
+        ],
+        "up_block_types": ["SimpleCrossAttnUpBlock2D", *["ResnetUpsampleBlock2D"] * 3],
+        "layers_per_block": [1, 1, 1, 2],
+    }
     text = json.dumps(files.SCHEDULER).encode()
     noising = {"image_noising_scheduler/scheduler_config.json": text}
     encoder = files.fill(files.encoder_shapes(vocab=32128))
     return {
         known["if_i_m"]["repo"]: stage(files.STAGE_1, 64),
-        known["if_ii_m"]["repo"]: stage(files.STAGE_2, 256) | noising,
+        known["if_ii_m"]["repo"]: stage(deep, 256) | noising,
         known["t5_xxl"]["repo"]: {"t5xxl_fp16.safetensors": save(encoder)},
         known["t5_vocabulary"]["repo"]: {"spiece.model": VOCABULARY.read_bytes()},
     }

@@ -110,7 +110,12 @@ def test_the_adapter_alone_is_trained_and_stored(job, ended, before):
     assert len(trained) > len(kernels) / 2
     after = loaded(finished)
     assert after.keys() == before.keys()
-    changed = {path for path in after if (after[path] != before[path]).any()}
+    # Another program may draw the same random weights with other last digits.
+    changed = {
+        path
+        for path in after
+        if not np.allclose(after[path], before[path], rtol=0, atol=2e-6)
+    }
     assert {
         f"adapter/{path.removesuffix('kernel')}{lora.B}" for path in changed
     } == set(trained)
