@@ -249,9 +249,11 @@ def start(page):
 
 
 def choose(page, label, option):
-    page.get_by_label(label, exact=True).click()
-    # The list of a choice before is a moment longer on the page.
-    page.get_by_role("option", name=option, exact=True).last.click()
+    box = page.get_by_label(label, exact=True)
+    box.click()
+    # The list of a choice before stays on the page for a moment.
+    own = page.locator(f"#{box.get_attribute('aria-controls')}")
+    own.get_by_role("option", name=option, exact=True).click()
 
 
 def choose_run(page, name):
