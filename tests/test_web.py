@@ -367,7 +367,7 @@ def test_gallery_compare_and_delete(new_page, base_root):
     page.get_by_text("subject.class_noun: dog -> cat").wait_for()
     choose(page, "Run to delete", "tom")
     page.get_by_role("button", name="Delete ...").click()
-    page.get_by_role("button", name="Leave it").click()
+    page.get_by_role("button", name="Cancel").click()
     assert (base_root / "tom").exists()
     page.get_by_role("button", name="Delete ...").click()
     page.get_by_role("button", name="Delete permanently").click()
