@@ -88,10 +88,10 @@ def two_subjects(arg: str | None) -> Any:
     then each photo is seen as often.
 
     Args:
-        arg: as for ``dreambooth``.
+        arg: As for ``dreambooth``.
 
     Raises:
-        InputError: unknown cascade or variant.
+        InputError: Unknown cascade or variant.
     """
     config = dreambooth(arg)
     for name in ("base", "sr256", "sr1024"):
