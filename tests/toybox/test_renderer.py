@@ -137,9 +137,11 @@ def test_picture_does_not_depend_on_its_batch():
 
 @pytest.mark.parametrize("style", scene.STYLES)
 def test_resolutions_agree_after_scaling_down(style):
-    """Within 4 grey levels; drawn lines are about as thin as a pixel of 64."""
-    limit = {"sketch": 12.0, "cartoon": 5.0}.get(style, 4.0)
-    shown = grammar.Attributes(noun="dog", context="meadow", style=style)
+    """Within 4 grey levels; hatching and pencil lines are as thin as a pixel of 64."""
+    limit = 12.0 if style == "sketch" else 4.0
+    shown = grammar.Attributes(
+        noun="dog", colour="brown", context="meadow", style=style
+    )
     made = [examples.scene_of(shown, (6, 0))]
     small = render(made, 64)[0].astype(float)
     large = render(made, 256)[0].astype(float)
