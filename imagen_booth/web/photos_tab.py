@@ -141,9 +141,9 @@ def _photo_inputs() -> tuple[list[Any], gr.Gallery, gr.Dataframe]:
     return [source, files, crop, right, down], crops, verdicts
 
 
-def _paths(uploaded: Any) -> list[str]:
+def _paths(payload: Any) -> list[str]:
     """Where Gradio keeps uploaded files."""
-    return [each.path for each in uploaded or ()]
+    return [each.path for each in payload or ()]
 
 
 def _job_inputs() -> list[Any]:
