@@ -31,6 +31,7 @@ from imagen_booth.diffusion.sampler import SamplerConfig
 from imagen_booth.distributed import device_memory, processes
 from imagen_booth.distributed.stop import StopRequest
 from imagen_booth.errors import DoesNotFit
+from imagen_booth.rundir import lock
 from imagen_booth.rundir.layout import cache_folder
 from imagen_booth.sampling import batch_plan, batch_report, finished_run
 from imagen_booth.sampling.batch_plan import PlannedImage, StagePass
@@ -85,6 +86,7 @@ def run_batch(
             are listed, and nothing is sampled.
         Stopped: A signal arrived; the same call resumes.
         StorageError: A file cannot be written; the same call resumes.
+        InUse: Another process samples into the folder.
         DoesNotFit: One image per device does not fit in memory.
     """
     run = finished_run.read_run(path, resolution)
@@ -172,7 +174,8 @@ def _open_sampler(
     Args:
         batch: As for ``run_batch``.
         count: Images of the whole job, for the progress bar.
-        indexed: Whether ``index.jsonl`` lists the finished images.
+        indexed: Whether ``index.jsonl`` lists the finished images. One process at a
+            time writes it.
     """
     cache_folder(run.job.cache, run.path)  # before anything is compiled
     mesh = placement.sampling_mesh(run.cascade, run.job)
@@ -182,6 +185,7 @@ def _open_sampler(
     dtype = placement.activation_dtype(run.job.dtype)
     first = processes.is_first()
     with (
+        lock.held(folder) if indexed else contextlib.nullcontext(),
         jax.set_mesh(mesh),
         StopRequest() as stop,
         concurrent.futures.ThreadPoolExecutor(WRITERS) as writers,

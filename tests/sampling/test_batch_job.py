@@ -23,7 +23,8 @@ from imagen_booth import dreambooth
 from imagen_booth.config import build, presets
 from imagen_booth.config.schema import Job
 from imagen_booth.data import image_files
-from imagen_booth.errors import DoesNotFit, InputError, StorageError
+from imagen_booth.errors import DoesNotFit, InputError, InUse, StorageError
+from imagen_booth.rundir import lock
 from imagen_booth.sampling import batch_job, batch_plan, finished_run
 from imagen_booth.text import prompt_files
 
@@ -441,6 +442,17 @@ def test_a_torn_index_is_mended(run, painted, tmp_path):
     (folder / "index.jsonl").unlink()
     draw(run, file, seeds=2)
     assert (folder / "index.jsonl").read_bytes() == whole
+
+
+def test_two_jobs_never_write_one_index(run, painted, tmp_path):
+    file = write(tmp_path, "a [V] [N]")
+    folder = draw(run, file, seeds=1)
+    painted.clear()
+    with lock.held(folder), pytest.raises(InUse, match="is in use: process"):
+        draw(run, file, seeds=2)
+    assert not painted
+    draw(run, file, seeds=2)
+    assert len(index(folder)) == 2
 
 
 def test_one_network_at_a_time(run, painted, tmp_path, monkeypatch):
