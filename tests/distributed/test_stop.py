@@ -8,7 +8,15 @@ from imagen_booth.distributed.stop import StopRequest
 from imagen_booth.errors import Stopped
 
 
-def test_a_signal_reaches_the_work_around_too():
+@pytest.fixture
+def interrupts():
+    """SIGINT as in a terminal; a job in a shell's background begins by ignoring it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_signal_reaches_the_work_around_too(interrupts):
     """And a second one has its usual effect."""
     with StopRequest() as outer:
         with StopRequest() as inner:
