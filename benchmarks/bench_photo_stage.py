@@ -17,7 +17,7 @@ which `side_photo_others.py` runs in; without it those columns are left out.
 
 tuning: the stage fine-tuned on all but one of a subject's photos, at the low and at the
 normal level, and measured on squares of the photo left out. Intervals are bootstrap
-intervals over subjects at 95 %.
+intervals over subjects at 95 %. Subjects that OUT has measures of are not tuned again.
 """
 
 import argparse
@@ -208,36 +208,49 @@ def table(folder: pathlib.Path, names: list[str], means: dict[str, float]) -> No
 def tuning(options: argparse.Namespace) -> None:
     """Fine-tunes at both levels on every subject, and prints scores with intervals."""
     stage = PhotoStage(options.weights, options.side)
-    normal = stage.stage.normal_level
     values: dict[str, dict[str, list[np.ndarray]]] = {}
     subjects = list(subject_photos(pathlib.Path(options.subjects)).items())
     for name, photos in subjects[: options.count]:
-        # The middle of the photo that is left out, and two places beside it.
-        squares = [
-            square(photos[-1], options.side, *place)
-            for place in ((2, 2), (2, 4), (4, 2))
-        ]
-        arms = {
-            "untuned, normal level": (None, normal),
-            "untuned, low level": (None, LOW),
-        }
-        for arm, level in (("normal level", normal), ("low level", LOW)):
-            params = tuned(stage, photos[:-1], level, options)
-            arms[f"tuned, {arm}"] = (params, level)
-        for arm, (params, level) in arms.items():
-            rows = []
-            for number, truth in enumerate(squares):
-                low = np.asarray(Image.fromarray(truth).reduce(SCALE))
-                picture = stage.enlarge(low, 1, params, level, first=number)[0]
-                if number == 0:
-                    folder = pathlib.Path(options.out) / arm.replace(", ", "_")
-                    save(folder, name, picture)
-                rows.append(measures(picture, truth))
+        file = pathlib.Path(options.out) / f"{name}.json"
+        if not file.exists():
+            measured = tuned_measures(stage, name, photos, options)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(measured))
+        for arm, rows in json.loads(file.read_text()).items():
             for key in rows[0]:
                 column = values.setdefault(arm, {}).setdefault(key, [])
                 column.append(np.array([row[key] for row in rows]))
         print(name, flush=True)
         report(values)
+
+
+def tuned_measures(
+    stage: PhotoStage, name: str, photos, options: argparse.Namespace
+) -> dict[str, list[dict[str, float]]]:
+    """By arm, the measures of three squares of a subject's last photo."""
+    normal = stage.stage.normal_level
+    # The middle of the photo that is left out, and two places beside it.
+    squares = [
+        square(photos[-1], options.side, *place) for place in ((2, 2), (2, 4), (4, 2))
+    ]
+    arms = {
+        "untuned, normal level": (None, normal),
+        "untuned, low level": (None, LOW),
+    }
+    for arm, level in (("normal level", normal), ("low level", LOW)):
+        params = tuned(stage, photos[:-1], level, options)
+        arms[f"tuned, {arm}"] = (params, level)
+    measured = {}
+    for arm, (params, level) in arms.items():
+        rows = measured.setdefault(arm, [])
+        for number, truth in enumerate(squares):
+            low = np.asarray(Image.fromarray(truth).reduce(SCALE))
+            picture = stage.enlarge(low, 1, params, level, first=number)[0]
+            if number == 0:
+                folder = pathlib.Path(options.out) / arm.replace(", ", "_")
+                save(folder, name, picture)
+            rows.append(measures(picture, truth))
+    return measured
 
 
 def report(values: dict[str, dict[str, list[np.ndarray]]]) -> None:

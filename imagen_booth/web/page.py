@@ -72,15 +72,18 @@ def build(booth: Booth) -> gr.Blocks:
             [gr.Timer(REFRESH).tick, run.change, gallery_inputs[0].change],
             refresh, inputs, outputs, **QUIET,
         )  # fmt: skip
-        page.load(lambda: _first(booth), None, run, **QUIET)
+        page.load(lambda chosen: _first(booth, chosen), run, run, **QUIET)
     return page
 
 
-def _first(booth: Booth) -> Any:
-    """The run that a new visitor sees: the one that runs, or else the newest."""
+def _first(booth: Booth, chosen: str | None) -> Any:
+    """The run that a new visitor sees: the one that runs, or else the newest.
+
+    A run that was chosen before the page had loaded stays.
+    """
     names = booth.runs.names()
     running = [each.run for each in booth.queue.records() if each.state == RUNNING]
-    shown = [*(name for name in running if name in names), *names]
+    shown = [name for name in (chosen, *running) if name in names] + names
     return gr.Dropdown(choices=names, value=shown[0] if shown else None)
 
 
