@@ -32,6 +32,13 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 flags.FLAGS(["pytest"], known_only=True)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _forget_programs():
+    """A module's programs leave memory with it."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def key():
     return jax.random.key(0)

@@ -88,6 +88,7 @@ def quick_compilation():
 
 
 @pytest.mark.usefixtures("scratch_tables", "quick_compilation")
+@pytest.mark.long
 @pytest.mark.parametrize("page", RECIPES, ids=named_by)
 def test_recipe_runs(page):
     """The code blocks of a recipe run, one after the other."""

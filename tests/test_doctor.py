@@ -21,6 +21,8 @@ from imagen_booth.distributed import device_memory
 from imagen_booth.preflight import checks
 from imagen_booth.preflight.checks import OK, PROBLEM, WARNING, Finding
 from imagen_booth.toybox import grammar
+from imagen_booth.toybox import subjects as toys
+from imagen_booth.toybox.subjects import ToyboxSubject
 from imagen_booth.train_state import flatten
 from imagen_booth.weights import load, native, tensor_files
 from imagen_booth.weights.load import shapes
@@ -33,14 +35,23 @@ def _keep_compilation_cache():
     jax.config.update("jax_compilation_cache_dir", before)
 
 
+@pytest.fixture(scope="module")
+def toy_photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("toy")
+    pictures = toys.photos(ToyboxSubject("dog", 7), 2, size=256)
+    for number, picture in enumerate(pictures):
+        Image.fromarray(picture).save(folder / f"{number}.png")
+    return str(folder)
+
+
 @pytest.fixture
-def examine(tmp_path):
-    """Runs the check on the tiny toy job, with settings changed by dotted name."""
+def examine(tmp_path, toy_photos):
+    """Runs the check on the tiny job, with settings changed by dotted name."""
 
     def run(settings_of="tiny", **changes):
         settings = presets.dreambooth(settings_of)
         settings.update_from_flattened_dict(
-            {"subject.photos": "toybox:dog/7", "subject.class_noun": "dog"}
+            {"subject.photos": toy_photos, "subject.class_noun": "dog"}
             | {name.replace("__", "."): value for name, value in changes.items()}
         )
         return checks.check(build.to_job(settings), epath.Path(tmp_path / "runs/dog"))
@@ -260,7 +271,7 @@ def doctor(*arguments):
     )
 
 
-def test_command_ends_with_ready_or_the_number_of_problems(tmp_path):
+def test_command_ends_with_ready_or_the_number_of_problems(tmp_path, toy_photos):
     workdir = f"--workdir={tmp_path / 'run'}"
     good = doctor("--config=configs/dog.py:tiny", workdir)
     assert (good.returncode, good.stderr) == (0, "")
@@ -273,7 +284,8 @@ def test_command_ends_with_ready_or_the_number_of_problems(tmp_path):
     )
     assert (bad.returncode, bad.stderr) == (2, "")
     assert bad.stdout.splitlines()[-1].startswith("2 problems")
-    listed = doctor("--config=configs/dog.py:tiny", workdir, "--json")
+    photos = f"--config.subject.photos={toy_photos}"
+    listed = doctor("--config=configs/dog.py:tiny", workdir, "--json", photos)
     findings = json.loads(listed.stdout)
     assert {"weights", "photos", "time", "memory"} <= {x["topic"] for x in findings}
     assert findings[0].keys() == {"topic", "level", "text", "exit_code"}

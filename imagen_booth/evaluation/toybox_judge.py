@@ -6,6 +6,7 @@ shows what a prompt names. Only its own training uses it.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -197,6 +198,7 @@ def write(folder: epath.Path, params: Params, entry: dict[str, Any]) -> epath.Pa
     return native.write(folder, NAME, weights, None, about, np.dtype(jnp.bfloat16))
 
 
+@functools.cache  # the page checks photos many times
 def shipped() -> Judge | None:
     """The judge that ships with the package; None if there is none."""
     there = shipped_folder(NAME) / f"{NAME}.safetensors"
