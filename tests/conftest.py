@@ -17,6 +17,8 @@ _settings = {
     "jax_num_cpu_devices": 4,
     "jax_compilation_cache_dir": _programs.name,
     "jax_persistent_cache_min_compile_time_secs": 0.3,
+    # Compiling takes most of the time: programs are small and run a few times.
+    "jax_disable_most_optimizations": True,
 }
 for _name, _value in _settings.items():
     jax.config.update(_name, _value)

@@ -6,7 +6,6 @@ import re
 import shlex
 import sys
 
-import jax
 import pytest
 from absl import flags
 from absl.testing import flagsaver
@@ -79,15 +78,7 @@ def scratch_tables(monkeypatch):
         monkeypatch.setattr(module, name, dict(getattr(module, name)))
 
 
-@pytest.fixture
-def quick_compilation():
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
-@pytest.mark.usefixtures("scratch_tables", "quick_compilation")
+@pytest.mark.usefixtures("scratch_tables")
 @pytest.mark.long
 @pytest.mark.parametrize("page", RECIPES, ids=named_by)
 def test_recipe_runs(page):

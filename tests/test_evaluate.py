@@ -583,6 +583,7 @@ def test_command_on_a_toy_run(run, tmp_path, a_judge):
     assert scores.keys() == {m for m in protocol.METRICS if m.startswith("judge")}
 
 
+@pytest.mark.long
 def test_command_on_a_folder_of_runs(run, tmp_path, a_judge):
     other = run.parent / "cat"
     shutil.copytree(run, other)
@@ -642,6 +643,7 @@ def stand_ins(folder, subjects, seeds):
     )
 
 
+@pytest.mark.long
 @real_photos
 def test_dreambench_on_some_real_subjects(small, tmp_path):
     wanted = stand_ins(tmp_path, ("dog", "duck_toy"), 2)

@@ -15,10 +15,7 @@ from paths import ROOT
 from photo_files import blurred
 
 LIMIT = 600  # seconds; a hang is a failure
-QUICK = {  # most of the time is compiling
-    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-}
+QUICK = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 TRAIN = ("-m", "imagen_booth.train")
 # The command, less the pictures at the end, which take most of its time; where asked,
 # its process gets a signal once the metrics of a step are written.

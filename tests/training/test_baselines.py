@@ -105,6 +105,7 @@ def test_a_description_and_tuning_do_not_go_together(part):
         dataclasses.replace(job, **{part: tuning})
 
 
+@pytest.mark.long
 def test_a_run_by_description_tunes_nothing(tmp_path):
     """Every stage reads the description; photos are only kept and compared with."""
     photos = tmp_path / "photos"

@@ -128,14 +128,6 @@ def batches(stage, mesh, rows=5):
     )
 
 
-@pytest.fixture
-def quickly():
-    """Compiled with few optimizations: it takes most of the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def fit(cascade, stage, mesh, folder, count, watch=lambda state: None, rules=()):
     """Trains through the loop; ``watch`` is called between steps."""
     part = load.load(cascade, "base", "random", mesh, jnp.float32, rules)
@@ -172,7 +164,7 @@ def fit(cascade, stage, mesh, folder, count, watch=lambda state: None, rules=())
 
 
 @pytest.mark.long
-def test_fewer_photos_than_devices_and_odd_rows_train_the_same(tmp_path, quickly):
+def test_fewer_photos_than_devices_and_odd_rows_train_the_same(tmp_path):
     """One, two and four devices; rows of weight 0 fill a batch up to them."""
     stage, rows = TINY.stage("base"), {}
     for count in (1, 2, 4):
@@ -211,7 +203,7 @@ def large(before):
 
 
 @pytest.mark.long
-def test_between_steps_no_large_array_lies_whole_on_a_device(tmp_path, quickly):
+def test_between_steps_no_large_array_lies_whole_on_a_device(tmp_path):
     """Parameters, both moments and the average, on four devices that share a copy.
 
     Exempt is what is smaller: below ``sharding.SMALL`` elements a copy is cheaper.
@@ -241,7 +233,7 @@ def test_between_steps_no_large_array_lies_whole_on_a_device(tmp_path, quickly):
 
 
 @pytest.mark.long
-def test_a_rule_of_a_config_moves_real_arrays(tmp_path, quickly):
+def test_a_rule_of_a_config_moves_real_arrays(tmp_path):
     rules = (("unet/conv_in/kernel", (None, None, None, "fsdp")),)
     placed = []
 
