@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from imagen_booth.errors import InputError
-from imagen_booth.toybox.grammar import WORDS, Attributes
+from imagen_booth.toybox.grammar import BODIES, WORDS, Attributes
 
 _PLACE = {
     "beach": "on the beach",
@@ -91,7 +91,7 @@ def parse(prompt: str) -> Attributes:
         words.pop(0)
     while words and words[0] in WORDS.colours:
         found["colour"] = words.pop(0)
-    take("noun", WORDS.nouns)
+    take("noun", BODIES)
     while words:
         word = words.pop(0)
         if word == "wearing":

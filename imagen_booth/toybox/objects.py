@@ -1,4 +1,4 @@
-"""Objects: cars, backpacks and teapots."""
+"""Objects: cars, backpacks, teapots and vases."""
 
 import numpy as np
 
@@ -197,3 +197,55 @@ def teapot(rng: np.random.Generator, name: str, pose: Pose) -> Body:
         neck=((0.0, top - 0.10, 0.0), r * 0.72),
     )
     return Body(shapes=moved(pot, _SPOUT_FORWARD), fit=fit)
+
+
+def vase(rng: np.random.Generator, name: str, pose: Pose) -> Body:
+    """A vase with three flowers; round or slim, painted in one of five designs."""
+    glaze = shade(rng, COLOURS[name])
+    neutral = contrast(rng, name)
+    design = pick(rng, "plain", "band", "spots", "stripes", "checks")
+    wide, tall = rng.uniform(0.78, 1.15), rng.uniform(0.85, 1.2)
+    neck_wide = rng.uniform(0.8, 1.25)
+    petals = (vivid(rng, name), vivid(rng, name))
+    phase, pace = float(rng.uniform(0.0, 9.0)), float(rng.uniform(2.6, 4.2))
+    handles, rim_neutral = rng.random(2) < (0.4, 0.5)
+
+    china = Material(colour=glaze, second=neutral, gloss=0.75)
+    belly = {
+        "plain": china,
+        "band": china.but(texture="band", scale=0.18, offset=0.1),
+        "spots": china.but(texture="spots", scale=pace, offset=phase),
+        "stripes": china.but(texture="stripes", scale=pace * 0.8, offset=phase),
+        "checks": china.but(texture="checks", scale=pace * 1.6, offset=phase),
+    }[design]
+    rim = china.but(colour=neutral) if rim_neutral else china
+    r, h = 0.40 * wide, 0.38 * tall
+    top, neck = 2 * h + 0.22, 0.15 * neck_wide
+    body = Build()
+    body.tube((0.0, 0.0, 0.0), (0.0, 0.12, 0.0), r * 0.66, rim, taper=0.8)
+    body.ball((0.0, h + 0.04, 0.0), (r, h, r), belly)
+    body.tube((0.0, 2 * h - 0.14, 0.0), (0.0, top, 0.0), neck * 1.1, china, taper=0.9)
+    body.tube((0.0, top - 0.05, 0.0), (0.0, top + 0.04, 0.0), neck, rim, taper=1.5)
+    if handles:
+        for s in _SIDES:
+            at = (s * (neck + 0.13), 2 * h - 0.02, 0.0)
+            body.ball(at, (0.15, 0.05, 0.19), china, pitch=90.0, hole=0.68)
+    stalk = Material(colour=(0.22, 0.50, 0.20))
+    heart = Material(colour=(0.98, 0.80, 0.22))
+    tips = ((-0.22, 0.34, 0.02), (0.24, 0.30, 0.0), (0.02, 0.52, -0.06))
+    for i, tip in enumerate(tips):
+        head = (tip[0], top + tip[1], tip[2])
+        body.tube((tip[0] * 0.2, top - 0.1, 0.0), head, 0.022, stalk)
+        flower = Build()
+        petal = Material(colour=petals[i % 2])
+        for j in range(5):
+            leaf = Build()
+            leaf.ball((0.0, 0.12, 0.0), (0.075, 0.10, 0.035), petal)
+            flower += moved(leaf, rotation(roll=72.0 * j))
+        flower.ball((0.0, 0.0, 0.02), (0.065, 0.065, 0.05), heart)
+        body += moved(flower, rotation(yaw=60.0 * tip[0], pitch=-12.0), head)
+    fit = Fit(
+        crown=((0.0, top + 0.30, 0.0), 0.30),
+        neck=((0.0, top - 0.08, 0.0), neck * 1.35),
+    )
+    return Body(shapes=body, fit=fit)

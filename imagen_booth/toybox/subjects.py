@@ -33,10 +33,10 @@ class ToyboxSubject:
     seed: int
 
     def __post_init__(self) -> None:
-        if self.noun not in grammar.WORDS.nouns:
+        if self.noun not in grammar.BODIES:
             # Parsing the noun as a prompt raises an error that names the nearest one.
             parse(self.noun)
-            raise InputError(f"noun {self.noun!r} is not one of {grammar.WORDS.nouns}.")
+            raise InputError(f"noun {self.noun!r} is not one of {[*grammar.BODIES]}.")
 
     @property
     def individual(self) -> Individual:

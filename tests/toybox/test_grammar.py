@@ -121,7 +121,7 @@ def test_every_combination_of_class_place_and_wear_can_be_drawn():
         assert all(np.isfinite(array).all() for array in packed.values())
 
 
-@pytest.mark.parametrize("noun", WORDS.nouns)
+@pytest.mark.parametrize("noun", grammar.BODIES)
 def test_traits_are_drawn_before_the_pose_is_looked_at(noun):
     poses = [
         Pose(stance=stance, wag=wag, head_yaw=10.0)
@@ -135,7 +135,7 @@ def test_traits_are_drawn_before_the_pose_is_looked_at(noun):
     assert len(set(ends)) == 1
 
 
-@pytest.mark.parametrize("noun", WORDS.nouns)
+@pytest.mark.parametrize("noun", grammar.BODIES)
 def test_subject_keeps_its_materials_in_every_picture(noun):
     subject = ToyboxSubject(noun, 4)
     individual = subject.individual
