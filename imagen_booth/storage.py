@@ -325,7 +325,10 @@ class SharedFolder:
     def names(self) -> list[str]:
         """Names of the files, in order; none if the folder does not exist."""
         try:
-            found = self._files.ls(self._root, detail=False)
+            if is_object_store(self._path):
+                found = self._files.ls(self._root, detail=False)
+            else:  # fsspec looks at each file, and may miss some that come and go
+                found = os.listdir(self._path)
         except FileNotFoundError:
             return []
         names = (os.path.basename(each) for each in found)
@@ -345,9 +348,12 @@ class SharedFolder:
             StorageError: It cannot be written.
         """
         try:
-            if not is_object_store(self._path):
+            if is_object_store(self._path):
+                self._files.pipe_file(f"{self._root}/{name}", data, mode="create")
+            else:  # fsspec looks first and writes then, and two writers may pass
                 self._path.mkdir(parents=True, exist_ok=True)
-            self._files.pipe_file(f"{self._root}/{name}", data, mode="create")
+                with open(self._path / name, "xb") as file:
+                    file.write(data)
         except FileExistsError:
             return False
         except OSError as error:

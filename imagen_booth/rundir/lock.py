@@ -121,10 +121,15 @@ class FolderLock:
         if number and not self._is_free(record, data):
             return False
         self._number = number + 1
-        if not self._files.create(_name(self._number), self._record()):
+        mine = _name(self._number)
+        if not self._files.create(mine, self._record()):
             return False
-        for name in self._files.names():
-            if name < _name(self._number):
+        names = self._files.names()
+        if max(names, default=mine) > mine:  # others came and went since the look
+            self._files.delete(mine)
+            return False
+        for name in names:
+            if name < mine:
                 self._files.delete(name)
         self._heart = threading.Thread(target=self._beat, daemon=True)
         self._heart.start()

@@ -173,3 +173,12 @@ def test_of_many_that_try_at_once_one_succeeds(tmp_path):
         each.join()
     assert (len(held), len(refused)) == (1, 7)
     held[0].release()
+
+
+def test_who_looked_long_ago_takes_nothing(tmp_path, monkeypatch):
+    """Its number is free again, because a later owner deleted the files before."""
+    claim_by_another_host(tmp_path, number=3)
+    late = lock.FolderLock(tmp_path)
+    monkeypatch.setattr(late, "latest", lambda: (1, {"released": True}, b"{}"))
+    assert not late.try_to_take()
+    assert [each.name for each in (tmp_path / "lock").iterdir()] == ["00000003.json"]
