@@ -28,7 +28,7 @@ import dataclasses
 import json
 import sys
 import textwrap
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Iterator, Sized
 from typing import TYPE_CHECKING
 
 from absl import flags
@@ -113,34 +113,33 @@ def main() -> None:
     if _JSON.value:
         print(json.dumps([dataclasses.asdict(each) for each in findings], indent=1))
     else:
-        print(f"{file} -> {workdir}\n")
-        _print(checks.shortened(findings))
         verdict = _number(problems, "problem") if problems else "ready"
         counted = f", {_number(warnings, 'warning')}" if warnings else ""
-        print(f"\n{verdict}{counted}")
+        lines = [f"{file} -> {workdir}", "", *_paragraphs(checks.shortened(findings))]
+        lines += ["", f"{verdict}{counted}"]
         if subjects is not None:
             costs = subject_costs.read(epath.Path(workdir) / subject_costs.FOLDER)
             price = subjects.price if _PRICE.value is None else _PRICE.value
-            print(subject_costs.in_text(subject_costs.table(costs, price)))
+            lines.append(subject_costs.in_text(subject_costs.table(costs, price)))
+        # In one piece, which a reader such as `head` has before it leaves.
+        sys.stdout.write("\n".join(lines) + "\n")
     if problems:
         sys.exit(min(each.exit_code for each in problems))
 
 
-def _print(findings: "Iterable[Finding]") -> None:
-    """Prints one paragraph a finding; a topic is printed with its first one."""
+def _paragraphs(findings: "Iterable[Finding]") -> Iterator[str]:
+    """One paragraph a finding; a topic stands before its first one."""
     topic = ""
     for finding in findings:
         head = "" if finding.topic == topic else finding.topic
         topic = finding.topic
-        print(
-            textwrap.fill(
-                finding.text,
-                width=100,
-                initial_indent=f"{head:<12}{finding.level:<9}",
-                subsequent_indent=" " * 23,
-                break_long_words=False,
-                break_on_hyphens=False,
-            )
+        yield textwrap.fill(
+            finding.text,
+            width=100,
+            initial_indent=f"{head:<12}{finding.level:<9}",
+            subsequent_indent=" " * 23,
+            break_long_words=False,
+            break_on_hyphens=False,
         )
 
 
