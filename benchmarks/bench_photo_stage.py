@@ -17,7 +17,8 @@ which `side_photo_others.py` runs in; without it those columns are left out.
 
 tuning: the stage fine-tuned on all but one of a subject's photos, at the low and at the
 normal level, and measured on squares of the photo left out. Intervals are bootstrap
-intervals over subjects at 95 %. Subjects that OUT has measures of are not tuned again.
+intervals over subjects at 95 %. A subject that OUT has measures of with the same
+settings is not tuned again.
 """
 
 import argparse
@@ -211,7 +212,9 @@ def tuning(options: argparse.Namespace) -> None:
     values: dict[str, dict[str, list[np.ndarray]]] = {}
     subjects = list(subject_photos(pathlib.Path(options.subjects)).items())
     for name, photos in subjects[: options.count]:
-        file = pathlib.Path(options.out) / f"{name}.json"
+        settings = f"{options.side}px.{options.steps}x{options.rows}"
+        weights = stage.part.fingerprint[:8]
+        file = pathlib.Path(options.out) / f"{name}.{settings}.{weights}.json"
         if not file.exists():
             measured = tuned_measures(stage, name, photos, options)
             file.parent.mkdir(parents=True, exist_ok=True)
