@@ -56,9 +56,11 @@ class PhotoFolder:
         rows = self._table(where) or self._listed()
         chosen = [row for row in rows if row["split"] == split]
         if not chosen:
+            there = ", ".join(sorted({row["split"] for row in rows})) or "none at all"
             raise InputError(
-                f"{where} has no photographs of split {split!r}; it has "
-                f"{', '.join(sorted({row['split'] for row in rows})) or 'none at all'}"
+                f"{where} has no photographs of split {split!r}; it has {there}. "
+                f"Without a table, {TABLE}, every {EVERY}th is held out: give {EVERY} "
+                "or more"
             )
         self.rows = [row for row in chosen if self._size(row) >= least]
         if not self.rows:
