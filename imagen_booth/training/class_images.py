@@ -69,9 +69,9 @@ class Recipe:
         text = repr(recipe).replace(", guidance_interval=None", "")
         return hashlib.sha256(text.encode()).hexdigest()[:24]
 
-    def indices(self, group: int) -> range:
-        """Indices of the images of a group."""
-        return range(group * self.group, (group + 1) * self.group)
+    def indices(self, *groups: int) -> list[int]:
+        """Indices of the images of groups."""
+        return [group * self.group + i for group in groups for i in range(self.group)]
 
 
 def class_image_folder(recipe: Recipe, cache: epath.Path) -> epath.Path:
@@ -105,27 +105,9 @@ def sample_class_images(
         ``count`` uint8 images [R, R, 3].
     """
     folder = class_image_folder(recipe, cache)
-    groups = range(-(-count // recipe.group))
-    images: dict[int, np.ndarray] = {}
-
-    def read_what_is_there() -> list[int]:
-        """Fills ``images`` and gives the groups that are missing or damaged."""
-        wanted = [index for group in groups for index in recipe.indices(group)]
-        images.update(_readable(folder, wanted))
-        return [g for g in groups if not images.keys() >= set(recipe.indices(g))]
-
-    missing = processes.decide(read_what_is_there)
-    if processes.is_first() and missing:
-        text = json.dumps(dataclasses.asdict(recipe), indent=1, default=repr)
-        storage.write_atomic(folder / "recipe.json", text.encode())
+    wanted = _ClassImages(folder, recipe, part.licence, count)
+    missing = processes.decide(wanted.read)
     together = max(1, mesh.size // recipe.group)
-
-    def save(indices: Sequence[int], pending: PendingImages) -> None:
-        sampled = pending.fetch()
-        if processes.is_first():
-            _save(folder, recipe, part.licence, indices, sampled)
-        images.update(zip(indices, sampled, strict=True))
-
     sent: tuple[Sequence[int], PendingImages] | None = None
     try:
         for first in tqdm.tqdm(
@@ -135,11 +117,7 @@ def sample_class_images(
             disable=not missing,
         ):
             check_stop()
-            indices = [
-                index
-                for group in missing[first : first + together]
-                for index in recipe.indices(group)
-            ]
+            indices = recipe.indices(*missing[first : first + together])
             started = start_sampling(
                 recipe.stage,
                 part,
@@ -149,35 +127,71 @@ def sample_class_images(
                 null,
                 [recipe.seed + index for index in indices],
                 mesh=mesh,
-                low=None
-                if lows is None
-                else np.stack([lows[index] for index in indices]),
+                low=None if lows is None else np.stack([lows[i] for i in indices]),
                 level=recipe.level,
                 rows=together * recipe.group,
             )
             # The batch before is written while the devices work on this one.
-            if sent is not None:
-                save(*sent)
+            wanted.save(sent)
             sent = indices, started
     except Stopped:
-        if sent is not None:
-            save(*sent)
+        wanted.save(sent)
         raise
-    if sent is not None:
-        save(*sent)
-    return [
-        images[index] if index in images else image_files.load_png(_path(folder, index))
-        for index in range(count)
-    ]
+    wanted.save(sent)
+    return wanted.images()
 
 
-def _readable(folder: epath.Path, indices: Sequence[int]) -> dict[int, np.ndarray]:
-    """The images that are in the cache, whole."""
-    found = {
-        index: storage.from_cache(_path(folder, index), image_files.load_png)
-        for index in indices
-    }
-    return {index: image for index, image in found.items() if image is not None}
+class _ClassImages:
+    """Class images in the cache and in memory.
+
+    Args:
+        folder: Where they are kept.
+        recipe: What made them.
+        licence: Licence of the weights that made them.
+        count: Number of images that are wanted.
+    """
+
+    def __init__(self, folder: epath.Path, recipe: Recipe, licence: str, count: int):
+        self._folder, self._recipe, self._licence = folder, recipe, licence
+        self._count, self._images = count, dict[int, np.ndarray]()
+
+    def read(self) -> list[int]:
+        """Reads what is there, and gives the groups that are missing or damaged."""
+        recipe = self._recipe
+        groups = range(-(-self._count // recipe.group))
+        for index in recipe.indices(*groups):
+            path = _path(self._folder, index)
+            image = storage.from_cache(path, image_files.load_png)
+            if image is not None:
+                self._images[index] = image
+        missing = [
+            group
+            for group in groups
+            if not self._images.keys() >= set(recipe.indices(group))
+        ]
+        if missing:
+            text = json.dumps(dataclasses.asdict(recipe), indent=1, default=repr)
+            storage.write_atomic(self._folder / "recipe.json", text.encode())
+        return missing
+
+    def save(self, sampled: tuple[Sequence[int], PendingImages] | None) -> None:
+        """Waits for images of these indices; the first process writes them."""
+        if sampled is None:
+            return
+        indices, pending = sampled
+        images = pending.fetch()
+        if processes.is_first():
+            _save(self._folder, self._recipe, self._licence, indices, images)
+        self._images.update(zip(indices, images, strict=True))
+
+    def images(self) -> list[np.ndarray]:
+        """The images that are wanted, in order."""
+        return [
+            self._images[index]
+            if index in self._images
+            else image_files.load_png(_path(self._folder, index))
+            for index in range(self._count)
+        ]
 
 
 def _save(

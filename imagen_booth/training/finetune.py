@@ -28,7 +28,7 @@ from imagen_booth.training import (
 )
 from imagen_booth.training.best_checkpoint import BestCheckpoint, remove_previews
 from imagen_booth.training.frozen_targets import FrozenPrior
-from imagen_booth.training.loop import InitialState
+from imagen_booth.training.loop import InitialState, LoopContext
 from imagen_booth.training.previews import Preview, PreviewScores
 from imagen_booth.weights.load import Part, place
 
@@ -65,6 +65,35 @@ class PreviewSampling:
 
 
 @dataclasses.dataclass(frozen=True)
+class FinetuneTask:
+    """What trains.
+
+    Attributes:
+        name: The part that is fine-tuned, for messages and rows of metrics.
+        params: All parameters at step 0, which are donated to the state.
+        trainable: Patterns of those that train, see ``train_state.create``.
+        loss_fn: The loss.
+        usable: Selects from all parameters those that are stored for use.
+        frozen: See ``Checkpoints``.
+        fixed: Further arguments of the loss, which no step changes.
+        made_from: What the step is made of, see ``StoredProgram``.
+    """
+
+    name: str
+    params: train_state.Params
+    trainable: tuple[str, ...]
+    loss_fn: Loss
+    usable: Callable[[train_state.Params], Any]
+    frozen: Callable[[], train_state.Params] | None = None
+    fixed: tuple[Any, ...] = ()
+    made_from: str = ""
+
+    def fixed_loss(self, params: Any, batch: Any, key: jax.Array) -> Any:
+        """The loss with its further arguments."""
+        return self.loss_fn(params, batch, key, *self.fixed)
+
+
+@dataclasses.dataclass(frozen=True)
 class FinetuneContext:
     """What fine-tuning needs besides the part, its settings and its data.
 
@@ -93,6 +122,12 @@ class FinetuneContext:
     rules: Sequence[sharding.Rule] = ()
     profile: epath.Path | None = None
 
+    def loop(self, checkpoints: Checkpoints) -> LoopContext:
+        """What the loop needs of it."""
+        return LoopContext(
+            self.mesh, checkpoints, self.metrics, self.stop, self.profile
+        )
+
 
 def finetune_stage(
     stage: Stage,
@@ -117,15 +152,6 @@ def finetune_stage(
         The fine-tuned parameters of the network, and entries for the manifest, see
         ``Finetuned``.
     """
-    optimizer = optimizers.build(config.optim, config.steps)
-    params, frozen, fixed = {"unet": part.params}, None, ()
-    if config.adapts:
-        adapter = adapters.create(
-            stage.name, part.params, config.adapter, context.seed, context.mesh
-        )
-        params, frozen = params | {"adapter": adapter}, params
-    if prior is not None and not config.adapts:
-        fixed = (frozen_targets.copy_params(part.params, prior.dtype),)
     data = batches(
         stage,
         config,
@@ -151,27 +177,41 @@ def finetune_stage(
         )
 
     finetuned = run_finetuning(
-        stage.name,
+        _stage_task(stage, part, config, prior, context),
         config,
-        initial_state(
-            params,
-            optimizer,
-            config.optim.ema > 0,
-            context.mesh,
-            adapters.trainable(config),
-            context.rules,
-        ),
-        make_loss(stage, part.apply, config, prior),
-        optimizer,
         pipeline.iterate(data),
         PreviewSampling(preview, sample),
-        functools.partial(adapters.usable, tuning=config),
         context,
-        None if frozen is None else lambda: frozen,
+    )
+    return network_params(finetuned.frozen | finetuned.params), finetuned.result
+
+
+def _stage_task(
+    stage: Stage,
+    part: Part,
+    config: FineTuning,
+    prior: FrozenPrior | None,
+    context: FinetuneContext,
+) -> FinetuneTask:
+    """What trains in a stage: its network, or an adapter beside its frozen network."""
+    params, frozen, fixed = {"unet": part.params}, None, ()
+    if config.adapts:
+        adapter = adapters.create(
+            stage.name, part.params, config.adapter, context.seed, context.mesh
+        )
+        params, frozen = params | {"adapter": adapter}, params
+    elif prior is not None:
+        fixed = (frozen_targets.copy_params(part.params, prior.dtype),)
+    return FinetuneTask(
+        name=stage.name,
+        params=params,
+        trainable=adapters.trainable(config),
+        loss_fn=make_loss(stage, part.apply, config, prior),
+        usable=functools.partial(adapters.usable, tuning=config),
+        frozen=None if frozen is None else lambda: frozen,
         fixed=fixed,
         made_from=describe(stage, part.apply, config, prior, context.seed),
     )
-    return network_params(finetuned.frozen | finetuned.params), finetuned.result
 
 
 def class_sets(
@@ -297,34 +337,23 @@ def batches(
 
 
 def run_finetuning(
-    name: str,
+    task: FinetuneTask,
     config: FineTuning,
-    start: InitialState,
-    loss_fn: Loss,
-    optimizer: Any,
     data: Iterator[Any],
     sampling: PreviewSampling,
-    usable: Callable[[train_state.Params], Any],
     context: FinetuneContext,
-    frozen: Callable[[], train_state.Params] | None = None,
-    fixed: tuple[Any, ...] = (),
-    made_from: str = "",
 ) -> Finetuned:
     """Runs the loop for fine-tuning and chooses the parameters to keep.
 
     Args:
-        name: The part that is fine-tuned, for messages and rows of metrics.
         sampling: The preview and how to sample it.
-        usable: Selects from all parameters those that are stored for use.
-        frozen: See ``Checkpoints``.
-        fixed: Further arguments of the loss, which no step changes.
-        made_from: What the step is made of, see ``StoredProgram``.
 
     Raises:
         InputError: ``keep="best"`` is set, and previews to choose by are gone.
         Stopped, NotFinite, StorageError: As ``loop.train``.
     """
-    with Checkpoints(context.folder, frozen=frozen) as checkpoints:
+    optimizer = optimizers.build(config.optim, config.steps)
+    with Checkpoints(context.folder, frozen=task.frozen) as checkpoints:
         latest = checkpoints.latest()
         if latest is None:
             remove_previews(context.previews)
@@ -333,50 +362,49 @@ def run_finetuning(
             best = BestCheckpoint(
                 context.folder, context.previews, latest, config.steps
             )
-        hooks = _loop_hooks(
-            config,
-            lambda params, batch, key: loss_fn(params, batch, key, *fixed),
-            sampling,
-            usable,
-            best,
-            context,
-        )
-        final = loop.train(
-            name,
-            start,
-            make_finetune_step(loss_fn, optimizer, config, context.seed),
+        hooks = _loop_hooks(task, config, sampling, best, context)
+        training = loop.Training(
+            task.name,
+            initial_state(
+                task.params,
+                optimizer,
+                config.optim.ema > 0,
+                context.mesh,
+                task.trainable,
+                context.rules,
+            ),
+            make_finetune_step(task.loss_fn, optimizer, config, context.seed),
             data,
             loop.LoopConfig.of(config),
             hooks,
-            mesh=context.mesh,
-            checkpoints=checkpoints,
-            metrics=context.metrics,
-            stop=context.stop,
-            profile=context.profile,
-            fixed=fixed,
-            made_from=made_from,
+            fixed=task.fixed,
+            made_from=task.made_from,
         )
+        final = loop.train(training, context.loop(checkpoints))
     if best is None:
         params, summary, step = hooks.inference(final), None, int(final.step)
     else:
         best.finish()
-        summary = best.summary()
-        params = {
-            kind: place(tree, context.mesh, context.rules if kind == "unet" else ())
-            for kind, tree in read_params(context.folder)[0].items()
-        }
+        params, summary = _stored_params(context), best.summary()
         step = summary["step"]
-    processes.wait(f"previews {name}")
+    processes.wait(f"previews {task.name}")
     similarity = _similarity(context.previews, step)
     result = {"similarity": similarity, "kept": summary}
     return Finetuned(params, final.frozen, result)
 
 
+def _stored_params(context: FinetuneContext) -> train_state.Params:
+    """The parameters that are stored for use, on the devices."""
+    return {
+        kind: place(tree, context.mesh, context.rules if kind == "unet" else ())
+        for kind, tree in read_params(context.folder)[0].items()
+    }
+
+
 def _loop_hooks(
+    task: FinetuneTask,
     config: FineTuning,
-    loss_fn: Loss,
     sampling: PreviewSampling,
-    usable: Callable[[train_state.Params], Any],
     best: BestCheckpoint | None,
     context: FinetuneContext,
 ) -> loop.LoopHooks:
@@ -389,13 +417,13 @@ def _loop_hooks(
         params = train_state.ema_params(state, config.optim.ema)
         sheet, scores = sampling.sample(params)
         if best is not None:
-            best.consider(step, scores, usable(params))
+            best.consider(step, scores, task.usable(params))
         previews.write_preview(context.previews, step, sheet, sampling.preview, scores)
 
     def inference(state: train_state.TrainState) -> Any:
         if best is not None:
             return best.params()
-        return usable(train_state.ema_params(state, config.optim.ema))
+        return task.usable(train_state.ema_params(state, config.optim.ema))
 
     def ends(step: int) -> bool:
         return best is not None and best.has_stalled(step, context.patience)
@@ -404,7 +432,9 @@ def _loop_hooks(
         learning_rate=optimizers.learning_rate(config.optim, config.steps),
         preview=preview,
         inference=inference,
-        diagnose=functools.partial(train_step.not_finite, loss_fn, seed=context.seed),
+        diagnose=functools.partial(
+            train_step.not_finite, task.fixed_loss, seed=context.seed
+        ),
         ends=ends if best is not None and context.patience else None,
     )
 

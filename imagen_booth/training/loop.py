@@ -55,11 +55,10 @@ class LoopConfig:
         every = settings.log_every, settings.save_every, settings.preview_every
         return cls(settings.steps, *every, always_usable)
 
-    @property
-    def intervals(self) -> tuple[int, ...]:
-        """The intervals at which a step's results are needed at once."""
+    def results_due(self, step: int) -> bool:
+        """Whether the results of ``step`` are needed at once."""
         every = (self.log_every, self.save_every, self.preview_every)
-        return tuple(steps for steps in every if steps)
+        return step == self.steps or any(n and step % n == 0 for n in every)
 
     def preview_due(self, step: int) -> bool:
         """Whether a preview is made at ``step``, which is not the last."""
@@ -100,6 +99,51 @@ class LoopHooks:
     ends: Callable[[int], bool] | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """What is trained, on what, and how long.
+
+    Attributes:
+        name: The stage, for messages and rows of metrics.
+        start: The state at step 0 and its shardings.
+        step_fn: The pure step; the loop jits it, with the state donated.
+        data: A grain iterator of batches: numpy rows of this process, and the
+            entries of ``train_step.SHARED``, which have no row axis.
+        config: The length and the intervals.
+        hooks: What happens besides the steps.
+        fixed: Further arguments of the step, which are never donated.
+        made_from: What the step is made of, see ``StoredProgram``.
+    """
+
+    name: str
+    start: InitialState
+    step_fn: StepFunction
+    data: Iterator[Any]
+    config: LoopConfig
+    hooks: LoopHooks
+    fixed: tuple[Any, ...] = ()
+    made_from: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopContext:
+    """Where a training runs and where its results go.
+
+    Attributes:
+        mesh: The devices.
+        checkpoints: Receives the state.
+        metrics: Receives the metrics.
+        stop: Whether a signal has come.
+        profile: Folder for a trace of a few early steps of the first process.
+    """
+
+    mesh: jax.sharding.Mesh
+    checkpoints: Checkpoints
+    metrics: MetricWriter
+    stop: StopRequest
+    profile: epath.Path | None = None
+
+
 def jit_step(step_fn: Callable[..., Any], abstract: TrainState) -> Any:
     """Jits the step; the state is donated and keeps its sharding.
 
@@ -112,35 +156,10 @@ def jit_step(step_fn: Callable[..., Any], abstract: TrainState) -> Any:
     return jax.jit(step_fn, donate_argnums=0, out_shardings=(placement, metrics))
 
 
-def train(
-    name: str,
-    start: InitialState,
-    step_fn: StepFunction,
-    data: Iterator[Any],
-    config: LoopConfig,
-    hooks: LoopHooks,
-    *,
-    mesh: jax.sharding.Mesh,
-    checkpoints: Checkpoints,
-    metrics: MetricWriter,
-    stop: StopRequest,
-    profile: epath.Path | None = None,
-    fixed: tuple[Any, ...] = (),
-    made_from: str = "",
-) -> TrainState:
-    """Trains from the newest checkpoint, or from ``start``, to ``config.steps``.
+def train(training: Training, context: LoopContext) -> TrainState:
+    """Trains from the newest checkpoint, or from the start, to ``config.steps``.
 
     It ends earlier where ``hooks.ends`` is true.
-
-    Args:
-        name: The stage, for messages and rows of metrics.
-        start: The state at step 0 and its shardings.
-        step_fn: The pure step; it is jitted here, with the state donated.
-        data: A grain iterator of batches: numpy rows of this process, and the
-            entries of ``train_step.SHARED``, which have no row axis.
-        profile: Folder for a trace of a few early steps of the first process.
-        fixed: Further arguments of the step, which are never donated.
-        made_from: What the step is made of, see ``StoredProgram``.
 
     Returns:
         The state after the last step.
@@ -150,89 +169,162 @@ def train(
         NotFinite: A loss or gradient is not finite; the last good state is saved.
         StorageError: A checkpoint cannot be written.
     """
-    state = _restore_or_start(name, start, data, config, hooks, checkpoints, metrics)
-    step, program = int(state.step), None
-    if hooks.ends is not None and checkpoints.is_usable(step) and hooks.ends(step):
+    state = _restore_or_start(training, context)
+    ends, step = training.hooks.ends, int(state.step)
+    if ends is not None and context.checkpoints.is_usable(step) and ends(step):
         return state
-    jitted = StoredProgram(jit_step(step_fn, start.abstract), made_from)
-    bar = tqdm.tqdm(total=config.steps, initial=step, desc=f"{name:>7}", unit="step")
-    trace = Trace(profile if processes.is_first() else None, step, config.steps)
-    timer, batches = _StepTimer(step), _Batches(data, mesh)
-    ok = sharding.put_copies(np.bool_(True), mesh)
-    unseen: list[_Sent] = []  # the steps that are not known to be finite, at most two
+    return _Loop(training, context, state).run()
 
-    def look(steps: int) -> None:
-        """Waits for the earliest ``steps`` steps that were sent."""
-        for sent in unseen[:steps]:
-            with timer.waiting():
+
+class _Loop:
+    """A training between its start and its end.
+
+    The host sends a step, and looks at the one before while the devices work.
+    """
+
+    def __init__(self, training: Training, context: LoopContext, state: TrainState):
+        self._training, self._context = training, context
+        self._config, self._hooks = training.config, training.hooks
+        self._state, self._step = state, int(state.step)
+        step_fn = jit_step(training.step_fn, training.start.abstract)
+        self._jitted = StoredProgram(step_fn, training.made_from)
+        self._program: Callable[..., Any] | None = None
+        self._ok = sharding.put_copies(np.bool_(True), context.mesh)
+        self._batches = _Batches(training.data, context.mesh)
+        self._unseen: list[_Sent] = []  # not known to be finite, at most two
+        self._timer = _StepTimer(self._step)
+        folder = context.profile if processes.is_first() else None
+        self._trace = Trace(folder, self._step, self._config.steps)
+        self._bar = tqdm.tqdm(
+            total=self._config.steps,
+            initial=self._step,
+            desc=f"{training.name:>7}",
+            unit="step",
+        )
+
+    def run(self) -> TrainState:
+        """Trains to the end, and returns the state there."""
+        with self._bar, self._trace:
+            while self._step < self._config.steps:
+                sent = self._send_step()
+                due = self._config.results_due(self._step)
+                stopping = not due and self._agree_to_stop()
+                # Elsewhere the devices have the next step to do when the host looks.
+                now = due or stopping or self._trace.ends_after(sent.step)
+                self._look(2 if now else len(self._unseen) - 1)
+                self._trace.after(sent.step)
+                last, preview_due = self._preview_and_end()
+                if self._step % self._config.log_every == 0 or last:
+                    self._write_metrics(sent.values)
+                if due and not last:
+                    stopping = self._any_host_stops()
+                self._save(sent.position, last, stopping)
+                if last:
+                    break
+                if preview_due:
+                    self._preview()
+        return self._state
+
+    def _send_step(self) -> "_Sent":
+        """Sends the next step to the devices, and reads the batch after it."""
+        training, timer = self._training, self._timer
+        self._trace.before(self._step)
+        timer.start_step()
+        batch, position = self._batches.take()
+        if self._program is None:
+            # Compiled ahead: a batch of another shape is an error, not a wait.
+            self._program = self._jitted.compile(
+                self._state, batch, *training.fixed, ok=self._ok
+            )
+            timer.leave_out_compilation()
+        with jax.profiler.StepTraceAnnotation(training.name, step_num=self._step):
+            self._state, values = self._program(
+                self._state, batch, *training.fixed, ok=self._ok
+            )
+        sent = _Sent(self._step, batch, position, values)
+        self._unseen.append(sent)
+        self._ok = values["finite"]
+        self._step += 1
+        saves = self._step % self._config.save_every == 0  # which needs the data here
+        if self._step < self._config.steps and not saves:
+            self._batches.read_ahead()  # while the devices work
+        timer.end_step(batch["image"].shape[0])
+        self._bar.update()
+        return sent
+
+    def _look(self, steps: int) -> None:
+        """Waits for the earliest ``steps`` steps that were sent.
+
+        Raises:
+            NotFinite: One is not finite; the state before it is saved.
+        """
+        for sent in self._unseen[:steps]:
+            with self._timer.waiting():
                 finite = bool(sent.values["finite"])
             if not finite:
                 # The steps after it changed nothing: this is the state before it.
-                batches.rewind(sent.position)
-                checkpoints.save(sent.step, state, data, wait=True)
-                tensors = hooks.diagnose(state, sent.batch)
-                raise NotFinite(_not_finite(name, sent.step, tensors))
-        del unseen[:steps]
+                self._write_checkpoint(sent.step, sent.position, None, wait=True)
+                tensors = self._hooks.diagnose(self._state, sent.batch)
+                raise NotFinite(_not_finite(self._training.name, sent.step, tensors))
+        del self._unseen[:steps]
 
-    with bar, trace:
-        while step < config.steps:
-            trace.before(step)
-            timer.start_step()
-            batch, position = batches.take()
-            if program is None:
-                # Compiled ahead: a batch of another shape is an error, not a wait.
-                program = jitted.compile(state, batch, *fixed, ok=ok)
-                timer.leave_out_compilation()
-            with jax.profiler.StepTraceAnnotation(name, step_num=step):
-                state, values = program(state, batch, *fixed, ok=ok)
-            unseen.append(_Sent(step, batch, position, values))
-            ok = values["finite"]
-            step += 1
-            last = step == config.steps
-            if not last and step % config.save_every:  # a save needs the data here
-                batches.read_ahead()  # while the devices work
-            timer.end_step(batch["image"].shape[0])
-            bar.update()
+    def _agree_to_stop(self) -> bool:
+        """Whether hosts agree to stop at a step whose results are not needed."""
+        asked = processes.count() == 1 or self._step % AGREE_EVERY == 0
+        return asked and self._any_host_stops()
 
-            due = last or any(step % every == 0 for every in config.intervals)
-            # Hosts agree at the steps whose results are needed, and now and then.
-            agree = processes.count() == 1 or step % AGREE_EVERY == 0
-            stopping = agree and not due and processes.any_host(stop.requested)
-            # Elsewhere the devices have the next step to do when the host looks at one.
-            now = due or stopping or trace.ends_after(step - 1)
-            look(2 if now else len(unseen) - 1)
-            trace.after(step - 1)
-            preview_due = config.preview_due(step)
-            if preview_due and not last and hooks.ends is not None:
-                hooks.preview(state, step)
-                timer.leave_out_preview()
-                last, preview_due = hooks.ends(step), False
-            if step % config.log_every == 0 or last:
-                rate = float(hooks.learning_rate(step - 1))
-                row = _metric_row(values) | {"train/lr": rate} | timer.rates(step)
-                bar.set_postfix(loss=f"{row['train/loss']:.4f}", refresh=False)
-                metrics.write(name, step, row | _device_memory())
-                timer.restart(step)
-            if due:
-                stopping = not last and processes.any_host(stop.requested)
-            if step == config.steps:
-                hooks.preview(state, step)  # before the save, which may depend on it
-            if last or stopping or step % config.save_every == 0:
-                usable = last or config.always_usable
-                params = hooks.inference(state) if usable else None
-                batches.rewind(position)
-                checkpoints.save(step, state, data, params, wait=last or stopping)
-            if stopping:
-                raise Stopped(
-                    f"{name}: saved at step {step} of {config.steps} and stopped; "
-                    "run the same command again to resume"
-                )
-            if last:
-                break
-            if preview_due:
-                hooks.preview(state, step)
-                timer.leave_out_preview()
-    return state
+    def _any_host_stops(self) -> bool:
+        return processes.any_host(self._context.stop.requested)
+
+    def _preview_and_end(self) -> tuple[bool, bool]:
+        """Whether this step is the last, and whether its preview is still to come."""
+        last = self._step == self._config.steps
+        due = self._config.preview_due(self._step) and not last
+        if due and self._hooks.ends is not None:
+            self._preview()
+            return self._hooks.ends(self._step), False
+        return last, due
+
+    def _preview(self) -> None:
+        self._hooks.preview(self._state, self._step)
+        self._timer.leave_out_preview()
+
+    def _write_metrics(self, values: dict[str, jax.Array]) -> None:
+        rate = float(self._hooks.learning_rate(self._step - 1))
+        row = _metric_row(values) | {"train/lr": rate} | self._timer.rates(self._step)
+        self._bar.set_postfix(loss=f"{row['train/loss']:.4f}", refresh=False)
+        row |= _device_memory()
+        self._context.metrics.write(self._training.name, self._step, row)
+        self._timer.restart(self._step)
+
+    def _save(self, position: Any, last: bool, stopping: bool) -> None:
+        """Saves where it is due, with the last preview before the last save.
+
+        Raises:
+            Stopped: ``stopping``.
+        """
+        if self._step == self._config.steps:
+            self._hooks.preview(self._state, self._step)  # the save may depend on it
+        if last or stopping or self._step % self._config.save_every == 0:
+            usable = last or self._config.always_usable
+            params = self._hooks.inference(self._state) if usable else None
+            wait = last or stopping
+            self._write_checkpoint(self._step, position, params, wait=wait)
+        if stopping:
+            raise Stopped(
+                f"{self._training.name}: saved at step {self._step} of "
+                f"{self._config.steps} and stopped; run the same command again to "
+                "resume"
+            )
+
+    def _write_checkpoint(
+        self, step: int, position: Any, params: Any, *, wait: bool
+    ) -> None:
+        """Saves the state, with the data at the position after its batch."""
+        self._batches.rewind(position)
+        self._context.checkpoints.save(
+            step, self._state, self._training.data, params, wait=wait
+        )
 
 
 class _Sent(NamedTuple):
@@ -283,27 +375,21 @@ class _Batches:
         return batch, self._data.get_state()
 
 
-def _restore_or_start(
-    name: str,
-    start: InitialState,
-    data: Iterator[Any],
-    config: LoopConfig,
-    hooks: LoopHooks,
-    checkpoints: Checkpoints,
-    metrics: MetricWriter,
-) -> TrainState:
+def _restore_or_start(training: Training, context: LoopContext) -> TrainState:
     """The state to start from, with the metrics and previews that belong to it."""
+    start, data, hooks = training.start, training.data, training.hooks
+    checkpoints = context.checkpoints
     if checkpoints.latest() is None:
         state = start.make()
     else:
         state = checkpoints.restore(start.abstract, data)
     step = int(state.step)
-    metrics.rewind(name, step)
+    context.metrics.rewind(training.name, step)
     if step == 0:
         # Storage that cannot be written fails now, not after hours of training.
         checkpoints.save(0, state, data, wait=True)
         hooks.preview(state, 0)
-    elif step < config.steps and config.preview_due(step):
+    elif step < training.config.steps and training.config.preview_due(step):
         hooks.preview(state, step)  # the run may have ended between save and preview
     return state
 

@@ -34,6 +34,7 @@ from imagen_booth.toybox.pairs import Pairs
 from imagen_booth.toybox.records import BLOCK, RenderedRecords
 from imagen_booth.train_state import Params, TrainState, ema_params
 from imagen_booth.training import finetune, loop, optimizers, train_step
+from imagen_booth.training.loop import LoopContext
 from imagen_booth.training.pretrain_stage import HELD_OUT_SEED
 from imagen_booth.weights.load import place
 
@@ -273,32 +274,28 @@ def _fit(
             scores = measure(toybox_judge.Judge(_stored(job, state)), *held_out)
             metrics.write(toybox_judge.NAME, step, _score_row(scores))
 
+    training = loop.Training(
+        toybox_judge.NAME,
+        finetune.initial_state(
+            {toybox_judge.NAME: params},
+            optimizer,
+            job.optim.ema > 0,
+            mesh,
+            ("judge/.*",),
+        ),
+        train_step.make_step(loss_fn, optimizer, seed=job.seed, ema=job.optim.ema),
+        pipeline.iterate(_batches(job, mesh, *train)),
+        loop.LoopConfig.of(job),
+        loop.LoopHooks(
+            learning_rate=optimizers.learning_rate(job.optim, job.steps),
+            preview=preview,
+            inference=lambda state: ema_params(state, job.optim.ema),
+            diagnose=functools.partial(train_step.not_finite, loss_fn, seed=job.seed),
+        ),
+    )
     with Checkpoints(folder) as checkpoints:
-        final = loop.train(
-            toybox_judge.NAME,
-            finetune.initial_state(
-                {toybox_judge.NAME: params},
-                optimizer,
-                job.optim.ema > 0,
-                mesh,
-                ("judge/.*",),
-            ),
-            train_step.make_step(loss_fn, optimizer, seed=job.seed, ema=job.optim.ema),
-            pipeline.iterate(_batches(job, mesh, *train)),
-            loop.LoopConfig.of(job),
-            loop.LoopHooks(
-                learning_rate=optimizers.learning_rate(job.optim, job.steps),
-                preview=preview,
-                inference=lambda state: ema_params(state, job.optim.ema),
-                diagnose=functools.partial(
-                    train_step.not_finite, loss_fn, seed=job.seed
-                ),
-            ),
-            mesh=mesh,
-            checkpoints=checkpoints,
-            metrics=metrics,
-            stop=stop,
-        )
+        context = LoopContext(mesh, checkpoints, metrics, stop)
+        final = loop.train(training, context)
     _write_weights(job, work, _stored(job, final), held_out)
 
 

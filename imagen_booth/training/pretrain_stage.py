@@ -42,6 +42,7 @@ from imagen_booth.toybox.grammar import WORDS
 from imagen_booth.toybox.records import RenderedRecords, block_length
 from imagen_booth.train_state import Params, TrainState, ema_params
 from imagen_booth.training import finetune, loop, mesh_choice, optimizers, train_step
+from imagen_booth.training.loop import LoopContext
 from imagen_booth.weights import placement
 from imagen_booth.weights.load import Part, load
 
@@ -361,26 +362,24 @@ def _fit(run: _Pretraining, folder: epath.Path, stop: StopRequest) -> None:
         job.mesh.rules,
     )
     hooks = _loop_hooks(run, loss_fn, trained)
+    training = loop.Training(
+        stage.name,
+        start,
+        train_step.make_step(
+            loss_fn,
+            optimizer,
+            seed=job.seed,
+            ema=job.optim.ema,
+            accumulate=job.accumulate,
+        ),
+        pipeline.iterate(data),
+        loop.LoopConfig.of(job, always_usable=True),
+        hooks,
+    )
+    profile = work.path / "profile" / stage.name if run.profile else None
     with Checkpoints(folder) as checkpoints:
-        final = loop.train(
-            stage.name,
-            start,
-            train_step.make_step(
-                loss_fn,
-                optimizer,
-                seed=job.seed,
-                ema=job.optim.ema,
-                accumulate=job.accumulate,
-            ),
-            pipeline.iterate(data),
-            loop.LoopConfig.of(job, always_usable=True),
-            hooks,
-            mesh=run.mesh,
-            checkpoints=checkpoints,
-            metrics=run.metrics,
-            stop=stop,
-            profile=work.path / "profile" / stage.name if run.profile else None,
-        )
+        context = LoopContext(run.mesh, checkpoints, run.metrics, stop, profile)
+        final = loop.train(training, context)
     if work.manifest["prior"].get("steps") != int(final.step):
         # An earlier run ended between the last save and its preview.
         hooks.preview(final, int(final.step))

@@ -35,8 +35,12 @@ from imagen_booth.sampling.text_embeddings import (
 from imagen_booth.text import caption_cleaning
 from imagen_booth.text.prompts import fill
 from imagen_booth.text.tokenizer import UNKNOWN
-from imagen_booth.training import finetune, optimizers, previews, train_step
-from imagen_booth.training.finetune import FinetuneContext, PreviewSampling
+from imagen_booth.training import finetune, previews, train_step
+from imagen_booth.training.finetune import (
+    FinetuneContext,
+    FinetuneTask,
+    PreviewSampling,
+)
 from imagen_booth.training.previews import Preview
 from imagen_booth.training.subject_prompts import PromptTexts
 from imagen_booth.weights.load import Part
@@ -140,7 +144,6 @@ def learn_embedding(
         ``finetune.Finetuned``.
     """
     stage, text, unet = cascade.stage("base"), parts["text"], parts["base"]
-    optimizer = optimizers.build(config.optim, config.steps)
     loss_config = finetune.make_loss_config(config)
 
     def loss_fn(params, batch, key):
@@ -151,25 +154,19 @@ def learn_embedding(
 
     frozen = {"text": text.params, "unet": unet.params}
     first = sharding.put_copies(_first_rows(text, tokens), context.mesh)
-    start = finetune.initial_state(
-        frozen | {"rows": {"vectors": first}},
-        optimizer,
-        config.optim.ema > 0,
-        context.mesh,
-        (ROWS,),
-        context.rules,
-    )
     finetuned = finetune.run_finetuning(
-        "text",
+        FinetuneTask(
+            name="text",
+            params=frozen | {"rows": {"vectors": first}},
+            trainable=(ROWS,),
+            loss_fn=loss_fn,
+            usable=lambda params: {"rows": params["rows"]},
+            frozen=lambda: frozen,
+        ),
         config,
-        start,
-        loss_fn,
-        optimizer,
         pipeline.iterate(_batches(tokens, config, subject, context)),
         _preview_sampling(tokens, cascade, parts, preview, context.mesh),
-        lambda params: {"rows": params["rows"]},
         context,
-        frozen=lambda: frozen,
     )
     vectors = sharding.fetch(finetuned.params["rows"]["vectors"])
     learned = LearnedEmbedding(tokens.ids, np.asarray(vectors, np.float32))

@@ -15,6 +15,7 @@ for its two terms, at every batch size; 1/n for every row is plain training, and
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -25,7 +26,7 @@ from jaxtyping import Array
 
 from imagen_booth import train_state as states
 from imagen_booth.cascade import Stage
-from imagen_booth.denoiser import Prediction, condition, predict
+from imagen_booth.denoiser import Condition, Prediction, condition, predict
 from imagen_booth.diffusion import augment, loss, process
 from imagen_booth.diffusion.schedule import TableSchedule
 from imagen_booth.models.hint import hint
@@ -97,22 +98,15 @@ def batch_loss(
         "sum_class", "rows_class"} [], unweighted but for the first.
     """
     x0 = batch["image"]
-    rows = x0.shape[0]
-    noise_key, time_key, null_key, level_key, low_key = jax.random.split(key, 5)
+    noise_key, time_key, null_key, *low_keys = jax.random.split(key, 5)
 
     text, text_mask = _batch_text(text_encoder, params, batch)
-    if config.null_text > 0:
-        drop = jax.random.bernoulli(null_key, config.null_text, (rows,))
-        text, text_mask = _drop_text(text, text_mask, batch, drop)
-
+    text, text_mask = _drop_text(text, text_mask, batch, config.null_text, null_key)
     cond = None
     if stage.low_resolution is not None:
-        level = sample_level(level_key, config.level, rows)
-        cond = condition(
-            stage, batch["low"], level, jax.random.normal(low_key, x0.shape)
-        )
+        cond = _augmented_low(stage, config.level, batch, *low_keys)
 
-    t = stage.schedule.draw(time_key, (rows,))
+    t = stage.schedule.draw(time_key, x0.shape[:1])
     eps = hint(jax.random.normal(noise_key, x0.shape))
     alpha, sigma = stage.schedule.alpha(t), stage.schedule.sigma(t)
     xt = process.add_noise(x0, eps, alpha, sigma)
@@ -125,9 +119,7 @@ def batch_loss(
         target = process.target(stage.prediction, x0, eps, alpha, sigma)
         target = frozen.put(frozen.prediction.raw, target)
 
-    def apply(*inputs):
-        return unet(params["unet"], *inputs)
-
+    apply = functools.partial(unet, params["unet"])
     out = predict(stage, apply, xt, t, text, text_mask, cond)
     logsnr = stage.schedule.logsnr(t)
     rows_loss = loss.per_example(
@@ -138,6 +130,15 @@ def batch_loss(
 
     total = loss.weighted_sum(rows_loss, batch["weight"])
     return total, {"loss": total} | _group_sums(rows_loss, batch["group"])
+
+
+def _augmented_low(
+    stage: Stage, level: tuple[float, float], batch: Batch, level_key: Array, key: Array
+) -> Condition:
+    """The small images of a super-resolution batch, at levels of their own."""
+    shape = batch["image"].shape
+    levels = sample_level(level_key, level, shape[0])
+    return condition(stage, batch["low"], levels, jax.random.normal(key, shape))
 
 
 def _bound(
@@ -173,9 +174,12 @@ def _batch_text(
 
 
 def _drop_text(
-    text: Array, mask: Array, batch: Batch, drop: Array
+    text: Array, mask: Array, batch: Batch, share: float, key: Array
 ) -> tuple[Array, Array]:
-    """Text and mask with the null text in the rows where ``drop`` [B] is True."""
+    """Text and mask, with the null text in a randomly drawn share of the rows."""
+    if share == 0:
+        return text, mask
+    drop = jax.random.bernoulli(key, share, (text.shape[0],))
     null = jnp.broadcast_to(batch["null"][None], text.shape)
     null_mask = jnp.broadcast_to(batch["null_mask"][None], mask.shape)
     text = jnp.where(drop[:, None, None], null.astype(text.dtype), text)
@@ -238,29 +242,37 @@ def make_step(
         metrics = _means(sums)
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm) & ok
-        with jax.numpy_dtype_promotion("standard"):  # optax counts steps in int32
-            updates, opt_state = optimizer.update(
-                grads, state.opt_state, state.trainable
-            )
-        trainable = optax.apply_updates(state.trainable, updates)
-        average = state.ema
-        if average is not None:
-            average = jax.tree.map(
-                lambda old, new: old + (1.0 - ema) * (new - old), average, trainable
-            )
-        new = dataclasses.replace(
-            state,
-            step=state.step + 1,
-            trainable=trainable,
-            opt_state=opt_state,
-            ema=average,
-        )
+        new = _updated(state, grads, optimizer, ema)
         new = jax.tree.map(
             lambda a, b: a if a is b else jnp.where(finite, a, b), new, state
         )
         return new, metrics | {"grad_norm": norm, "finite": finite}
 
     return step
+
+
+def _updated(
+    state: states.TrainState,
+    grads: Any,
+    optimizer: optax.GradientTransformation,
+    ema: float,
+) -> states.TrainState:
+    """The state after a step with these gradients."""
+    with jax.numpy_dtype_promotion("standard"):  # optax counts steps in int32
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
+    trainable = optax.apply_updates(state.trainable, updates)
+    average = state.ema
+    if average is not None:
+        average = jax.tree.map(
+            lambda old, new: old + (1.0 - ema) * (new - old), average, trainable
+        )
+    return dataclasses.replace(
+        state,
+        step=state.step + 1,
+        trainable=trainable,
+        opt_state=opt_state,
+        ema=average,
+    )
 
 
 def _means(sums: dict[str, Array]) -> dict[str, Array]:

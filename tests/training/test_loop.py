@@ -58,18 +58,16 @@ class Run:
             Checkpoints(self.folder / "base") as checkpoints,
             MetricWriter(self.folder, active=True) as metrics,
         ):
-            return loop.train(
+            training = loop.Training(
                 "base",
                 finetune.initial_state(params, optimizer, False, mesh),
                 train_step.make_step(self.loss, optimizer, seed=0),
                 iter(data.to_iter_dataset(grain.ReadOptions(num_threads=0))),
                 self.config,
                 hooks,
-                mesh=mesh,
-                checkpoints=checkpoints,
-                metrics=metrics,
-                stop=self.stop,
             )
+            context = loop.LoopContext(mesh, checkpoints, metrics, self.stop)
+            return loop.train(training, context)
 
 
 def test_a_step_that_is_not_finite_leaves_the_state_before_it(tmp_path):

@@ -144,7 +144,7 @@ def fit(cascade, stage, mesh, folder, count, watch=lambda state: None, rules=())
         metrics.MetricWriter(folder, active=True) as writer,
     ):
         start = finetune.initial_state(params, optimizer, True, mesh, rules=rules)
-        return loop.train(
+        training = loop.Training(
             "base",
             start,
             train_step.make_step(loss_fn, optimizer, seed=0, ema=0.99),
@@ -156,11 +156,9 @@ def fit(cascade, stage, mesh, folder, count, watch=lambda state: None, rules=())
                 inference=lambda state: None,
                 diagnose=lambda state, batch: [],
             ),
-            mesh=mesh,
-            checkpoints=checkpoints,
-            metrics=writer,
-            stop=StopRequest(),
         )
+        context = loop.LoopContext(mesh, checkpoints, writer, StopRequest())
+        return loop.train(training, context)
 
 
 @pytest.mark.long
