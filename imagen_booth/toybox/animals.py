@@ -1,5 +1,7 @@
 """Animals: dogs, cats and ducks."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 from imagen_booth.toybox.bodies import (
@@ -21,6 +23,24 @@ from imagen_booth.toybox.scene import Build, Material, Vec, add, apply, moved
 
 _SIDES = (-1.0, 1.0)
 _PINK = Material(colour=(0.93, 0.58, 0.60))
+
+
+class _Coat(NamedTuple):
+    """Fur of the parts of an animal; `plain` covers the legs, the neck and the tail."""
+
+    plain: Material
+    trunk: Material
+    feet: Material
+    face: Material
+    snout: Material
+
+
+class _Joints(NamedTuple):
+    """Where neck and tail join the trunk; `rise` leads from the neck to the head."""
+
+    neck: Vec
+    rump: Vec
+    rise: Vec
 
 
 def dog(rng: np.random.Generator, name: str, pose: Pose) -> Body:
@@ -50,70 +70,29 @@ def dog(rng: np.random.Generator, name: str, pose: Pose) -> Body:
         "fade": plain.but(texture="fade", colour=mark, second=coat, offset=0.1),
         "split": plain.but(texture="split", axis=(0.0, 0.35, 1.0), offset=0.25),
     }[pattern]
-    feet = pale if pale_feet else plain
-
-    body = Build()
-    wide = 0.29 * build
-    rise = (0.0, 0.30, 0.16)
-    if pose.stance == "sit":
-        body.ball((0.0, 0.50, -0.10), (wide + 0.02, 0.46, 0.34), trunk, pitch=-14.0)
-        for s in _SIDES:
-            body.ball((s * wide * 0.85, 0.25, -0.10), (0.17, 0.25, 0.30), trunk)
-            body.ball((s * wide * 0.95, 0.08, 0.18), (0.12, 0.085, 0.18), feet)
-            shoulder = (s * 0.13, 0.56, 0.16)
-            body.tube((s * 0.14, 0.06, 0.30), shoulder, 0.095, plain, taper=1.1)
-            body.ball((s * 0.14, 0.54, 0.13), (0.12, 0.16, 0.13), plain)
-            body.ball((s * 0.14, 0.075, 0.35), (0.11, 0.08, 0.14), feet)
-        neck, rump = (0.0, 0.86, 0.06), (0.0, 0.18, -0.42)
-    elif pose.stance == "lie":
-        body.ball((0.0, 0.27, -0.18), (wide + 0.05, 0.27, 0.58), trunk)
-        for s in _SIDES:
-            body.ball((s * (wide + 0.02), 0.17, -0.48), (0.15, 0.18, 0.26), trunk)
-            elbow = (s * 0.20, 0.16, 0.10)
-            body.tube((s * 0.20, 0.10, 0.50), elbow, 0.085, plain, taper=1.2)
-            body.ball((s * 0.20, 0.085, 0.55), (0.11, 0.085, 0.14), feet)
-        neck, rump = (0.0, 0.44, 0.22), (0.0, 0.24, -0.72)
-        rise = (0.0, 0.16, 0.24)
-    else:
-        spine = 0.40 * tall + 0.24
-        body.ball((0.0, spine, -0.12), (wide, 0.27, 0.50), trunk)
-        chest = (wide * 1.02, 0.30, 0.28)
-        body.ball((0.0, spine + 0.02, 0.14), chest, pale if pale_chest else plain)
-        for s in _SIDES:
-            for z in (0.22, -0.42):
-                x = s * wide * 0.62
-                body.tube((x, 0.05, z), (x, spine, z), 0.10, plain, taper=1.2)
-                body.ball((x, 0.075, z + 0.05), (0.115, 0.08, 0.15), feet)
-        neck, rump = (0.0, spine + 0.20, 0.26), (0.0, spine + 0.10, -0.56)
-    _add_dog_tail(body, rump, tail, pose.wag, plain, pale if tail_tip else plain)
-
-    half = (0.345 * head_size, 0.315 * head_size, 0.31 * head_size)
     face = plain
     if eye_patch:
         spot = (0.48 * patch_side, 0.25, 0.80)
         face = plain.but(texture="blob", axis=spot, offset=0.52)
-    head = Build()
-    head.ball((0.0, 0.0, 0.0), half, face)
-    length = 0.17 * snout_long
-    tip = half[2] * 0.72 + length
-    snout = (0.165 * snout_wide, 0.13, length + 0.06)
-    head.ball((0.0, -0.10, half[2] * 0.75), snout, pale if pale_snout else plain)
-    nose = Material(colour=nose_colour, gloss=0.8)
-    head.ball((0.0, -0.035, tip + 0.03), (0.072, 0.055, 0.05), nose)
-    place = (0.42, 0.24)
-    add_eyes(head, half, place, 0.062)
+    fur = _Coat(
+        plain=plain,
+        trunk=trunk,
+        feet=pale if pale_feet else plain,
+        face=face,
+        snout=pale if pale_snout else plain,
+    )
+    body, chest = Build(), pale if pale_chest else plain
+    joints = _add_dog_trunk(body, pose.stance, 0.29 * build, tall, fur, chest)
+    tip = pale if tail_tip else plain
+    _add_dog_tail(body, joints.rump, tail, pose.wag, plain, tip)
+
+    half = (0.345 * head_size, 0.315 * head_size, 0.31 * head_size)
+    head = _dog_head(half, snout_long, snout_wide, fur, nose_colour)
     for s in _SIDES:
         ear = pale if marked_ears or (ears_differ and s == patch_side) else plain
-        if ears == "floppy":
-            flap = (0.085, 0.27, 0.17)
-            head.ball((s * (half[0] + 0.03), 0.0, 0.0), flap, ear, roll=s * 14.0)
-        elif ears == "pointed":
-            base, top = (s * 0.19, 0.18, 0.0), (s * 0.29, 0.52, -0.02)
-            _add_pointed_ear(head, base, top, 0.15, ear, 0.085)
-        else:
-            head.ball((s * 0.31, 0.20, 0.05), (0.20, 0.075, 0.13), ear, roll=s * -38.0)
+        _add_dog_ear(head, s, half[0], ears, ear)
 
-    centre = add(neck, rise)
+    neck, centre = joints.neck, add(joints.neck, joints.rise)
     throat, nape = add(neck, (0.0, -0.16, -0.06)), add(centre, (0.0, -0.06, -0.04))
     body.tube(throat, nape, 0.19, plain, taper=0.95)
     ring = add(neck, (0.0, 0.06, 0.04))
@@ -124,6 +103,67 @@ def dog(rng: np.random.Generator, name: str, pose: Pose) -> Body:
         body.ball(add(ring, (0.0, -0.14, 0.20)), (0.058, 0.062, 0.03), tag)
     body += moved(head, pose.head, centre)
     return Body(shapes=body, fit=_fit(pose, centre, half, ring, 0.25, 24.0, 0.92))
+
+
+def _add_dog_trunk(
+    body: Build, stance: str, wide: float, tall: float, fur: _Coat, chest: Material
+) -> _Joints:
+    """Adds the trunk and the legs of a dog that sits, lies or stands."""
+    if stance == "sit":
+        body.ball((0.0, 0.50, -0.10), (wide + 0.02, 0.46, 0.34), fur.trunk, pitch=-14.0)
+        for s in _SIDES:
+            body.ball((s * wide * 0.85, 0.25, -0.10), (0.17, 0.25, 0.30), fur.trunk)
+            body.ball((s * wide * 0.95, 0.08, 0.18), (0.12, 0.085, 0.18), fur.feet)
+            shoulder = (s * 0.13, 0.56, 0.16)
+            body.tube((s * 0.14, 0.06, 0.30), shoulder, 0.095, fur.plain, taper=1.1)
+            body.ball((s * 0.14, 0.54, 0.13), (0.12, 0.16, 0.13), fur.plain)
+            body.ball((s * 0.14, 0.075, 0.35), (0.11, 0.08, 0.14), fur.feet)
+        return _Joints((0.0, 0.86, 0.06), (0.0, 0.18, -0.42), rise=(0.0, 0.30, 0.16))
+    if stance == "lie":
+        body.ball((0.0, 0.27, -0.18), (wide + 0.05, 0.27, 0.58), fur.trunk)
+        for s in _SIDES:
+            body.ball((s * (wide + 0.02), 0.17, -0.48), (0.15, 0.18, 0.26), fur.trunk)
+            elbow = (s * 0.20, 0.16, 0.10)
+            body.tube((s * 0.20, 0.10, 0.50), elbow, 0.085, fur.plain, taper=1.2)
+            body.ball((s * 0.20, 0.085, 0.55), (0.11, 0.085, 0.14), fur.feet)
+        return _Joints((0.0, 0.44, 0.22), (0.0, 0.24, -0.72), rise=(0.0, 0.16, 0.24))
+    spine = 0.40 * tall + 0.24
+    body.ball((0.0, spine, -0.12), (wide, 0.27, 0.50), fur.trunk)
+    body.ball((0.0, spine + 0.02, 0.14), (wide * 1.02, 0.30, 0.28), chest)
+    for s in _SIDES:
+        for z in (0.22, -0.42):
+            x = s * wide * 0.62
+            body.tube((x, 0.05, z), (x, spine, z), 0.10, fur.plain, taper=1.2)
+            body.ball((x, 0.075, z + 0.05), (0.115, 0.08, 0.15), fur.feet)
+    neck, rump = (0.0, spine + 0.20, 0.26), (0.0, spine + 0.10, -0.56)
+    return _Joints(neck, rump, rise=(0.0, 0.30, 0.16))
+
+
+def _dog_head(half: Vec, long_: float, wide: float, fur: _Coat, nose: Vec) -> Build:
+    """A dog's head without ears; `long_` and `wide` are factors for the snout."""
+    head = Build()
+    head.ball((0.0, 0.0, 0.0), half, fur.face)
+    length = 0.17 * long_
+    tip = half[2] * 0.72 + length
+    snout = (0.165 * wide, 0.13, length + 0.06)
+    head.ball((0.0, -0.10, half[2] * 0.75), snout, fur.snout)
+    shiny = Material(colour=nose, gloss=0.8)
+    head.ball((0.0, -0.035, tip + 0.03), (0.072, 0.055, 0.05), shiny)
+    add_eyes(head, half, (0.42, 0.24), 0.062)
+    return head
+
+
+def _add_dog_ear(head: Build, side: float, edge: float, kind: str, skin: Material):
+    """Adds the ear of one side; `edge` is half the width of the head."""
+    if kind == "floppy":
+        flap = (0.085, 0.27, 0.17)
+        head.ball((side * (edge + 0.03), 0.0, 0.0), flap, skin, roll=side * 14.0)
+    elif kind == "pointed":
+        base, top = (side * 0.19, 0.18, 0.0), (side * 0.29, 0.52, -0.02)
+        _add_pointed_ear(head, base, top, 0.15, skin, 0.085)
+    else:
+        fold = (0.20, 0.075, 0.13)
+        head.ball((side * 0.31, 0.20, 0.05), fold, skin, roll=side * -38.0)
 
 
 def _add_dog_tail(
@@ -196,72 +236,22 @@ def cat(rng: np.random.Generator, name: str, pose: Pose) -> Body:
         face = plain.but(texture="blob", axis=spot, offset=0.6)
     elif pattern == "stripes":
         face = plain.but(texture="band", axis=(1.0, 0.0, 0.0), scale=0.11)
-    feet = pale if pale_feet else plain
-
-    body = Build()
-    wide = 0.25 * slim
-    rise = (0.0, 0.27, 0.12)
-    tail = (
-        (0.20, -0.03, -0.04),
-        (0.38, -0.02, 0.08),
-        (0.47, -0.01, 0.26),
-        (0.44, 0.0, 0.44),
+    fur = _Coat(
+        plain=plain,
+        trunk=trunk,
+        feet=pale if pale_feet else plain,
+        face=face,
+        snout=pale if pale_snout else plain,
     )
-    if pose.stance == "stand":
-        body.ball((0.0, 0.58, -0.12), (wide, 0.23, 0.46), trunk)
-        for s in _SIDES:
-            for z in (0.20, -0.42):
-                x = s * wide * 0.6
-                body.tube((x, 0.05, z), (x, 0.58, z), 0.075, plain, taper=1.25)
-                body.ball((x, 0.06, z + 0.04), (0.09, 0.065, 0.12), feet)
-        neck, rump = (0.0, 0.72, 0.24), (0.0, 0.66, -0.52)
-        sway = 0.25 * pose.wag
-        tail = (
-            (0.0, 0.10, -0.10),
-            (0.4 * sway, 0.28, -0.16),
-            (0.8 * sway, 0.46, -0.15),
-            (sway, 0.62, -0.08),
-        )
-    elif pose.stance == "lie":
-        body.ball((0.0, 0.25, -0.14), (wide + 0.09, 0.25, 0.52), trunk)
-        for s in _SIDES:
-            body.ball((s * 0.16, 0.07, 0.38), (0.09, 0.07, 0.18), feet)
-        neck, rump = (0.0, 0.38, 0.22), (0.0, 0.15, -0.60)
-        rise = (0.0, 0.20, 0.18)
-    else:
-        body.ball((0.0, 0.46, -0.10), (wide + 0.05, 0.44, 0.33), trunk, pitch=-10.0)
-        for s in _SIDES:
-            body.ball((s * (wide + 0.02), 0.20, -0.08), (0.14, 0.21, 0.27), trunk)
-            shoulder = (s * 0.10, 0.50, 0.13)
-            body.tube((s * 0.11, 0.05, 0.24), shoulder, 0.075, plain, taper=1.15)
-            body.ball((s * 0.105, 0.49, 0.11), (0.095, 0.14, 0.105), plain)
-            body.ball((s * 0.11, 0.062, 0.28), (0.09, 0.066, 0.12), feet)
-        neck, rump = (0.0, 0.78, 0.03), (0.0, 0.12, -0.38)
+    body = Build()
+    joints = _add_cat_trunk(body, pose.stance, 0.25 * slim, fur)
+    neck, centre = joints.neck, add(joints.neck, joints.rise)
     if pale_chest:
         body.ball(add(neck, (0.0, -0.20, 0.13)), (0.15, 0.22, 0.12), pale)
-    joint = (0.075, 0.125 if pose.stance == "stand" else 0.075, 0.12)
-    for i, bend in enumerate(tail):
-        body.ball(add(rump, bend), joint, pale if tail_tip and i == 3 else trunk)
+    _add_cat_tail(body, joints.rump, pose, trunk, pale if tail_tip else trunk)
 
     half = (0.37 * head_size, 0.30 * head_size, 0.29 * head_size)
-    head = Build()
-    head.ball((0.0, 0.0, 0.0), half, face)
-    whisker = Material(colour=CREAM)
-    for s in _SIDES:
-        cheek = (s * 0.07, -0.115, half[2] * 0.86)
-        head.ball(cheek, (0.095, 0.075, 0.085), pale if pale_snout else plain)
-        for lift in (-1.0, 1.0):
-            root = (s * 0.10, -0.10 + 0.009 * lift, half[2] * 0.95)
-            end = (s * 0.44, -0.09 + 0.066 * lift, half[2] * 0.92)
-            head.tube(root, end, 0.008, whisker, casts=False)
-        base, top = (s * 0.22, 0.16, 0.0), (s * 0.30, 0.16 + 0.32 * ear_tall, 0.0)
-        _add_pointed_ear(head, base, top, 0.15, plain, 0.10)
-    nose = _PINK.but(gloss=0.5)
-    head.ball((0.0, -0.065, half[2] + 0.04), (0.042, 0.032, 0.03), nose)
-    place = (0.45, 0.16)
-    add_eyes(head, half, place, 0.075, iris=iris)
-
-    centre = add(neck, rise)
+    head = _cat_head(half, ear_tall, fur, iris)
     throat, nape = add(neck, (0.0, -0.14, -0.04)), add(centre, (0.0, -0.06, -0.03))
     body.tube(throat, nape, 0.155, plain)
     ring = add(neck, (0.0, 0.05, 0.03))
@@ -272,6 +262,74 @@ def cat(rng: np.random.Generator, name: str, pose: Pose) -> Body:
         body.ball(add(ring, (0.0, -0.10, 0.18)), 0.05, bell)
     body += moved(head, pose.head, centre)
     return Body(shapes=body, fit=_fit(pose, centre, half, ring, 0.22, 20.0, 0.86))
+
+
+def _add_cat_trunk(body: Build, stance: str, wide: float, fur: _Coat) -> _Joints:
+    """Adds the trunk and the legs of a cat that stands, lies or sits."""
+    if stance == "stand":
+        body.ball((0.0, 0.58, -0.12), (wide, 0.23, 0.46), fur.trunk)
+        for s in _SIDES:
+            for z in (0.20, -0.42):
+                x = s * wide * 0.6
+                body.tube((x, 0.05, z), (x, 0.58, z), 0.075, fur.plain, taper=1.25)
+                body.ball((x, 0.06, z + 0.04), (0.09, 0.065, 0.12), fur.feet)
+        return _Joints((0.0, 0.72, 0.24), (0.0, 0.66, -0.52), rise=(0.0, 0.27, 0.12))
+    if stance == "lie":
+        body.ball((0.0, 0.25, -0.14), (wide + 0.09, 0.25, 0.52), fur.trunk)
+        for s in _SIDES:
+            body.ball((s * 0.16, 0.07, 0.38), (0.09, 0.07, 0.18), fur.feet)
+        return _Joints((0.0, 0.38, 0.22), (0.0, 0.15, -0.60), rise=(0.0, 0.20, 0.18))
+    body.ball((0.0, 0.46, -0.10), (wide + 0.05, 0.44, 0.33), fur.trunk, pitch=-10.0)
+    for s in _SIDES:
+        body.ball((s * (wide + 0.02), 0.20, -0.08), (0.14, 0.21, 0.27), fur.trunk)
+        shoulder = (s * 0.10, 0.50, 0.13)
+        body.tube((s * 0.11, 0.05, 0.24), shoulder, 0.075, fur.plain, taper=1.15)
+        body.ball((s * 0.105, 0.49, 0.11), (0.095, 0.14, 0.105), fur.plain)
+        body.ball((s * 0.11, 0.062, 0.28), (0.09, 0.066, 0.12), fur.feet)
+    return _Joints((0.0, 0.78, 0.03), (0.0, 0.12, -0.38), rise=(0.0, 0.27, 0.12))
+
+
+def _add_cat_tail(body: Build, at: Vec, pose: Pose, hair: Material, tip: Material):
+    """Adds a tail that is up if the cat stands, and lies around it otherwise."""
+    if pose.stance == "stand":
+        sway, thick = 0.25 * pose.wag, 0.125
+        bends = (
+            (0.0, 0.10, -0.10),
+            (0.4 * sway, 0.28, -0.16),
+            (0.8 * sway, 0.46, -0.15),
+            (sway, 0.62, -0.08),
+        )
+    else:
+        thick = 0.075
+        bends = (
+            (0.20, -0.03, -0.04),
+            (0.38, -0.02, 0.08),
+            (0.47, -0.01, 0.26),
+            (0.44, 0.0, 0.44),
+        )
+    for i, bend in enumerate(bends):
+        half = (0.075, thick, 0.12)
+        body.ball(add(at, bend), half, tip if i == 3 else hair)
+
+
+def _cat_head(half: Vec, ear_tall: float, fur: _Coat, iris: Vec) -> Build:
+    """A cat's head with whiskers; `ear_tall` is a factor for the ears' height."""
+    head = Build()
+    head.ball((0.0, 0.0, 0.0), half, fur.face)
+    whisker = Material(colour=CREAM)
+    for s in _SIDES:
+        cheek = (s * 0.07, -0.115, half[2] * 0.86)
+        head.ball(cheek, (0.095, 0.075, 0.085), fur.snout)
+        for lift in (-1.0, 1.0):
+            root = (s * 0.10, -0.10 + 0.009 * lift, half[2] * 0.95)
+            end = (s * 0.44, -0.09 + 0.066 * lift, half[2] * 0.92)
+            head.tube(root, end, 0.008, whisker, casts=False)
+        base, top = (s * 0.22, 0.16, 0.0), (s * 0.30, 0.16 + 0.32 * ear_tall, 0.0)
+        _add_pointed_ear(head, base, top, 0.15, fur.plain, 0.10)
+    nose = _PINK.but(gloss=0.5)
+    head.ball((0.0, -0.065, half[2] + 0.04), (0.042, 0.032, 0.03), nose)
+    add_eyes(head, half, (0.45, 0.16), 0.075, iris=iris)
+    return head
 
 
 def duck(rng: np.random.Generator, name: str, pose: Pose) -> Body:

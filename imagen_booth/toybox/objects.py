@@ -22,6 +22,10 @@ _SIDES = (-1.0, 1.0)
 _LEATHER = Material(colour=(0.42, 0.26, 0.14), gloss=0.2)
 _BRASS = Material(colour=GOLD, gloss=0.9)
 _CHROME = Material(colour=STEEL, gloss=0.9)
+_GLASS = Material(colour=(0.32, 0.52, 0.66), gloss=0.9)
+_TYRE = Material(colour=(0.10, 0.10, 0.11), gloss=0.2)
+_LAMP = Material(colour=(1.0, 0.95, 0.75), gloss=0.9, glow=0.35)
+_REAR_LAMP = Material(colour=(0.85, 0.08, 0.08), gloss=0.8, glow=0.2)
 _SPOUT_FORWARD = rotation(yaw=-90.0)
 
 
@@ -48,31 +52,20 @@ def car(rng: np.random.Generator, name: str, pose: Pose) -> Body:
     }[design]
     roof = shell.but(colour=trim) if design == "roof" else shell
     roof = stripe.but(scale=0.30) if design == "band" else roof
-    glass = Material(colour=(0.32, 0.52, 0.66), gloss=0.9)
-    tyre = Material(colour=(0.10, 0.10, 0.11), gloss=0.2)
     cap = Material(colour=hub, gloss=0.8)
-    lamp = Material(colour=(1.0, 0.95, 0.75), gloss=0.9, glow=0.35)
-    rear_lamp = Material(colour=(0.85, 0.08, 0.08), gloss=0.8, glow=0.2)
 
     floor, end = wheel * 0.95, 0.82 * long_
     deck, mid = floor + 0.48, floor + 0.24
     body = Build()
     body.box((0.0, mid, 0.0), (0.46, 0.24, end), lower, round=1.42)
     cabin = (0.38, 0.24 * tall, 0.47 * long_)
-    body.box((0.0, deck + 0.19 * tall, back), cabin, glass, round=1.34)
+    body.box((0.0, deck + 0.19 * tall, back), cabin, _GLASS, round=1.34)
     cover = (0.375, 0.10 * tall, 0.42 * long_)
     body.box((0.0, deck + 0.36 * tall, back), cover, roof, round=1.42)
     for s in _SIDES:
         for z in (0.50 * long_, -0.50 * long_):
-            outer = (s * 0.52, wheel, z)
-            body.tube((s * 0.36, wheel, z), outer, wheel, tyre)
-            body.tube(outer, add(outer, (s * 0.02, 0.0, 0.0)), wheel * 0.55, cap)
-        at = (s * 0.28, mid + 0.06, end - 0.03)
-        body.ball(at, (lamp_size, lamp_size, 0.06), lamp)
-        if face:
-            pupil = (lamp_size * 0.45, lamp_size * 0.45, 0.03)
-            body.ball(add(at, (0.0, 0.0, 0.045)), pupil, EYE)
-        body.ball((s * 0.34, mid + 0.02, -end + 0.03), (0.07, 0.06, 0.04), rear_lamp)
+            _add_wheel(body, s, z, wheel, cap)
+        _add_lamps(body, s, mid, end, lamp_size, face)
         pillar = (s * 0.372, deck + 0.16 * tall, back - 0.02)
         body.box(pillar, (0.02, 0.19 * tall, 0.035), roof)
     for z in (end - 0.02, -end + 0.02):
@@ -89,6 +82,23 @@ def car(rng: np.random.Generator, name: str, pose: Pose) -> Body:
         neck=((0.0, deck + 0.02, back), 0.50),
     )
     return Body(shapes=body, fit=fit)
+
+
+def _add_wheel(body: Build, side: float, z: float, radius: float, cap: Material):
+    """Adds one wheel of a car that stands on the ground, with its hub cap."""
+    outer = (side * 0.52, radius, z)
+    body.tube((side * 0.36, radius, z), outer, radius, _TYRE)
+    body.tube(outer, add(outer, (side * 0.02, 0.0, 0.0)), radius * 0.55, cap)
+
+
+def _add_lamps(body: Build, side: float, y: float, end: float, size: float, face: bool):
+    """Adds the lamps of one side of a car; with `face`, the front one is an eye."""
+    at = (side * 0.28, y + 0.06, end - 0.03)
+    body.ball(at, (size, size, 0.06), _LAMP)
+    if face:
+        pupil = (size * 0.45, size * 0.45, 0.03)
+        body.ball(add(at, (0.0, 0.0, 0.045)), pupil, EYE)
+    body.ball((side * 0.34, y + 0.02, -end + 0.03), (0.07, 0.06, 0.04), _REAR_LAMP)
 
 
 def backpack(rng: np.random.Generator, name: str, pose: Pose) -> Body:

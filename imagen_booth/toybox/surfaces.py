@@ -145,9 +145,59 @@ class _Spot(NamedTuple):
 
 def ground(arrays, point, distance, texel):
     """Tilt (two arrays), colour (three arrays) and gloss of the plane y = 0."""
-    x, _, z = point
-    seed = arrays["seed"]
+    seed, kind = arrays["seed"], arrays["ground_kind"]
     edge = arrays["ground_sizes"][:, 0:1]
+    at = _spot(point, distance, texel, seed, edge)
+    shore = at.behind + 0.35 * sine(1.1 * at.x + seed) + 0.5 * at.broad
+    petal, hue = _blossom(at)
+    looks = {
+        "sand": _sand(at, shore),
+        "snow": _Look(
+            0.5 * step(at.broad - 0.1, 0.3),
+            0.0,
+            0.08 * at.broad + 0.10 * at.fine + 0.12 * at.tiny,
+            0.1,
+        ),
+        "grass": _Look(
+            jnp.clip(0.5 + 1.2 * at.broad + 0.7 * at.fine, 0.0, 1.0),
+            petal,
+            0.35 * at.fine + 0.55 * at.tiny,
+            0.0,
+        ),
+        "leaves": _leaves(at),
+        "dunes": _dunes(at),
+        "road": _road(at),
+        "planks": _planks(at, edge),
+        "waves": _Look(
+            0.35 + 0.35 * at.swell,
+            step(at.swell * at.chop - 0.72, 0.12) * at.calm,
+            0.06 * at.chop,
+            0.55,
+        ),
+    }
+    look = _Look(*[jnp.zeros_like(at.x)] * 4)
+    for name, other in looks.items():
+        here = _is(kind, name)
+        chosen = (jnp.where(here, b, a) for a, b in zip(look, other, strict=True))
+        look = _Look(*chosen)
+    sea = _is(kind, "waves") | (_is(kind, "sand") & (shore > 0.0))
+    wet = jnp.where(sea, 1.0, 0.0)
+    soft = jnp.where(_is(kind, "snow") | _is(kind, "dunes"), 0.25, 0.0)
+    tilt = (
+        wet * 0.10 * at.chop + soft * 2.0 * at.broad,
+        wet * 0.14 * at.swell * at.calm + soft * (at.broad + at.fine),
+    )
+    return tilt, _colour(arrays, look, hue), look.gloss
+
+
+def _is(kind, name: str):
+    """Whether the ground of each scene is of the named kind."""
+    return jnp.abs(kind - sc.GROUNDS.index(name)) < 0.5
+
+
+def _spot(point, distance, texel, seed, edge) -> _Spot:
+    """Points of the ground with their noise, for a scene's seed and edge."""
+    x, _, z = point
     # Detail fades with distance, before it aliases.
     calm = 1.0 / (1.0 + 0.012 * distance * distance)
     px, pz = x + seed, z + 0.37 * seed
@@ -159,50 +209,11 @@ def ground(arrays, point, distance, texel):
     chop = sine(5.1 * pz + 2.0 * px + 5.0 * broad) * calm
     tiny = (crumb + grit) * calm * calm
     behind = -z - edge
-    at = _Spot(x, z, behind, px, pz, broad, fine, tiny, calm, swell, chop)
-    shore = behind + 0.35 * sine(1.1 * x + seed) + 0.5 * broad
-    petal, hue = _blossom(at)
-    looks = {
-        "sand": _sand(at, shore),
-        "snow": _Look(
-            0.5 * step(broad - 0.1, 0.3),
-            0.0,
-            0.08 * broad + 0.10 * fine + 0.12 * tiny,
-            0.1,
-        ),
-        "grass": _Look(
-            jnp.clip(0.5 + 1.2 * broad + 0.7 * fine, 0.0, 1.0),
-            petal,
-            0.35 * fine + 0.55 * tiny,
-            0.0,
-        ),
-        "leaves": _leaves(at),
-        "dunes": _dunes(at),
-        "road": _road(at),
-        "planks": _planks(at, edge),
-        "waves": _Look(
-            0.35 + 0.35 * swell,
-            step(swell * chop - 0.72, 0.12) * calm,
-            0.06 * chop,
-            0.55,
-        ),
-    }
-    kind = arrays["ground_kind"]
-    look = _Look(*[jnp.zeros_like(x)] * 4)
-    for name, other in looks.items():
-        here = jnp.abs(kind - sc.GROUNDS.index(name)) < 0.5
-        chosen = (jnp.where(here, b, a) for a, b in zip(look, other, strict=True))
-        look = _Look(*chosen)
+    return _Spot(x, z, behind, px, pz, broad, fine, tiny, calm, swell, chop)
 
-    def is_(name: str):
-        return jnp.abs(kind - sc.GROUNDS.index(name)) < 0.5
 
-    wet = jnp.where(is_("waves") | (is_("sand") & (shore > 0.0)), 1.0, 0.0)
-    soft = jnp.where(is_("snow") | is_("dunes"), 0.25, 0.0)
-    tilt = (
-        wet * 0.10 * chop + soft * 2.0 * broad,
-        wet * 0.14 * swell * calm + soft * (broad + fine),
-    )
+def _colour(arrays, look: _Look, hue):
+    """Mixes the ground's three colours; `hue` chooses the colour of each flower."""
     colour = []
     for i in range(3):
         first, second, third = (
@@ -210,10 +221,10 @@ def ground(arrays, point, distance, texel):
         )
         flower = jnp.where(hue > 0.65, _WHITE_PETAL[i], third)
         flower = jnp.where(hue > 0.82, _RED_PETAL[i], flower)
-        third = jnp.where(is_("grass"), flower, third)
+        third = jnp.where(_is(arrays["ground_kind"], "grass"), flower, third)
         mixed = first + look.second * (second - first)
         colour.append((mixed + look.third * (third - mixed)) * (1.0 + look.bright))
-    return tilt, colour, look.gloss
+    return colour
 
 
 def _sand(at: _Spot, shore) -> _Look:
