@@ -131,16 +131,21 @@ def report_on(
     _progress("")
     print("\n" + "\n".join(time_table(times["as set"])))
     print("\n" + "\n".join(form_table(times, mesh.size, price)))
+    _check_fit(found, machine.usable)
+    if found:
+        print("\nfits")
+
+
+def _check_fit(found: Sequence[ProgramEstimate], usable: int) -> None:
+    """Raises DoesNotFit if a program needs more than the usable bytes of a chip."""
     if too_large := [each for each in found if not each.fits]:
         needs = "; ".join(f"{e.part} needs {in_bytes(e.peak)}" for e in too_large)
         raise DoesNotFit(
-            f"does not fit: {needs}, and {in_bytes(machine.usable)} are usable on each "
+            f"does not fit: {needs}, and {in_bytes(usable)} are usable on each "
             "chip. What usually helps: config.base.remat=True, a "
             "larger config.base.accumulate, a smaller config.class_images.group or "
             "config.pictures.batch, and on several chips a larger config.mesh.fsdp"
         )
-    if found:
-        print("\nfits")
 
 
 def memory_table(found: Sequence[ProgramEstimate]) -> list[str]:

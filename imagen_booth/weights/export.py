@@ -458,45 +458,51 @@ def write_diffusers(
             "cannot load; use --layout=own"
         )
     for part in parts:
-        stage = part.network
         if part.scale is not None:
             written.append(_write_adapter(to, part, dtype))
-            continue
-        if not isinstance(stage, Stage):
-            continue
-        model = stage.model
-        if (
-            not isinstance(model, UNetConfig)
-            or not isinstance(stage.schedule, TableSchedule)
-            or (model.patch, model.norm_groups) != (1, 32)
-        ):
-            raise InputError(
-                f"{part.name} of the {part.cascade} cascade has no counterpart in "
-                "diffusers; export it with --layout=own"
-            )
-        folder = to / part.name
-        spelt = {}
-        for path, tensor in part.weights.items():
-            name, axes = deepfloyd.spell(path, len(tensor.shape))
-            back = tuple(int(axis) for axis in np.argsort(axes))
-            spelt[name] = tensor.transposed(back)
-        learned = stage.learned_variance and not stage.stale_variance
-        tensor_files.save(
-            folder / "unet" / f"{deepfloyd.STEM}.safetensors", spelt, dtype
-        )
-        files = {
-            "unet/config.json": deepfloyd.write_network(model, stage.resolution),
-            "scheduler/scheduler_config.json": deepfloyd.write_scheduler(
-                stage, part.sampler, learned
-            ),
-        }
-        if stage.low_resolution is not None:
-            name = "image_noising_scheduler/scheduler_config.json"
-            files[name] = deepfloyd.write_noising(stage)
-        for name, content in files.items():
-            text = json.dumps(content, indent=2) + "\n"
-            write_atomic(folder / name, text.encode())
-        page = model_card.write(stage, part.licence, part.entries, learned)
-        write_atomic(folder / "README.md", page.encode())
-        written.append(folder)
+        elif isinstance(part.network, Stage):
+            written.append(_write_stage(to, part, part.network, dtype))
     return written
+
+
+def _write_stage(
+    to: epath.Path, part: ExportedPart, stage: Stage, dtype: np.dtype | None
+) -> epath.Path:
+    """Writes a stage's U-Net, schedulers and model card; returns the folder.
+
+    Raises:
+        InputError: diffusers does not have the network or the schedule.
+    """
+    model = stage.model
+    if (
+        not isinstance(model, UNetConfig)
+        or not isinstance(stage.schedule, TableSchedule)
+        or (model.patch, model.norm_groups) != (1, 32)
+    ):
+        raise InputError(
+            f"{part.name} of the {part.cascade} cascade has no counterpart in "
+            "diffusers; export it with --layout=own"
+        )
+    folder = to / part.name
+    spelt = {}
+    for path, tensor in part.weights.items():
+        name, axes = deepfloyd.spell(path, len(tensor.shape))
+        back = tuple(int(axis) for axis in np.argsort(axes))
+        spelt[name] = tensor.transposed(back)
+    learned = stage.learned_variance and not stage.stale_variance
+    tensor_files.save(folder / "unet" / f"{deepfloyd.STEM}.safetensors", spelt, dtype)
+    files = {
+        "unet/config.json": deepfloyd.write_network(model, stage.resolution),
+        "scheduler/scheduler_config.json": deepfloyd.write_scheduler(
+            stage, part.sampler, learned
+        ),
+    }
+    if stage.low_resolution is not None:
+        name = "image_noising_scheduler/scheduler_config.json"
+        files[name] = deepfloyd.write_noising(stage)
+    for name, content in files.items():
+        text = json.dumps(content, indent=2) + "\n"
+        write_atomic(folder / name, text.encode())
+    page = model_card.write(stage, part.licence, part.entries, learned)
+    write_atomic(folder / "README.md", page.encode())
+    return folder
