@@ -35,33 +35,12 @@ def build(kind: Any, value: Any, where: str) -> Any:
     if kind is SamplerConfig:
         value = step_files.with_list(value, where)
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        if not isinstance(value, dict):
-            raise InputError(f"{where}={value!r} should hold settings of its own")
-        fields = typing.get_type_hints(kind, include_extras=True)
-        for name in value:
-            if name not in fields:
-                near = difflib.get_close_matches(name, fields, 1)
-                hint = f"; did you mean {where}.{near[0]}?" if near else ""
-                raise InputError(f"{where}.{name} is not a setting{hint}")
-        return kind(
-            **{
-                name: build(fields[name], inner, f"{where}.{name}")
-                for name, inner in value.items()
-            }
-        )
+        return _build_dataclass(kind, value, where)
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Annotated:
         return _within(limits(kind), build(args[0], value, where), where)
     if origin is tuple:
-        items = tuple(value) if isinstance(value, list | tuple) else None
-        many = len(args) == 2 and args[1] is Ellipsis
-        if items is None or (not many and len(items) != len(args)):
-            raise InputError(f"{where}={value!r} should be a tuple like {kind}")
-        kinds = [args[0]] * len(items) if many else args
-        return tuple(
-            build(each, item, f"{where}[{number}]")
-            for number, (each, item) in enumerate(zip(kinds, items, strict=True))
-        )
+        return _build_tuple(kind, value, where)
     if origin is typing.Literal:
         if value not in args:
             raise InputError(
@@ -86,6 +65,38 @@ def build(kind: Any, value: Any, where: str) -> Any:
     if kind is float and not math.isfinite(value):
         raise _OutOfRange(f"{where}={value!r} should be a finite number")
     return value
+
+
+def _build_dataclass(kind: type, value: Any, where: str) -> Any:
+    """Builds a dataclass from a dict of its fields."""
+    if not isinstance(value, dict):
+        raise InputError(f"{where}={value!r} should hold settings of its own")
+    fields = typing.get_type_hints(kind, include_extras=True)
+    for name in value:
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, 1)
+            hint = f"; did you mean {where}.{near[0]}?" if near else ""
+            raise InputError(f"{where}.{name} is not a setting{hint}")
+    return kind(
+        **{
+            name: build(fields[name], inner, f"{where}.{name}")
+            for name, inner in value.items()
+        }
+    )
+
+
+def _build_tuple(kind: Any, value: Any, where: str) -> tuple[Any, ...]:
+    """Builds a tuple of a fixed length, or of any length of one kind."""
+    args = typing.get_args(kind)
+    items = tuple(value) if isinstance(value, list | tuple) else None
+    many = len(args) == 2 and args[1] is Ellipsis
+    if items is None or (not many and len(items) != len(args)):
+        raise InputError(f"{where}={value!r} should be a tuple like {kind}")
+    kinds = [args[0]] * len(items) if many else args
+    return tuple(
+        build(each, item, f"{where}[{number}]")
+        for number, (each, item) in enumerate(zip(kinds, items, strict=True))
+    )
 
 
 class _OutOfRange(InputError):

@@ -7,7 +7,7 @@ the batch that would have come next.
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import grain
 import numpy as np
@@ -45,6 +45,32 @@ class Group:
     weight: float
     label: int
     others: Sequence[Examples | Sequence[Example]] = ()
+
+
+class _Row(NamedTuple):
+    """One row of every batch.
+
+    Attributes:
+        streams: The shuffled examples of its group, which take turns.
+        group: Its group.
+        number: Its number in the group.
+        padding: Whether it has weight 0 and only completes the batch.
+    """
+
+    streams: Sequence[Any]
+    group: Group
+    number: int
+    padding: bool = False
+
+    def example(self, step: int) -> Example:
+        """The row in the batch of a step, with its weight and its group's label."""
+        position = step * self.group.rows + self.number
+        visit, turn = divmod(position, len(self.streams))
+        example = dict(self.streams[turn][visit])
+        weight = 0.0 if self.padding else self.group.weight / self.group.rows
+        example["weight"] = np.float32(weight)
+        example["group"] = np.int32(PADDING if self.padding else self.group.label)
+        return example
 
 
 def batches(
@@ -86,30 +112,20 @@ def batches(
         ]
         for index, group in enumerate(groups)
     ]
-    places = [
-        (turns, group, row)
+    rows = [
+        _Row(turns, group, number)
         for turns, group in zip(streams, groups, strict=True)
-        for row in range(group.rows)
+        for number in range(group.rows)
     ]
-    real = len(places)
-    places += [places[0]] * (-real % multiple)
-    share = len(places) // hosts
-    if share * hosts != len(places):
-        raise ValueError(f"{len(places)} rows do not divide over {hosts} hosts")
-    mine = range(host * share, (host + 1) * share)
+    rows += [rows[0]._replace(padding=True)] * (-len(rows) % multiple)
+    share = len(rows) // hosts
+    if share * hosts != len(rows):
+        raise ValueError(f"{len(rows)} rows do not divide over {hosts} hosts")
+    mine = rows[host * share : (host + 1) * share]
 
     def batch_at(step: int) -> Example:
-        rows = []
-        for place in mine:
-            turns, group, row = places[place]
-            visit, turn = divmod(step * group.rows + row, len(turns))
-            example = dict(turns[turn][visit])
-            padding = place >= real
-            weight = 0.0 if padding else group.weight / group.rows
-            example["weight"] = np.float32(weight)
-            example["group"] = np.int32(PADDING if padding else group.label)
-            rows.append(example)
-        batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        made = [row.example(step) for row in mine]
+        batch = {name: np.stack([each[name] for each in made]) for name in made[0]}
         for name in ("image", "low"):
             if name in batch:
                 batch[name] = to_unit(batch[name])

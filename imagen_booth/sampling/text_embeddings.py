@@ -129,6 +129,34 @@ def embed_prompts(
     tokens = tokenize(cascade, wanted, job.weights.vocabulary, cleaning)
     origin = weight_origin(cascade, "text", weights) | {"cleaning": cleaning}
     paths = _cache_files(cache / "text" / origin["fingerprint"][:16], tokens, learned)
+
+    def encode_rows(rows: Sequence[int]) -> list[np.ndarray]:
+        """Loads the encoder, which leaves memory at the end."""
+        part = load(cascade, "text", weights, mesh, dtype, job.mesh.rules, train=False)
+        return _encode_with(cascade, part, learned, tokens[np.asarray(rows)], mesh)
+
+    values = _read_or_encode(paths, encode_rows)
+    found = {
+        prompt: padded(value, cascade.text.length)
+        for prompt, value in zip(wanted, values, strict=True)
+    }
+    if cascade.text.null == "zeros":
+        mask = np.zeros(cascade.text.length, bool)
+        mask[0] = True  # a softmax needs one position; it reads a zero there
+        found[""] = Embedding(text=np.zeros_like(found[""].text), mask=mask)
+    return found, origin
+
+
+def _read_or_encode(
+    paths: Sequence[epath.Path],
+    encode_rows: Callable[[Sequence[int]], list[np.ndarray]],
+) -> list[np.ndarray]:
+    """Reads the rows that are cached; encodes the others and writes them.
+
+    Args:
+        paths: The cache file of each row.
+        encode_rows: Gives the encoder's output for rows; called at most once.
+    """
     values: dict[int, np.ndarray] = {}
 
     def read_what_is_there() -> list[int]:
@@ -141,26 +169,14 @@ def embed_prompts(
 
     missing = processes.decide(read_what_is_there)
     if missing:
-        part = load(cascade, "text", weights, mesh, dtype, job.mesh.rules, train=False)
-        encoded = _encode_with(
-            cascade, part, learned, tokens[np.asarray(missing)], mesh
-        )
-        values |= dict(zip(missing, encoded, strict=True))
-        del part  # the encoder leaves memory
+        values |= dict(zip(missing, encode_rows(missing), strict=True))
     if processes.is_first():
         for row in missing:
             write_array(paths[row], values[row])
-    found = {
-        prompt: padded(
-            values[row] if row in values else read_array(path), cascade.text.length
-        )
-        for row, (prompt, path) in enumerate(zip(wanted, paths, strict=True))
-    }
-    if cascade.text.null == "zeros":
-        mask = np.zeros(cascade.text.length, bool)
-        mask[0] = True  # a softmax needs one position; it reads a zero there
-        found[""] = Embedding(text=np.zeros_like(found[""].text), mask=mask)
-    return found, origin
+    return [
+        values[row] if row in values else read_array(path)
+        for row, path in enumerate(paths)
+    ]
 
 
 def _encode_with(
