@@ -26,7 +26,7 @@ _PINK = Material(colour=(0.93, 0.58, 0.60))
 
 
 class _Coat(NamedTuple):
-    """Fur of the parts of an animal; `plain` covers the legs, the neck and the tail."""
+    """Fur of the parts of an animal; legs, neck and ears have `plain`."""
 
     plain: Material
     trunk: Material
@@ -290,7 +290,7 @@ def _add_cat_trunk(body: Build, stance: str, wide: float, fur: _Coat) -> _Joints
 
 
 def _add_cat_tail(body: Build, at: Vec, pose: Pose, hair: Material, tip: Material):
-    """Adds a tail that is up if the cat stands, and lies around it otherwise."""
+    """Adds a tail that is up if the cat stands, and curls round it otherwise."""
     if pose.stance == "stand":
         sway, thick = 0.25 * pose.wag, 0.125
         bends = (
