@@ -1,7 +1,7 @@
 """How fast the small cascade is on this machine: steps, commands, the default job.
 
-    python tests/benchmarks/bench_booth.py           steps and commands, minutes
-    python tests/benchmarks/bench_booth.py --job     the default job, and its parts
+    python benchmarks/bench_booth.py           steps and commands, minutes
+    python benchmarks/bench_booth.py --job     the default job, and its parts
 
 Each figure is the median of three runs.  Operations are those of matrix products and
 convolutions, counted in the traced program (``budget.flops``).

@@ -1,10 +1,10 @@
 """IF's first stage here and in diffusers, side by side; needs the parity extra.
 
-    python tests/benchmarks/bench_diffusers.py --size=if_i_m --batch=4
-    python tests/benchmarks/bench_diffusers.py --size=if_i_m --batch=4 --compile
-    python tests/benchmarks/bench_diffusers.py --size=if_i_l --batch=16 \
+    python benchmarks/bench_diffusers.py --size=if_i_m --batch=4
+    python benchmarks/bench_diffusers.py --size=if_i_m --batch=4 --compile
+    python benchmarks/bench_diffusers.py --size=if_i_l --batch=16 \
         --dtype=bfloat16 --device=gpu
-    python tests/benchmarks/bench_diffusers.py --only=load --size=if_i_m
+    python benchmarks/bench_diffusers.py --only=load --size=if_i_m
 
 ``train`` is forward, eps loss, backward, gradient clip and AdamW update; ``denoise``
 is one guided prediction of x0, the network seeing the batch twice; ``sample`` draws

@@ -1,7 +1,7 @@
 """Images per second of feature extraction, beside transformers on torch.
 
-    python tests/benchmarks/bench_features.py
-    python tests/benchmarks/bench_features.py --only=dino --batch=16 --rounds=5
+    python benchmarks/bench_features.py
+    python benchmarks/bench_features.py --only=dino --batch=16 --rounds=5
 
 DINO ViT-S/16 and CLIP ViT-B/32's image tower, of their real sizes, float32, on this
 machine's CPU; the same random weights from one file, the same prepared pictures, the
