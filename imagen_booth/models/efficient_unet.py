@@ -19,6 +19,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
 from imagen_booth.models import layers
+from imagen_booth.models.convolution import Conv
 from imagen_booth.models.hint import hint
 
 
@@ -203,7 +204,7 @@ class EfficientUNet(nn.Module):
         )
 
         def conv(features, kernel, name, strides=1):
-            return nn.Conv(features, kernel, strides, dtype=dtype, name=name)
+            return Conv(features, kernel, strides, dtype=dtype, name=name)
 
         def part(i, name):
             return Level(

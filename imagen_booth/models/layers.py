@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
+from imagen_booth.models.convolution import Conv
+
 Dtype = Any
 ZEROS = nn.initializers.zeros_init()
 
@@ -221,7 +223,7 @@ class ResBlock(nn.Module):
         self, x: Float[Array, "B H W C"], emb: Float[Array, "B E"]
     ) -> Float[Array, "B I J D"]:
         act = ACTIVATIONS[self.activation]
-        conv = functools.partial(nn.Conv, self.features, dtype=self.dtype)
+        conv = functools.partial(Conv, self.features, dtype=self.dtype)
         h = act(GroupNorm(self.groups, name="norm1")(x))
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)

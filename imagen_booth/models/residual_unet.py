@@ -32,6 +32,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
 from imagen_booth.models import layers
+from imagen_booth.models.convolution import Conv
 from imagen_booth.models.hint import hint
 
 
@@ -111,9 +112,9 @@ class Block(nn.Module):
         film = nn.Dense(2 * self.features, dtype=self.dtype, name="time_emb_proj")(emb)
         scale, shift = jnp.split(film[:, None, None, :], 2, axis=-1)
         h = layers.LayerNorm(name="norm")(x) * (1.0 + scale) + shift
-        h = nn.Conv(self.features, (3, 3), dtype=self.dtype, name="conv1")(h)
+        h = Conv(self.features, (3, 3), dtype=self.dtype, name="conv1")(h)
         h = nn.swish(h)
-        conv2 = nn.Conv(
+        conv2 = Conv(
             self.features,
             (3, 3),
             dtype=self.dtype,
@@ -196,12 +197,12 @@ class ResidualUNet(nn.Module):
         config, dtype = self.config, self.dtype
         block = nn.remat(Block) if config.remat else Block
         h = layers.space_to_depth(inputs, config.patch)
-        h = nn.Conv(config.widths[0], (3, 3), dtype=dtype, name="conv_in")(h)
+        h = Conv(config.widths[0], (3, 3), dtype=dtype, name="conv_in")(h)
         skips = []
         for i, width in enumerate(config.widths):
             if i:
                 name = f"downsamplers_{i}"
-                h = nn.Conv(width, (3, 3), strides=2, dtype=dtype, name=name)(h)
+                h = Conv(width, (3, 3), strides=2, dtype=dtype, name=name)(h)
             for j in range(config.blocks_down[i]):
                 h = block(width, dtype, name=f"down_blocks_{i}_{j}")(h, emb)
             skips.append(h)
@@ -214,7 +215,7 @@ class ResidualUNet(nn.Module):
             for j in range(config.blocks_up[i]):
                 h = block(width, dtype, name=f"up_blocks_{i}_{j}")(h, emb)
         h = nn.swish(layers.LayerNorm(name="conv_norm_out")(h).astype(jnp.float32))
-        out = nn.Conv(
+        out = Conv(
             2 * config.out_channels * config.patch**2,
             (3, 3),
             dtype=jnp.float32,

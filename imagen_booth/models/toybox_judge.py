@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from imagen_booth.models.convolution import Conv
 from imagen_booth.models.layers import GroupNorm
 
 
@@ -59,12 +60,12 @@ class Judge(nn.Module):
         x, seen = image, []
         plain = len(config.widths) - config.refined
         for level, width in enumerate(config.widths):
-            x = nn.Conv(width, (3, 3), (2, 2), name=f"down_{level}")(x)
+            x = Conv(width, (3, 3), (2, 2), name=f"down_{level}")(x)
             if level > 0:
                 x = GroupNorm(config.groups, name=f"norm_{level}")(x)
             x = nn.swish(x)
             if level >= plain:
-                h = nn.Conv(width, (3, 3), name=f"conv_{level}")(x)
+                h = Conv(width, (3, 3), name=f"conv_{level}")(x)
                 x = x + nn.swish(GroupNorm(config.groups, name=f"refine_{level}")(h))
             if level > 0:
                 share = x.shape[1] * x.shape[2] * (len(config.widths) - 1)

@@ -14,6 +14,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
 from imagen_booth.models import layers
+from imagen_booth.models.convolution import Conv
 from imagen_booth.models.hint import hint
 
 
@@ -275,7 +276,7 @@ class UNet(nn.Module):
             config, time, level, text, text_mask, config.activation, dtype
         )
         h = layers.space_to_depth(x, config.patch)
-        h = nn.Conv(config.widths[0], (3, 3), dtype=dtype, name="conv_in")(h)
+        h = Conv(config.widths[0], (3, 3), dtype=dtype, name="conv_in")(h)
         skips = [hint(h)]
         levels = list(zip(config.widths, config.blocks, config.attention, strict=True))
         for i, (width, blocks, attends) in enumerate(levels):
@@ -295,7 +296,7 @@ class UNet(nn.Module):
             h = part(h, popped, emb, text, text_mask)[-1]
         h = layers.GroupNorm(config.norm_groups, name="conv_norm_out")(h)
         h = layers.ACTIVATIONS[config.activation](h.astype(jnp.float32))
-        out = nn.Conv(
+        out = Conv(
             config.out_channels * config.patch**2,
             (3, 3),
             dtype=jnp.float32,

@@ -2,8 +2,9 @@
 
 Counted are matrix products and convolutions: their FLOPs, and the bytes of their
 operands and results. The body of a loop counts as often as it runs (a compiler's own
-analysis counts it once); of a ``cond`` the most expensive branch counts, and of a
-``while``, whose trip count is unknown, one iteration.
+analysis counts it once); of a ``cond`` the most expensive branch counts, of a
+choice by platform the one for other platforms, and of a ``while``, whose trip count is
+unknown, one iteration.
 
 Left out is everything that a compiler can fuse with a product: element-wise operations,
 reductions, normalisations, sorts, slices and copies. Their FLOPs are few, but a program
@@ -66,6 +67,9 @@ def _products(jaxpr: Any) -> Cost:
         if name in ("dot_general", "conv_general_dilated"):
             moved = sum(map(_size, [*equation.invars, *equation.outvars]))
             total += Cost(_flops(equation), moved)
+        elif equation.params.get("branches_platforms"):
+            *_, usual = inner  # the others are for CPUs
+            total += usual
         elif name in ("cond", "while"):
             total += max(inner, key=lambda cost: (cost.flops, cost.bytes))
         else:

@@ -29,6 +29,7 @@ from imagen_booth.cascade import Stage
 from imagen_booth.denoiser import Condition, Prediction, condition, predict
 from imagen_booth.diffusion import augment, loss, process
 from imagen_booth.diffusion.schedule import TableSchedule
+from imagen_booth.models import convolution
 from imagen_booth.models.hint import hint
 from imagen_booth.training.frozen_targets import ClassRows, NoisyRows
 
@@ -294,9 +295,10 @@ def _accumulated(gradient, trainable, batch, key, count):
 
     def one(total, part):
         index, rows = part
-        (_, sums), grads = gradient(
-            trainable, rows | shared, jax.random.fold_in(key, index)
-        )
+        with convolution.in_loop():
+            (_, sums), grads = gradient(
+                trainable, rows | shared, jax.random.fold_in(key, index)
+            )
         return jax.tree.map(jnp.add, total, grads), sums
 
     zeros = jax.tree.map(jnp.zeros_like, trainable)

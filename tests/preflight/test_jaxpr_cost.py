@@ -61,6 +61,14 @@ def test_the_most_expensive_branch_counts():
 
     assert count(branched, w, x).flops == 2 * (2 * 2 * 8 * 8)
 
+    def by_platform(w, x):
+        return jax.lax.platform_dependent(
+            w, x, cpu=lambda w, x: x @ w @ w, default=lambda w, x: x @ w
+        )
+
+    # The count is for accelerators.
+    assert count(by_platform, w, x).flops == 2 * 2 * 8 * 8
+
 
 @pytest.mark.parametrize("wrapped", [jax.jit, jax.checkpoint, lambda f: f])
 def test_calls_are_counted(wrapped):
