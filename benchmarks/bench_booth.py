@@ -4,7 +4,7 @@
     python benchmarks/bench_booth.py --job     the default job, and its parts
 
 Each figure is the median of three runs.  Operations are those of matrix products and
-convolutions, counted in the traced program (``budget.flops``).
+convolutions, counted in the traced program (``jaxpr_cost``).
 """
 
 import argparse

@@ -51,13 +51,22 @@ class Geometry(NamedTuple):
 def _flax_convolution(x, kernel, strides, padding, **more):
     """`lax.conv_general_dilated` as flax calls it; `padding` may be a name."""
     # On several devices the rows of the batch have to stay where they are.
-    if not _in_loop.get() or jax.sharding.get_abstract_mesh().size > 1:
+    alone = jax.sharding.get_abstract_mesh().size <= 1
+    if not (_in_loop.get() and alone and _is_plain(**more)):
         return lax.conv_general_dilated(x, kernel, strides, padding, **more)
     image, size = x.shape[1:3], kernel.shape[:2]
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(image, size, strides, padding)
     above, left = ((int(low), int(high)) for low, high in padding)
     return convolve(x, kernel, Geometry(image, size, tuple(strides), (above, left)))
+
+
+def _is_plain(
+    lhs_dilation=(1,), rhs_dilation=(1,), feature_group_count=1, precision=None, **_
+):
+    """Whether a convolution has what `convolve` knows: no groups, no dilation."""
+    dilated = {*(lhs_dilation or ()), *(rhs_dilation or ())} - {1}
+    return not dilated and feature_group_count == 1 and precision is None
 
 
 class Conv(nn.Conv):

@@ -97,3 +97,13 @@ def test_it_is_flax_convolution():
     np.testing.assert_array_equal(np.asarray(conv.apply(params, x)), plain)
     with in_loop():
         np.testing.assert_array_equal(np.asarray(conv.apply(params, x)), plain)
+
+
+@pytest.mark.parametrize("more", [{"feature_group_count": 2}, {"kernel_dilation": 2}])
+def test_groups_and_dilation_are_those_of_flax_in_a_loop_too(more):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 8, 8, 4)), jnp.float32)
+    conv = Conv(4, (3, 3), **more)
+    params = conv.init(jax.random.key(0), x)
+    plain = np.asarray(conv.clone(conv_general_dilated=None).apply(params, x))
+    with in_loop():
+        np.testing.assert_array_equal(np.asarray(conv.apply(params, x)), plain)
