@@ -35,6 +35,19 @@ class _Coat(NamedTuple):
     snout: Material
 
 
+def _coat(
+    plain: Material,
+    pale: Material,
+    trunk: Material,
+    face: Material,
+    pale_feet: bool,
+    pale_snout: bool,
+) -> _Coat:
+    """A coat whose feet and snout are pale or plain."""
+    feet, snout = (pale if is_pale else plain for is_pale in (pale_feet, pale_snout))
+    return _Coat(plain=plain, trunk=trunk, feet=feet, face=face, snout=snout)
+
+
 class _Joints(NamedTuple):
     """Where neck and tail join the trunk; `rise` leads from the neck to the head."""
 
@@ -74,13 +87,7 @@ def dog(rng: np.random.Generator, name: str, pose: Pose) -> Body:
     if eye_patch:
         spot = (0.48 * patch_side, 0.25, 0.80)
         face = plain.but(texture="blob", axis=spot, offset=0.52)
-    fur = _Coat(
-        plain=plain,
-        trunk=trunk,
-        feet=pale if pale_feet else plain,
-        face=face,
-        snout=pale if pale_snout else plain,
-    )
+    fur = _coat(plain, pale, trunk, face, pale_feet, pale_snout)
     body, chest = Build(), pale if pale_chest else plain
     joints = _add_dog_trunk(body, pose.stance, 0.29 * build, tall, fur, chest)
     tip = pale if tail_tip else plain
@@ -236,13 +243,7 @@ def cat(rng: np.random.Generator, name: str, pose: Pose) -> Body:
         face = plain.but(texture="blob", axis=spot, offset=0.6)
     elif pattern == "stripes":
         face = plain.but(texture="band", axis=(1.0, 0.0, 0.0), scale=0.11)
-    fur = _Coat(
-        plain=plain,
-        trunk=trunk,
-        feet=pale if pale_feet else plain,
-        face=face,
-        snout=pale if pale_snout else plain,
-    )
+    fur = _coat(plain, pale, trunk, face, pale_feet, pale_snout)
     body = Build()
     joints = _add_cat_trunk(body, pose.stance, 0.25 * slim, fur)
     neck, centre = joints.neck, add(joints.neck, joints.rise)
