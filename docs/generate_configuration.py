@@ -53,8 +53,8 @@ A setting with a dataclass as its type has settings of its own: `config.base.opt
 
 The cascade follows the colon of `--config`, and variants follow the cascade: `:lora`
 sets adapters in place of whole stages, and their rates; `:paper` sets the paper's
-counts of steps and class images; `:fast` sets a few-step sampler, larger sampling
-batches and fewer previews. Variants can be combined: `:if_xl:lora:fast`.
+counts of steps and class images; `:fast` sets a few-step sampler, fewer previews
+and no class images. Variants can be combined: `:if_xl:lora:fast`.
 """
 MIDDLE = """\
 ## Defaults by cascade

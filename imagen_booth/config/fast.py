@@ -1,18 +1,21 @@
-"""The fast form of a job: fewer previews, the few-step solver, larger groups."""
+"""The fast form of a job: no class images, fewer previews, the few-step solver."""
 
 import dataclasses
 
-from imagen_booth.config.schema import Job
+from imagen_booth.config.schema import FROZEN_MODEL, Job
 from imagen_booth.diffusion.sampler import SamplerConfig
 
 # Steps of the few-step solver, by stage.
 FEW_STEPS = {"base": 25, "sr256": 16, "sr1024": 8}
-MORE = 4  # times as many class images at once
 
 
 def fast(job: Job) -> Job:
-    """A job with few previews, few-step sampling and larger groups."""
-    return _more_at_once(_few_steps(_seldom_shown(job)))
+    """A job without class images, with few previews and few-step sampling.
+
+    The frozen model's predictions take the place of class images: on the toybox they
+    keep the class as well, see docs/claims.md. A prior term that is off stays off.
+    """
+    return dataclasses.replace(_few_steps(_seldom_shown(job)), prior=FROZEN_MODEL)
 
 
 def _seldom_shown(job: Job) -> Job:
@@ -46,13 +49,3 @@ def _few_steps(job: Job) -> Job:
         pictures=dataclasses.replace(job.pictures, **drawn),
         class_images=dataclasses.replace(job.class_images, sampler=prior),
     )
-
-
-def _more_at_once(job: Job) -> Job:
-    # Pictures and previews are too few for larger groups.
-    images = job.class_images
-    group = next(
-        size for size in range(MORE * images.group, 0, -1) if images.count % size == 0
-    )
-    larger = dataclasses.replace(images, group=group)
-    return dataclasses.replace(job, class_images=larger)

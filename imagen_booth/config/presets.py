@@ -49,7 +49,8 @@ def dreambooth(arg: str | None) -> Any:
     Args:
         arg: What follows the colon of ``--config``: a cascade, and after it any of
             ``:lora`` for adapters, ``:paper`` for the paper's own counts and ``:fast``
-            for few-step samplers and few previews; None for ``toybox``.
+            for no class images, few-step samplers and few previews; None for
+            ``toybox``.
 
     Raises:
         InputError: Unknown cascade or variant.

@@ -104,7 +104,7 @@ class FrozenModel:
         guidance: Weight of classifier-free guidance in these steps; 1 is off.
     """
 
-    from_noise: Annotated[float, Interval(ge=0, le=1)] = 0.0
+    from_noise: Annotated[float, Interval(ge=0, le=1)] = 0.5
     steps: Positive = 4
     guidance: Annotated[float, Ge(0)] = 1.0
 

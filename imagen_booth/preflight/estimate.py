@@ -272,12 +272,10 @@ def _resident(
 
 def forms(job: Job, cascade: Cascade) -> dict[str, Job]:
     """The job as it is set, and its faster forms, by name."""
-    found = {"as set": job, "fast": fast.fast(job)}
+    found = {"as set": job}
     if any(job.uses_class_images(stage.name) for stage in cascade.stages):
-        without = dataclasses.replace(job, prior=FROZEN_MODEL)
-        found["without class images"] = without
-        found["fast, without class images"] = fast.fast(without)
-    return found
+        found["without class images"] = dataclasses.replace(job, prior=FROZEN_MODEL)
+    return found | {"fast": fast.fast(job)}
 
 
 def minutes(

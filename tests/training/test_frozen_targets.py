@@ -133,7 +133,7 @@ def test_the_term_on_photos_in_float64(key):
     """(w - w0) xt, squared: the subject's rows and their weights are as in Eq. 2."""
     stage, w, w0, weight = stage_of("eps"), 0.9, 0.7, 0.5
     batch = batch_of([0, 0, 1, 1, 1, 1], weight)
-    loss = loss_of(stage, FrozenModel(), weights(w0), 4)
+    loss = loss_of(stage, FrozenModel(0.0), weights(w0), 4)
     whole, sums = jax.jit(loss)(weights(w), batch, key)
     x0, eps, *_, xt = noisy_images(stage, batch, key)
     mean = np.asarray(batch["text"]).mean((1, 2))[:, None, None, None]
