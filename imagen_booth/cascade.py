@@ -181,8 +181,8 @@ class Cascade:
 def _small(name: str) -> Cascade:
     """The embedded cascades: cosine schedules, and networks that predict x0.
 
-    A patch has as many numbers as the network is wide, so a clean patch is easier to
-    predict than its noise.
+    Most of their patches have as many numbers as the network is wide, so a clean patch
+    is easier to predict than its noise.
     """
     text = Text(
         encoder=T5_SIZES[name],

@@ -31,6 +31,9 @@ from imagen_booth.config.schema import (
 from imagen_booth.diffusion.sampler import SamplerConfig
 from imagen_booth.errors import InputError
 
+# With an adapter the small base stage learns a subject better, see docs/toybox.md.
+DEFAULT = "toybox:lora"
+
 PROMPTS = (
     "a [V] [N]",
     "a [V] [N] in the snow",
@@ -50,12 +53,12 @@ def dreambooth(arg: str | None) -> Any:
         arg: What follows the colon of ``--config``: a cascade, and after it any of
             ``:lora`` for adapters, ``:paper`` for the paper's own counts and ``:fast``
             for no class images, few-step samplers and few previews; None for
-            ``toybox``.
+            ``DEFAULT``.
 
     Raises:
         InputError: Unknown cascade or variant.
     """
-    name, *variants = (arg or "toybox").split(":")
+    name, *variants = (arg or DEFAULT).split(":")
     for variant in variants:
         if variant not in _VARIANTS:
             raise InputError(
@@ -191,7 +194,9 @@ def _toybox(name: str) -> Job:
             # Without null text the subject showed in fewer prompts, and noise with it.
             null_text=0.125,
             optim=OptimConfig(lr=5e-4, warmup=10, decay="cosine"),
-            weighting="v_max_10",
+            # A weight as large where noise is highest copies places and poses of the
+            # photos into every prompt, see docs/toybox.md.
+            weighting="min_snr_5",
         ),
         sr256=sr,
         # At 2e-4 it ended worse on photographs than it began.
@@ -323,8 +328,8 @@ def _paper(job: Job) -> Job:
 # Rates of adapters by cascade, of each stage. Those of IF move a kernel about as far as
 # the 1200 steps at 5e-6 (times 4 rows) of diffusers' guide, whose A starts 20 times
 # larger than peft's; they are not measured. Those of toybox are five to ten times those
-# of whole stages, the usual ratio; docs/claims.md has what the base stage's gives.
-_LORA_RATES = {"toybox": (3e-3, 1e-3, 3e-4), "tiny": (1e-2, 1e-2, 1e-2)}
+# of whole stages, the usual ratio; docs/toybox.md has what the base stage's gives.
+_LORA_RATES = {"toybox": (5e-3, 1e-3, 3e-4), "tiny": (1e-2, 1e-2, 1e-2)}
 _LORA_RATES |= dict.fromkeys(("imagen", "if_m", "if_l", "if_xl"), (3e-4, 1e-4, 1e-4))
 
 

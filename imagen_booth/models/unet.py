@@ -116,15 +116,16 @@ SIZES = {
     "if_ii_l": _if_stage_2((160, 320, 640, 960, 1280), (2, 2, 3, 5, 5)),
     # Ours: trained within hours, and sampled within seconds, on two CPU cores.
     "toybox_base": UNetConfig(
-        widths=(96, 160),
-        blocks=(1, 2),
-        attention=(False, True),
+        widths=(48, 96, 160),
+        blocks=(0, 1, 2),
+        attention=(False, False, True),
         text_width=128,
         cross_width=128,
         time_width=256,
         head_width=32,
         pool_heads=4,
-        patch=4,
+        norm_groups=16,
+        patch=2,
     ),
     "tiny_base": UNetConfig(  # for tests, with random weights
         widths=(16,),

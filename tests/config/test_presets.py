@@ -41,8 +41,8 @@ def test_every_cascade_has_a_job(name, variant):
         assert tuning.adapts == (variant == ":lora" and tuning.steps > 0 and not whole)
 
 
-def test_toybox_is_the_default():
-    assert to_job(defaults(None)) == to_job(defaults("toybox"))
+def test_toybox_with_adapters_is_the_default():
+    assert to_job(defaults(None)) == to_job(defaults("toybox:lora"))
 
 
 @pytest.mark.parametrize("name", CASCADES)
