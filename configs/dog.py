@@ -2,8 +2,9 @@
 
     python -m imagen_booth.train --config=configs/dog.py
 
-Another cascade follows a colon: :tiny (random, for tests), :if_m, :if_l, :if_xl
-(DeepFloyd IF with T5 v1.1 XXL), :imagen (the paper's shapes).
+Without a colon the cascade is :toybox:lora. Others: :toybox (all parameters train),
+:tiny (random, for tests), :if_m, :if_l, :if_xl (DeepFloyd IF with T5 v1.1 XXL), :imagen
+(the paper's shapes).
 """
 
 from imagen_booth.config.presets import dreambooth

@@ -114,7 +114,7 @@ SIZES = {
     "if_i_xl": _if_stage_1(704),
     "if_ii_m": _if_stage_2((128, 256, 512, 768, 768), (2, 2, 3, 4, 2)),
     "if_ii_l": _if_stage_2((160, 320, 640, 960, 1280), (2, 2, 3, 5, 5)),
-    # Ours: trained within hours, and sampled within seconds, on two CPU cores.
+    # Ours: fine-tuned within minutes, and sampled within seconds, on two CPU cores.
     "toybox_base": UNetConfig(
         widths=(48, 96, 160),
         blocks=(0, 1, 2),
