@@ -37,7 +37,7 @@ def main() -> None:
     from etils import epath
 
     from imagen_booth.config.build import to_job
-    from imagen_booth.config.presets import dreambooth, textual_inversion
+    from imagen_booth.config.presets import DEFAULT, dreambooth, textual_inversion
     from imagen_booth.experiments import plan
     from imagen_booth.experiments.runner import run_studies
 
@@ -48,12 +48,12 @@ def main() -> None:
     )
     names = plan.STUDIES if _STUDIES.value is None else _STUDIES.value
     page = run_studies(
-        to_job(dreambooth("toybox")),
+        to_job(dreambooth(DEFAULT)),
         epath.Path(_WORKDIR.value),
         names,
         size,
         to_job(textual_inversion("toybox")).text,
-        to_job(dreambooth("toybox:lora")).base,
+        to_job(dreambooth("toybox")).base,
     )
     print(f"open {page}")
 

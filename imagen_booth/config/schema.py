@@ -98,8 +98,8 @@ class FrozenModel:
     frozen model brings from pure noise to the row's noise level.
 
     Attributes:
-        from_noise: Share of class rows whose noisy image comes from pure noise; the
-            others are photos with noise.
+        from_noise: Share of steps in which the noisy images of the class rows come
+            from pure noise; in the others they are photos with noise.
         steps: Steps of the frozen model from pure noise to a row's noise level.
         guidance: Weight of classifier-free guidance in these steps; 1 is off.
     """
@@ -109,10 +109,10 @@ class FrozenModel:
     guidance: Annotated[float, Ge(0)] = 1.0
 
     @property
-    def calls(self) -> int:
-        """Forward passes of the frozen model for each class row in a step."""
+    def calls(self) -> float:
+        """Forward passes of the frozen model for each class row, the mean of steps."""
         guided = 1 if self.guidance == 1.0 else 2
-        return 1 + (self.steps * guided if self.from_noise > 0 else 0)
+        return 1 + self.from_noise * self.steps * guided
 
 
 @dataclasses.dataclass(frozen=True)

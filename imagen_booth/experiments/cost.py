@@ -140,7 +140,7 @@ def cost_table(
             minutes += run_flops(store, run, measured) / per_second / 60
             job = run.job
             class_set = (job.subject.class_noun, job.seed, job.class_images)
-            needed = job.base.steps and job.base.class_rows
+            needed = job.uses_class_images("base")
             if needed and class_set not in class_sets:
                 class_sets.add(class_set)
                 minutes += class_image_flops(store, run.job) / per_second / 60

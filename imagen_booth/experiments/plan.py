@@ -11,7 +11,13 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from etils import epath
 
 from imagen_booth.cascade import Cascade
-from imagen_booth.config.schema import FROZEN_MODEL, FineTuning, Job, TextualInversion
+from imagen_booth.config.schema import (
+    CLASS_IMAGES,
+    FROZEN_MODEL,
+    FineTuning,
+    Job,
+    TextualInversion,
+)
 from imagen_booth.diffusion import sampler as samplers
 from imagen_booth.errors import InputError
 from imagen_booth.sampling.text_embeddings import load_tokenizer
@@ -44,7 +50,7 @@ STUDIES = (
     "sampler",
 )
 
-# Arms, as the results name them. The first of each line is the default job.
+# Arms, as the results name them.
 TUNED, UNTUNED = "tuned", "untuned"
 ON, OFF = "with prior loss", "without prior loss"
 CORRECT, NO_NOUN, WRONG = "correct noun", "no noun", "wrong noun"
@@ -194,7 +200,7 @@ def plan_studies(
     names: Collection[str],
     size: StudySize,
     text: TextualInversion,
-    adapted: FineTuning,
+    whole: FineTuning,
 ) -> list[Study]:
     """The studies of the given names, in the order of ``STUDIES``.
 
@@ -205,14 +211,13 @@ def plan_studies(
         names: Names of studies.
         size: Number of subjects, seeds and photos.
         text: Settings of Textual Inversion on this cascade.
-        adapted: Settings of its base stage with an adapter; rank and kernels are
-            replaced.
+        whole: Settings of its base stage without an adapter.
 
     Raises:
         InputError: A name is not in ``STUDIES``, or there is no name.
     """
     check_names(names)
-    runs = _RunBuilder(job, cascade, folder, text, adapted)
+    runs = _RunBuilder(job, cascade, folder, text, whole)
     subjects = SUBJECTS[: size.subjects]
     studies = {
         "vanilla": {},
@@ -250,7 +255,7 @@ class _RunBuilder:
     cascade: Cascade
     folder: epath.Path
     text: TextualInversion
-    adapted: FineTuning
+    whole: FineTuning
 
     def default(
         self,
@@ -279,24 +284,43 @@ class _RunBuilder:
             source: ``IMAGES`` or a name in ``FROZEN``.
             weight: Weight of the term.
         """
-        job = _with_base(self._job(subject, seed=seed), prior_weight=weight)
-        marks = [f"seed_{seed}"] if seed else []
+        default = self._job(subject, seed=seed)
+        job = _with_base(default, prior_weight=weight)
         if source in FROZEN:
-            marks.append(f"frozen_{FROZEN[source]:g}")
-            settings = dataclasses.replace(job.frozen_model, from_noise=FROZEN[source])
+            mark, share = f"frozen_{FROZEN[source]:g}", FROZEN[source]
+            settings = dataclasses.replace(job.frozen_model, from_noise=share)
             job = dataclasses.replace(job, prior=FROZEN_MODEL, frozen_model=settings)
-        if weight != self.job.base.prior_weight:
+        else:
+            mark, job = CLASS_IMAGES, dataclasses.replace(job, prior=CLASS_IMAGES)
+        if job == default:
+            return self.default(subject, seed)
+        marks = [f"seed_{seed}"] * bool(seed) + [mark]
+        if weight != default.base.prior_weight:
             marks.append(f"weight_{weight:g}")
         return self._run(subject, marks, _base_only(job))
 
+    def class_images(self, subject: ToyboxSubject, seed: int = 0) -> Run:
+        """The prior term from class images, as in the paper."""
+        return self.prior_source(subject, seed, IMAGES, self.job.base.prior_weight)
+
     def adapter(self, subject: ToyboxSubject, rank: int, kernels: str) -> Run:
-        """An adapter in place of all parameters; alpha is the rank, as by default."""
+        """An adapter of this rank; alpha is the rank, as by default."""
+        own = self.job.base.adapter
+        if (rank, kernels) == (own.rank, own.kernels):
+            return self.default(subject)
         adapter = dataclasses.replace(
-            self.adapted.adapter, rank=rank, alpha=float(rank), kernels=kernels
+            own, rank=rank, alpha=float(rank), kernels=kernels
         )
-        base = dataclasses.replace(self.adapted, adapter=adapter, preview_every=0)
-        job = dataclasses.replace(self._job(subject), base=base)
+        job = self._job(subject)
+        base = dataclasses.replace(job.base, adapter=adapter)
+        job = dataclasses.replace(job, base=base)
         return self._run(subject, [f"lora_{kernels}_{rank}"], _base_only(job))
+
+    def all_parameters(self, subject: ToyboxSubject) -> Run:
+        """No adapter: all parameters of the base stage train."""
+        base = dataclasses.replace(self.whole, preview_every=0)
+        job = dataclasses.replace(self._job(subject), base=base)
+        return self._run(subject, ["whole"], _base_only(job))
 
     def no_noun(self, subject: ToyboxSubject) -> Run:
         """Prompts with two rare words, the second in the place of the class noun.
@@ -369,8 +393,8 @@ class _RunBuilder:
             "class_listed": dataclasses.replace(solver, steps=STEPS),
         }[mark]
         class_images = dataclasses.replace(job.class_images, sampler=sampler)
-        job = _base_only(dataclasses.replace(job, class_images=class_images))
-        return self._run(subject, [mark], job)
+        job = dataclasses.replace(job, prior=CLASS_IMAGES, class_images=class_images)
+        return self._run(subject, [mark], _base_only(job))
 
     def super_resolution(self, subject: ToyboxSubject, *, low: bool) -> Run:
         """The super-resolution stages alone are fine-tuned.
@@ -428,11 +452,9 @@ def _method_studies(
     """Arms of the studies of the method: its losses, stages and alternatives."""
     few = subjects[:FEW]
 
-    def prior(on: bool) -> tuple[Run, ...]:
+    def each(make: Callable[..., Run], **settings: bool) -> tuple[Run, ...]:
         return tuple(
-            runs.default(subject, seed, prior=on)
-            for subject in subjects
-            for seed in seeds
+            make(subject, seed, **settings) for subject in subjects for seed in seeds
         )
 
     return {
@@ -443,16 +465,19 @@ def _method_studies(
             INVERTED: _over(subjects, runs.textual_inversion),
             DESCRIBED: _over(subjects, runs.prompts_only),
         },
-        "prior": {ON: prior(True), OFF: prior(False)},
+        "prior": {
+            ON: each(runs.class_images),
+            OFF: each(runs.default, prior=False),
+        },
         "adapters": {
-            WHOLE: _over(subjects, runs.default),
+            WHOLE: _over(subjects, runs.all_parameters),
             **{
                 name: _over(subjects, runs.adapter, rank=rank, kernels=kernels)
                 for name, (rank, kernels) in ADAPTERS.items()
             },
         },
         "sampler": {
-            ANCESTRAL: _over(few, runs.default),
+            ANCESTRAL: _over(few, runs.class_images),
             MORE_STEPS: _over(few, runs.class_sampler, mark="class_more"),
             SOLVER: _over(few, runs.class_sampler, mark="class_solver"),
             LISTED: _over(few, runs.class_sampler, mark="class_listed"),

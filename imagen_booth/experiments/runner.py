@@ -29,7 +29,7 @@ def run_studies(
     names: Collection[str],
     size: StudySize,
     text: TextualInversion,
-    adapted: FineTuning,
+    whole: FineTuning,
 ) -> epath.Path:
     """Logs the cost of the studies, then runs and measures them one by one.
 
@@ -40,7 +40,7 @@ def run_studies(
         names: Names of studies.
         size: Number of subjects, seeds and photos.
         text: Settings of Textual Inversion on this cascade.
-        adapted: Settings of its base stage with an adapter.
+        whole: Settings of its base stage without an adapter.
 
     Returns:
         Path of the page.
@@ -52,7 +52,7 @@ def run_studies(
     """
     plan.check_names(names)
     store = ImageStore(job, folder)
-    studies = plan.plan_studies(job, store.cascade, folder, names, size, text, adapted)
+    studies = plan.plan_studies(job, store.cascade, folder, names, size, text, whole)
     judge = toybox_judge.load()  # fails now rather than after hours
     runs = plan.distinct_runs(studies)
     to_do = [run.name for run in runs if not store.is_finished(run.name, run.job)]

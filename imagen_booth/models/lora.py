@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import traverse_util
 from jaxtyping import Array, Float
 
@@ -55,16 +56,10 @@ def full_rank(shape: tuple[int, ...]) -> int:
     return min(math.prod(shape[:-1]), shape[-1])
 
 
-def init(
-    key: jax.Array, params: Mapping[str, Any], kernels: str, rank: int
-) -> dict[str, Any]:
-    """Makes an adapter that changes nothing yet, f32.
-
-    A is uniform within 1 / sqrt(inputs) of zero, as peft draws it, and B is zero. The
-    numbers depend on the key and the path of a kernel, not on the other kernels.
+def shapes(params: Mapping[str, Any], kernels: str, rank: int) -> dict[str, Any]:
+    """Returns the shapes of an adapter, f32.
 
     Args:
-        key: Random key.
         params: Parameters of the network, or their shapes.
         kernels: A name in ``KERNELS``.
         rank: Columns of A and rows of B, 1 or more.
@@ -73,14 +68,35 @@ def init(
     adapter = {}
     for path in kernel_paths(params, kernels, rank):
         *inner, outputs = flat[path].shape
-        module, bound = path.removesuffix("kernel"), math.prod(inner) ** -0.5
-        adapter[module + A] = jax.random.uniform(
-            jax.random.fold_in(key, zlib.crc32(path.encode())),
-            (*inner, rank),
-            minval=-bound,
-            maxval=bound,
-        )
-        adapter[module + B] = jnp.zeros((rank, outputs))
+        module = path.removesuffix("kernel")
+        adapter[module + A] = jax.ShapeDtypeStruct((*inner, rank), jnp.float32)
+        adapter[module + B] = jax.ShapeDtypeStruct((rank, outputs), jnp.float32)
+    return traverse_util.unflatten_dict(adapter, sep="/")
+
+
+def init(
+    seed: int, params: Mapping[str, Any], kernels: str, rank: int
+) -> dict[str, Any]:
+    """Makes an adapter that changes nothing yet, numpy f32.
+
+    A is uniform within 1 / sqrt(inputs) of zero, as peft draws it, and B is zero. The
+    numbers depend on the seed and the path of a kernel, not on the other kernels. They
+    are drawn on the host: a program with a draw for each kernel takes as long to
+    compile as a training step.
+
+    Args:
+        seed: Seed, not negative.
+        params: As for ``shapes``.
+        kernels: As for ``shapes``.
+        rank: As for ``shapes``.
+    """
+    adapter = {}
+    for path, leaf in _flat(shapes(params, kernels, rank)).items():
+        adapter[path] = np.zeros(leaf.shape, np.float32)
+        if path.endswith(A):
+            bound = math.prod(leaf.shape[:-1]) ** -0.5
+            rng = np.random.default_rng((seed, zlib.crc32(path.encode())))
+            adapter[path][:] = rng.uniform(-bound, bound, leaf.shape)
     return traverse_util.unflatten_dict(adapter, sep="/")
 
 

@@ -55,11 +55,8 @@ def param_shapes(
     config = tuning.adapter
     check_rank(name, config, unet)
 
-    def make(params: Params, key: jax.Array) -> dict[str, Params]:
-        adapter = lora.init(key, params, config.kernels, config.rank)
-        return {"unet": to_frozen(params, dtype), "adapter": adapter}
-
-    return jax.eval_shape(make, unet, jax.random.key(0))
+    frozen = jax.eval_shape(lambda params: to_frozen(params, dtype), unet)
+    return {"unet": frozen, "adapter": lora.shapes(unet, config.kernels, config.rank)}
 
 
 def check_rank(name: str, config: Adapter, unet: Params) -> None:
@@ -110,16 +107,13 @@ def create(
     """
     abstract = jax.eval_shape(lambda tree: tree, unet)
     check_rank(name, config, abstract)
-
-    def make(key: jax.Array) -> Params:
-        return lora.init(key, abstract, config.kernels, config.rank)
-
-    place = sharding.tree_shardings(
-        {"adapter": jax.eval_shape(make, jax.random.key(0))}, mesh
-    )["adapter"]
-    if not config.start:
-        return jax.jit(make, out_shardings=place)(jax.random.key(seed))
-    return jax.device_put(started(name, config, abstract), place)
+    shapes = {"adapter": lora.shapes(abstract, config.kernels, config.rank)}
+    place = sharding.tree_shardings(shapes, mesh)["adapter"]
+    if config.start:
+        made = started(name, config, abstract)
+    else:
+        made = lora.init(seed, abstract, config.kernels, config.rank)
+    return jax.device_put(made, place)
 
 
 def start_file(name: str, config: Adapter) -> epath.Path:

@@ -117,10 +117,13 @@ class FrozenPrior:
         apply = functools.partial(unet, jax.lax.stop_gradient(params))
         if self.settings.from_noise > 0:
             carried_key, share_key = jax.random.split(jax.random.fold_in(key, STREAM))
-            carried = self._carried(stage, apply, rows, null, carried_key)
-            share = jax.random.uniform(share_key, rows.t.shape)
-            chosen = (share < self.settings.from_noise)[:, None, None, None]
-            rows = rows._replace(xt=jnp.where(chosen, carried, rows.xt))
+            # One choice for all rows: what is not chosen costs nothing, on any mesh.
+            xt = jax.lax.cond(
+                jax.random.uniform(share_key) < self.settings.from_noise,
+                lambda: self._carried(stage, apply, rows, null, carried_key),
+                lambda: rows.xt,
+            )
+            rows = rows._replace(xt=xt)
         prediction = predict(stage, apply, *rows)
         return jax.lax.stop_gradient(ClassRows(index, rows.xt, prediction))
 

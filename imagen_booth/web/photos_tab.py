@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from imagen_booth.cascade import CASCADES, notices
+from imagen_booth.config import presets
 from imagen_booth.errors import InputError
 from imagen_booth.text import people
 from imagen_booth.web import commands, uploads
@@ -27,8 +28,8 @@ NEEDS = {
     "tiny": "Random weights, for tests: its pictures are noise. One CPU is enough.",
     "if_m": "Photographs, to 256 px. You bring the weights; one v5e chip (15.75 GiB).",
     "if_l": "Photographs, to 256 px. You bring the weights; one v5e chip (15.75 GiB).",
-    "if_xl": "Photographs, to 256 px. You bring the weights; four v4 chips, or with "
-    "adapters (:lora) one v5e chip.",
+    "if_xl": "Photographs, to 256 px. You bring the weights; one v5e chip with an "
+    "adapter, else four v4 chips.",
     "imagen": "The paper's shapes, to 1024 px. You bring the weights; one v4 chip "
     "(30.75 GiB).",
 }
@@ -148,6 +149,7 @@ def _paths(payload: Any) -> list[str]:
 
 def _job_inputs() -> list[Any]:
     """The inputs of the job."""
+    default, _, variant = presets.DEFAULT.partition(":")
     with gr.Row():
         noun = gr.Textbox(
             label="Class noun",
@@ -156,7 +158,7 @@ def _job_inputs() -> list[Any]:
             max_length=60,
         )
         cascade = gr.Dropdown(
-            list(NEEDS), value="toybox", label="Cascade", info=NEEDS["toybox"]
+            list(NEEDS), value=default, label="Cascade", info=NEEDS[default]
         )
         name = gr.Textbox(
             label="Name of the run",
@@ -169,9 +171,9 @@ def _job_inputs() -> list[Any]:
         visible=False,
     )
     with gr.Accordion("More settings", open=False), gr.Row():
-        variant = gr.Radio(
-            [("All weights", ""), ("An adapter (LoRA)", ":lora")],
-            value="",
+        trained = gr.Radio(
+            [("An adapter (LoRA)", ":lora"), ("All weights", "")],
+            value=f":{variant}" if variant else "",
             label="What is trained",
         )
         seed = gr.Number(0, label="Seed", precision=0, minimum=0)
@@ -181,7 +183,7 @@ def _job_inputs() -> list[Any]:
             precision=0,
             minimum=0,
         )
-    return [noun, consent, cascade, variant, name, seed, steps]
+    return [noun, consent, cascade, trained, name, seed, steps]
 
 
 class _PhotosTab:

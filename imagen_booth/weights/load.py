@@ -363,7 +363,7 @@ def _load(
 ) -> Part:
     init, apply = network(cascade, name, dtype)
     found = find(cascade, name, source)
-    abstract = jax.eval_shape(init, jax.random.key(0))
+    abstract = shapes(cascade, name)
     if found is None:
         shardings = sharding.tree_shardings(abstract, mesh, rules, kind_of(name))
 
@@ -383,8 +383,9 @@ def kind_of(name: str) -> str:
     return "text" if name == "text" else "unet"
 
 
+@functools.lru_cache(maxsize=64)
 def shapes(cascade: Cascade, name: str) -> Params:
-    """Returns the shapes of a part's f32 parameters."""
+    """Returns the shapes of a part's f32 parameters; cached, as they are traced."""
     init, _ = network(cascade, name, jnp.float32)
     return jax.eval_shape(init, jax.random.key(0))
 

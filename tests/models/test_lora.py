@@ -55,7 +55,7 @@ def network():
 
 @pytest.mark.parametrize("kernels", lora.KERNELS)
 def test_a_new_adapter_changes_nothing(network, kernels):
-    adapter = lora.init(jax.random.key(0), network, kernels, 2)
+    adapter = lora.init(0, network, kernels, 2)
     added = lora.add(network, adapter, 1.0)
     jax.tree.map(np.testing.assert_array_equal, added, network)
     for path, leaf in flatten(adapter).items():
@@ -68,7 +68,7 @@ def test_a_new_adapter_changes_nothing(network, kernels):
 
 
 def test_the_sum_in_float64_and_in_bfloat16(network):
-    adapter = lora.init(jax.random.key(0), network, "all", 2)
+    adapter = lora.init(0, network, "all", 2)
     adapter = jax.tree.map(lambda leaf: leaf + 0.5, adapter)
     half = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), network)
     exact, rounded = (lora.add(each, adapter, 1.5) for each in (network, half))
@@ -87,9 +87,7 @@ def test_the_sum_in_float64_and_in_bfloat16(network):
 
 
 def test_a_kernel_has_the_same_start_whatever_the_others(network):
-    few, many = (
-        lora.init(jax.random.key(3), network, kernels, 2) for kernels in lora.KERNELS
-    )
+    few, many = (lora.init(3, network, kernels, 2) for kernels in lora.KERNELS)
     few, many = flatten(few), flatten(many)
     assert few.keys() < many.keys()
     for path, leaf in few.items():

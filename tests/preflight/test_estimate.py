@@ -122,7 +122,7 @@ def test_forms_without_class_images_pay_the_frozen_model(
     same = with_images.keys() - {images, steps}
     assert {key: without[key] for key in same} == {k: with_images[k] for k in same}
     # 2 + 2 rows and a gradient of twice the forward pass. The frozen model alone has 2
-    # rows: one call for the target, and 4 from pure noise for both, used or not.
+    # rows: one call for the target, and 4 from pure noise, as in the dearest steps.
     row = with_images[steps] / (4 * 3)
     frozen = 2 * calls * row
     assert without[steps] - with_images[steps] == pytest.approx(frozen, rel=0.3)

@@ -191,22 +191,25 @@ def test_noise_is_carried_down_as_ddim_says(key):
     )
 
 
-def test_a_mixture_has_rows_of_both_kinds(key):
-    stage, rows = stage_of("v"), 64
-    batch = batch_of([1] * rows)
+def test_a_mixture_has_steps_of_both_kinds(key):
+    """And a step on photos does not carry noise down to throw it away."""
+    stage, steps = stage_of("v"), 64
+    batch = batch_of([1, 1])
     noisy = frozen_targets.NoisyRows(
-        batch["image"],
-        jnp.full(rows, 0.5),
-        batch["text"],
-        batch["text_mask"],
-        None,
+        batch["image"], jnp.full(2, 0.5), batch["text"], batch["text_mask"], None
     )
-    prior = FrozenPrior(FrozenModel(0.25, steps=1), F32, rows)
-    found = jax.jit(functools.partial(prior.class_rows, stage, scale_network))(
-        weights(0.7)["unet"], batch["group"] == 1, noisy, None, key
+    prior = FrozenPrior(FrozenModel(0.25, steps=1), F32, 2)
+    rows = jax.jit(functools.partial(prior.class_rows, stage, scale_network))
+    args = weights(0.7)["unet"], batch["group"] == 1, noisy, None
+    same = np.stack(
+        [
+            np.asarray(rows(*args, each).xt == batch["image"]).all((1, 2, 3))
+            for each in jax.random.split(key, steps)
+        ]
     )
-    same = np.asarray(found.xt == batch["image"]).all((1, 2, 3))
-    assert 0.5 * rows < same.sum() < rows
+    np.testing.assert_array_equal(same[:, 0], same[:, 1])
+    assert 0.55 * steps < same[:, 0].sum() < 0.95 * steps
+    assert "conditional(" in rows.lower(*args, key).compile().as_text()
 
 
 @pytest.fixture(scope="module")
