@@ -197,9 +197,9 @@ def _toybox(name: str) -> Job:
             # Without null text the subject showed in fewer prompts, and noise with it.
             null_text=0.125,
             optim=OptimConfig(lr=7e-4, warmup=10, decay="cosine"),
-            # A weight as large where noise is highest copies places and poses of the
-            # photos into every prompt, see docs/toybox.md.
-            weighting="min_snr_5",
+            # Much weight where noise is highest copies places and poses of the photos
+            # into every prompt, and none leaves out their colours: docs/toybox.md.
+            weighting="min_snr_5_floor",
         ),
         sr256=sr,
         # At 2e-4 it ended worse on photographs than it began.
