@@ -36,10 +36,10 @@ WEIGHTS: dict[str, Callable[[Array], Array]] = {
     "snr_trunc": lambda logsnr: jnp.maximum(jnp.exp(-logsnr), 1.0),
     # min(SNR, 5) on x0: arXiv 2303.09556
     "min_snr_5": lambda logsnr: jnp.minimum(5.0 * jnp.exp(-logsnr), 1.0),
-    # min(SNR + 0.05, 5) on x0: the same with some weight where noise is highest, where
+    # min(SNR + 0.1, 5) on x0: the same with some weight where noise is highest, where
     # a subject's colour is decided
     "min_snr_5_floor": lambda logsnr: jnp.minimum(
-        5.0 * jnp.exp(-logsnr), 1.0 + 0.05 * jnp.exp(-logsnr)
+        5.0 * jnp.exp(-logsnr), 1.0 + 0.1 * jnp.exp(-logsnr)
     ),
 }
 

@@ -58,7 +58,7 @@ def test_weights_are_what_their_names_say(guess):
         "residual": (snr + 100) * of_x0,
         "snr_trunc": np.maximum(snr, 1) * of_x0,
         "min_snr_5": np.minimum(snr, 5) * of_x0,
-        "min_snr_5_floor": np.minimum(snr + 0.05, 5) * of_x0,
+        "min_snr_5_floor": np.minimum(snr + 0.1, 5) * of_x0,
     }
     assert set(expected) == set(loss.WEIGHTS)
     for weight, value in expected.items():
