@@ -267,13 +267,9 @@ class _RunBuilder:
     ) -> Run:
         """The base stage fine-tuned as the job says; the others stay pretrained."""
         job = self._job(subject, photos, seed)
-        marks = [f"seed_{seed}"] if seed else []
-        if photos != TOYBOX_PHOTOS:
-            marks.append(f"photos_{photos}")
         if not prior:
-            marks.append("no_prior")
             job = _with_base(job, class_rows=0)
-        return self._run(subject, marks, _base_only(job), photos)
+        return self._run(subject, ["no_prior"], _base_only(job), photos)
 
     def prior_source(
         self, subject: ToyboxSubject, seed: int, source: str, weight: float
@@ -284,18 +280,15 @@ class _RunBuilder:
             source: ``IMAGES`` or a name in ``FROZEN``.
             weight: Weight of the term.
         """
-        default = self._job(subject, seed=seed)
-        job = _with_base(default, prior_weight=weight)
+        job = _with_base(self._job(subject, seed=seed), prior_weight=weight)
         if source in FROZEN:
             mark, share = f"frozen_{FROZEN[source]:g}", FROZEN[source]
             settings = dataclasses.replace(job.frozen_model, from_noise=share)
             job = dataclasses.replace(job, prior=FROZEN_MODEL, frozen_model=settings)
         else:
             mark, job = CLASS_IMAGES, dataclasses.replace(job, prior=CLASS_IMAGES)
-        if job == default:
-            return self.default(subject, seed)
-        marks = [f"seed_{seed}"] * bool(seed) + [mark]
-        if weight != default.base.prior_weight:
+        marks = [mark]
+        if weight != self.job.base.prior_weight:
             marks.append(f"weight_{weight:g}")
         return self._run(subject, marks, _base_only(job))
 
@@ -305,11 +298,8 @@ class _RunBuilder:
 
     def adapter(self, subject: ToyboxSubject, rank: int, kernels: str) -> Run:
         """An adapter of this rank; alpha is the rank, as by default."""
-        own = self.job.base.adapter
-        if (rank, kernels) == (own.rank, own.kernels):
-            return self.default(subject)
         adapter = dataclasses.replace(
-            own, rank=rank, alpha=float(rank), kernels=kernels
+            self.job.base.adapter, rank=rank, alpha=float(rank), kernels=kernels
         )
         job = self._job(subject)
         base = dataclasses.replace(job.base, adapter=adapter)
@@ -443,6 +433,17 @@ class _RunBuilder:
         job: Job,
         photos: int = TOYBOX_PHOTOS,
     ) -> Run:
+        """The run of a job; with the settings of the default job, it is its run.
+
+        Args:
+            marks: How the job differs from the default one, besides seed and photos.
+        """
+        if job == _base_only(self._job(subject, photos, job.seed)):
+            marks = []
+        if photos != TOYBOX_PHOTOS:
+            marks = [f"photos_{photos}", *marks]
+        if job.seed:
+            marks = [f"seed_{job.seed}", *marks]
         return Run(run_name(subject, *marks), subject, photos, job)
 
 
