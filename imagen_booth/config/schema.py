@@ -101,18 +101,15 @@ class FrozenModel:
         from_noise: Share of steps in which the noisy images of the class rows come
             from pure noise; in the others they are photos with noise.
         steps: Steps of the frozen model from pure noise to a row's noise level.
-        guidance: Weight of classifier-free guidance in these steps; 1 is off.
     """
 
     from_noise: Annotated[float, Interval(ge=0, le=1)] = 0.5
     steps: Positive = 4
-    guidance: Annotated[float, Ge(0)] = 1.0
 
     @property
     def calls(self) -> float:
         """Forward passes of the frozen model for each class row, the mean of steps."""
-        guided = 1 if self.guidance == 1.0 else 2
-        return 1 + self.from_noise * self.steps * guided
+        return 1 + self.from_noise * self.steps
 
 
 @dataclasses.dataclass(frozen=True)

@@ -143,9 +143,8 @@ def train_step(
         pair = dataclasses.replace(pair, low=_blank_image(stage.low_resolution))
     null = _blank_embedding(cascade)
     rows, sizes = [[pair.example(null)]], {"host": 0, "hosts": 1, "devices": mesh.size}
-    data = finetune.batches(stage, tuning, rows, rows, prior, null, seed=0, **sizes)
-    shared, rows = loop.split_shared(data[0])
-    batch = _placed(rows, sharding.rows(mesh)) | _placed(shared, sharding.copies(mesh))
+    data = finetune.batches(stage, tuning, rows, rows, seed=0, **sizes)
+    batch = _placed(data[0], sharding.rows(mesh))
     fixed = ()
     if prior is not None and not tuning.adapts:
         copy = frozen_shapes(cascade, stage.name, dtype)

@@ -18,7 +18,9 @@ import os
 import pathlib
 import pickle
 import platform
+import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from typing import Any
 
@@ -81,20 +83,46 @@ class StoredProgram:
 
     def compile(self, *inputs: Any, **named: Any) -> Callable[..., Any]:
         """The program for these arguments: from memory, from disk, or compiled."""
+        name = self._find(inputs, named)
+        if name not in self._programs:
+            lowered = self._jitted.lower(*inputs, **named)
+            self._programs[name] = self._make(name, lowered)
+        return self._programs[name]
+
+    def begin_compiling(
+        self, *inputs: Any, **named: Any
+    ) -> Callable[[], Callable[..., Any]]:
+        """As ``compile``, with the compiler at work in a thread of its own.
+
+        Returns:
+            A function that waits for the program and returns it.
+        """
+        name = self._find(inputs, named)
+        if name not in self._programs:
+            lowered = self._jitted.lower(*inputs, **named)
+            making = _compilers().submit(self._make, name, lowered)
+
+        def finish() -> Callable[..., Any]:
+            if name not in self._programs:
+                self._programs[name] = making.result()
+            return self._programs[name]
+
+        return finish
+
+    def _find(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> str:
+        """The program's name, after a look for it on disk."""
         name = _name(self._made_from, inputs, named)
         if name not in self._programs:
             stored = self._read(name, _devices((inputs, named)))
-            self._programs[name] = stored or self._make(name, inputs, named)
-        return self._programs[name]
+            if stored is not None:
+                self._programs[name] = stored
+        return name
 
     def _folder(self) -> pathlib.Path | None:
         return folder() if self._made_from else None
 
-    def _make(
-        self, name: str, inputs: tuple[Any, ...], named: Mapping[str, Any]
-    ) -> Callable[..., Any]:
+    def _make(self, name: str, lowered: Any) -> Callable[..., Any]:
         place = self._folder()
-        lowered = self._jitted.lower(*inputs, **named)
         if place is None:
             return lowered.compile()
         program, fresh = _compile_afresh(lowered)
@@ -158,22 +186,50 @@ def _compile_afresh(lowered: Any) -> tuple[Any, bool]:
     A CPU program from jax's own cache cannot be serialised again: it loses its code. So
     programs that are stored here are not put there.
     """
-    hits = 0
+    thread, hits = threading.get_ident(), 0
 
     def count(event: str, **_: Any) -> None:
         nonlocal hits
-        hits += event == HIT
+        hits += event == HIT and threading.get_ident() == thread
 
-    least = "jax_persistent_cache_min_compile_time_secs"
-    before = jax.config.values[least]
-    jax.monitoring.register_event_listener(count)
-    jax.config.update(least, float(10**9))
-    try:
-        program = lowered.compile()
-    finally:
-        jax.config.update(least, before)
-        jax.monitoring.unregister_event_listener(count)
+    with _NotInJaxCache():
+        jax.monitoring.register_event_listener(count)
+        try:
+            program = lowered.compile()
+        finally:
+            jax.monitoring.unregister_event_listener(count)
     return program, hits == 0
+
+
+class _NotInJaxCache:
+    """Keeps what is compiled in this context out of jax's own cache.
+
+    The setting is one for all threads, so the first that enters changes it, and the
+    last that leaves restores it.
+    """
+
+    _SETTING = "jax_persistent_cache_min_compile_time_secs"
+    _lock, _inside, _before = threading.Lock(), 0, None
+
+    def __enter__(self) -> None:
+        kind = type(self)
+        with kind._lock:
+            if kind._inside == 0:
+                kind._before = jax.config.values[kind._SETTING]
+                jax.config.update(kind._SETTING, float(10**9))
+            kind._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        kind = type(self)
+        with kind._lock:
+            kind._inside -= 1
+            if kind._inside == 0:
+                jax.config.update(kind._SETTING, kind._before)
+
+
+@functools.cache
+def _compilers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix="compiler")
 
 
 def _devices(arguments: Any) -> list[Any]:

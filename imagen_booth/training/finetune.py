@@ -157,8 +157,6 @@ def finetune_stage(
         config,
         [[pair.example(each.text) for pair in each.photos] for each in subjects],
         class_sets(subjects, config.null_text, preview.null, prior),
-        prior,
-        preview.null,
         seed=context.seed,
         host=processes.index(),
         hosts=processes.count(),
@@ -300,8 +298,6 @@ def batches(
     config: FineTuning,
     subjects: Sequence[Sequence[pipeline.Example]],
     classes: Sequence[Sequence[pipeline.Example]],
-    prior: FrozenPrior | None = None,
-    null: Embedding | None = None,
     *,
     seed: int,
     host: int,
@@ -313,8 +309,6 @@ def batches(
     Args:
         subjects: Rows of each subject, used in turn.
         classes: Rows of each class; unused where ``config.class_rows`` is 0.
-        prior: How the frozen model gives the class rows their targets.
-        null: The null text, which ``prior`` may need.
         devices: Devices of all hosts; micro-batch rows are a multiple of them.
     """
     first, *others = subjects
@@ -332,7 +326,6 @@ def batches(
         hosts=hosts,
         multiple=devices * config.accumulate,
         prepare=pipeline.random_crop(stage.crop, stage.scale) if stage.crop else None,
-        shared=None if prior is None else prior.shared(null),
     )
 
 

@@ -20,11 +20,9 @@ from jaxtyping import Array
 from imagen_booth import train_state as states
 from imagen_booth.cascade import Stage
 from imagen_booth.config.schema import FrozenModel, Job
-from imagen_booth.data.examples import Embedding, ImagePair
-from imagen_booth.data.pipeline import Example
-from imagen_booth.denoiser import Condition, Prediction, guided_denoiser, predict
-from imagen_booth.diffusion import process
-from imagen_booth.diffusion.sampler import SamplerConfig
+from imagen_booth.data.examples import ImagePair
+from imagen_booth.denoiser import Condition, Prediction, predict
+from imagen_booth.diffusion import guidance, process
 from imagen_booth.diffusion.schedule import TableSchedule
 from imagen_booth.models.hint import hint
 from imagen_booth.weights.load import to_frozen
@@ -83,13 +81,6 @@ class FrozenPrior:
     dtype: Any
     rows: int
 
-    def shared(self, null: Embedding | None) -> Example:
-        """Entries of every batch besides its rows: the null text, for guidance."""
-        if self.settings.from_noise == 0 or self.settings.guidance == 1.0:
-            return {}
-        assert null is not None
-        return {"null": null.text, "null_mask": null.mask}
-
     def class_rows(
         self,
         stage: Stage,
@@ -97,7 +88,6 @@ class FrozenPrior:
         params: states.Params,
         is_class: Array,
         rows: NoisyRows,
-        null: tuple[Array, Array] | None,
         key: Array,
     ) -> ClassRows:
         """The class rows of a batch and the frozen model's predictions for them.
@@ -107,7 +97,6 @@ class FrozenPrior:
             params: The frozen weights; with an adapter, those that it is added to.
             is_class: Which rows of the batch are those of the class, bool [B].
             rows: The batch; images are photos with noise.
-            null: Null text [L, D] and its mask [L]; needed for guidance.
             key: Randomness of the batch.
         """
         index = jnp.nonzero(is_class, size=self.rows, fill_value=len(is_class))[0]
@@ -115,44 +104,27 @@ class FrozenPrior:
             lambda leaf: hint(jnp.take(leaf, index, axis=0, mode="clip")), rows
         )
         apply = functools.partial(unet, jax.lax.stop_gradient(params))
-        if self.settings.from_noise > 0:
-            carried_key, share_key = jax.random.split(jax.random.fold_in(key, STREAM))
-            # One choice for all rows: what is not chosen costs nothing, on any mesh.
-            xt = jax.lax.cond(
-                jax.random.uniform(share_key) < self.settings.from_noise,
-                lambda: self._carried(stage, apply, rows, null, carried_key),
-                lambda: rows.xt,
-            )
-            rows = rows._replace(xt=xt)
-        prediction = predict(stage, apply, *rows)
-        return jax.lax.stop_gradient(ClassRows(index, rows.xt, prediction))
+        if self.settings.from_noise == 0:
+            xt, prediction = rows.xt, predict(stage, apply, *rows)
+        else:
+            xt, prediction = self._carry(stage, apply, rows, key)
+        return jax.lax.stop_gradient(ClassRows(index, xt, prediction))
 
-    def _carried(
-        self,
-        stage: Stage,
-        apply: Callable[..., Array],
-        rows: NoisyRows,
-        null: tuple[Array, Array] | None,
-        key: Array,
-    ) -> Array:
-        """Pure noise, brought to the times of the rows by the frozen model with DDIM.
+    def _carry(
+        self, stage: Stage, apply: Callable[..., Array], rows: NoisyRows, key: Array
+    ) -> tuple[Array, Prediction]:
+        """In a share of steps, pure noise is brought to the rows' times with DDIM.
 
         Each row has ``steps`` steps, evenly spread between the schedule's noisiest time
         and its own.
+
+        Returns:
+            The noisy images, and the frozen model's prediction for them.
         """
         steps, schedule = self.settings.steps, stage.schedule
-        config = SamplerConfig(
-            "ddim", steps, guidance=self.settings.guidance, threshold="static"
-        )
-        text, mask = rows.text, rows.mask
-        away, away_mask = null or (text, mask)  # without guidance these are unused
-        away, away_mask = (
-            jnp.broadcast_to(away, text.shape),
-            jnp.broadcast_to(away_mask, mask.shape),
-        )
-        denoise = guided_denoiser(
-            stage, apply, text, mask, away, away_mask, rows.cond, config
-        )
+        noise_key, share_key = jax.random.split(jax.random.fold_in(key, STREAM))
+        # One choice for all rows: what is not chosen costs nothing, on any mesh.
+        from_noise = jax.random.uniform(share_key) < self.settings.from_noise
         noisiest = float(schedule.times(1, "linspace")[0])
 
         def time_at(step: Array) -> Array:
@@ -163,14 +135,29 @@ class FrozenPrior:
         def scales(time: Array) -> tuple[Array, Array]:
             return schedule.alpha(time), schedule.sigma(time)
 
-        def step(xt: Array, number: Array) -> tuple[Array, None]:
-            now, then = time_at(number), time_at(number + 1.0)
-            x0, _ = denoise(xt, now)
+        def step(xt: Array, number: Array) -> tuple[Array, Prediction]:
+            now = time_at(number)
+            out = predict(stage, apply, xt, now, rows.text, rows.mask, rows.cond)
+            x0 = guidance.static_threshold(out.x0)
             eps = process.convert(x0, "x0", xt, *scales(now))[1]
-            return process.add_noise(x0, eps, *scales(then)), None
+            then = time_at(jnp.minimum(number + 1.0, steps))
+            moved = process.add_noise(x0, eps, *scales(then))
+            return jnp.where(number < steps, moved, xt), out
 
-        noise = hint(jax.random.normal(key, rows.xt.shape))
-        return jax.lax.scan(step, noise, jnp.arange(steps, dtype=jnp.float32))[0]
+        def maybe(carry: tuple[Array, Prediction], number: Array) -> tuple[Any, None]:
+            # The last step is the prediction itself. It shares a loop with the steps
+            # of DDIM, so that the network is compiled once.
+            needed = from_noise | (number == steps)
+            carry = jax.lax.cond(needed, lambda: step(carry[0], number), lambda: carry)
+            return carry, None
+
+        noise = hint(jax.random.normal(noise_key, rows.xt.shape))
+        start = jnp.where(from_noise, noise, rows.xt)
+        none = jnp.zeros_like(start)
+        frac = none if stage.learned_variance else None
+        numbers = jnp.arange(steps + 1, dtype=jnp.float32)
+        carry = start, Prediction(none, none, none, frac)
+        return jax.lax.scan(maybe, carry, numbers)[0]
 
 
 def copy_params(params: states.Params, dtype: Any) -> states.Params:

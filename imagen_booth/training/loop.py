@@ -189,6 +189,7 @@ class _Loop:
         step_fn = jit_step(training.step_fn, training.start.abstract)
         self._jitted = StoredProgram(step_fn, training.made_from)
         self._program: Callable[..., Any] | None = None
+        self._compiling: Callable[[], Any] | None = None
         self._ok = sharding.put_copies(np.bool_(True), context.mesh)
         self._batches = _Batches(training.data, context.mesh)
         self._unseen: list[_Sent] = []  # not known to be finite, at most two
@@ -205,6 +206,7 @@ class _Loop:
     def run(self) -> TrainState:
         """Trains to the end, and returns the state there."""
         with self._bar, self._trace:
+            self._begin()
             while self._step < self._config.steps:
                 sent = self._send_step()
                 due = self._config.results_due(self._step)
@@ -225,6 +227,24 @@ class _Loop:
                     self._preview()
         return self._state
 
+    def _begin(self) -> None:
+        """Makes the preview of the start, or one that an earlier run did not make.
+
+        The step is compiled meanwhile, from a batch that is read ahead.
+        """
+        if self._step == self._config.steps:
+            return
+        if self._step == 0 or self._config.preview_due(self._step):
+            batch, _ = self._batches.read_ahead()
+            self._compiling = self._begin_compiling(batch)
+            self._hooks.preview(self._state, self._step)
+
+    def _begin_compiling(self, batch: dict[str, Any]) -> Callable[[], Any]:
+        # For these shapes alone: a batch of another shape is an error, not a wait.
+        return self._jitted.begin_compiling(
+            self._state, batch, *self._training.fixed, ok=self._ok
+        )
+
     def _send_step(self) -> "_Sent":
         """Sends the next step to the devices, and reads the batch after it."""
         training, timer = self._training, self._timer
@@ -232,10 +252,8 @@ class _Loop:
         timer.start_step()
         batch, position = self._batches.take()
         if self._program is None:
-            # Compiled ahead: a batch of another shape is an error, not a wait.
-            self._program = self._jitted.compile(
-                self._state, batch, *training.fixed, ok=self._ok
-            )
+            compiling = self._compiling or self._begin_compiling(batch)
+            self._program = compiling()
             timer.leave_out_compilation()
         with jax.profiler.StepTraceAnnotation(training.name, step_num=self._step):
             self._state, values = self._program(
@@ -360,9 +378,10 @@ class _Batches:
         batch, self._ahead = self._ahead or self._read(), None
         return batch
 
-    def read_ahead(self) -> None:
-        """Reads the batch that ``take`` gives next."""
+    def read_ahead(self) -> tuple[dict[str, Any], Any]:
+        """Reads what ``take`` gives next, and returns it."""
         self._ahead = self._ahead or self._read()
+        return self._ahead
 
     def rewind(self, position: Any) -> None:
         """Puts the data back to a position, for a checkpoint of that step."""
@@ -376,8 +395,8 @@ class _Batches:
 
 
 def _restore_or_start(training: Training, context: LoopContext) -> TrainState:
-    """The state to start from, with the metrics and previews that belong to it."""
-    start, data, hooks = training.start, training.data, training.hooks
+    """The state to start from, with the metrics that belong to it."""
+    start, data = training.start, training.data
     checkpoints = context.checkpoints
     if checkpoints.latest() is None:
         state = start.make()
@@ -388,9 +407,6 @@ def _restore_or_start(training: Training, context: LoopContext) -> TrainState:
     if step == 0:
         # Storage that cannot be written fails now, not after hours of training.
         checkpoints.save(0, state, data, wait=True)
-        hooks.preview(state, 0)
-    elif step < training.config.steps and training.config.preview_due(step):
-        hooks.preview(state, step)  # the run may have ended between save and preview
     return state
 
 
@@ -445,15 +461,10 @@ def _metric_row(values: dict[str, jax.Array]) -> dict[str, float]:
     }
 
 
-def split_shared(batch: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The entries of a batch that have no row axis, and those that have one."""
-    shared = {name: batch[name] for name in train_step.SHARED if name in batch}
-    return shared, {name: leaf for name, leaf in batch.items() if name not in shared}
-
-
 def _place(batch: dict[str, Any], mesh: jax.sharding.Mesh) -> dict[str, Any]:
     """Puts rows over the mesh, and copies of the entries that have no row axis."""
-    shared, rows = split_shared(batch)
+    shared = {name: batch[name] for name in train_step.SHARED if name in batch}
+    rows = {name: leaf for name, leaf in batch.items() if name not in shared}
     return sharding.put_rows(rows, mesh) | sharding.put_copies(shared, mesh)
 
 

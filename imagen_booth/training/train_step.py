@@ -113,9 +113,8 @@ def batch_loss(
     xt = process.add_noise(x0, eps, alpha, sigma)
     frozen = target = None
     if class_rows is not None:
-        null = (batch["null"], batch["null_mask"]) if "null" in batch else None
         noisy = NoisyRows(xt, t, text, text_mask, cond)
-        frozen = class_rows(batch["group"] == CLASS, noisy, null, key)
+        frozen = class_rows(batch["group"] == CLASS, noisy, key)
         xt = frozen.put(frozen.xt, xt)
         target = process.target(stage.prediction, x0, eps, alpha, sigma)
         target = frozen.put(frozen.prediction.raw, target)

@@ -61,6 +61,28 @@ def test_a_second_start_traces_nothing(cache):
     assert again.traced == 0
 
 
+def test_what_is_begun_is_compiled_beside_other_programs(cache):
+    """And jax's setting for its own cache is restored when the last one is done."""
+    least = "jax_persistent_cache_min_compile_time_secs"
+    with setting(least, 7.0):
+        arguments = {"x": jnp.asarray(X)}, jnp.float32(3)
+        functions = [Counted() for _ in range(3)]
+        stored = [
+            StoredProgram(jax.jit(function), f"f{i}")
+            for i, function in enumerate(functions)
+        ]
+        begun = [each.begin_compiling(arguments[0], by=arguments[1]) for each in stored]
+        total, _, _ = start("g", Counted())
+        for finish in begun:
+            assert float(finish()(arguments[0], by=arguments[1])[0]["sum"]) == total
+        assert jax.config.values[least] == 7.0
+    assert [each.traced for each in functions] == [1, 1, 1]
+    assert len(list(cache.iterdir())) == 4
+    again = Counted()
+    assert start("f2", again)[0] == total
+    assert again.traced == 0
+
+
 @pytest.mark.parametrize("change", ["description", "shape", "dtype", "setting"])
 def test_whatever_changes_a_program_is_another_one(cache, change):
     start("f", Counted())

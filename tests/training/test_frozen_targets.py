@@ -58,8 +58,6 @@ def batch_of(groups, weight=1.0, seed=0):
         "group": group,
         "text": text[np.clip(group, 0, 1)],
         "text_mask": np.ones((rows, LENGTH), bool),
-        "null": np.zeros((LENGTH, WIDTH), np.float32),
-        "null_mask": np.ones(LENGTH, bool),
     }
     return {name: jnp.asarray(leaf) for name, leaf in batch.items()}
 
@@ -101,7 +99,7 @@ def weights(*values):
 )
 def test_before_the_first_step_the_term_is_zero(stage, start, from_noise, key):
     """And so is its gradient; that of the subject is as without the term."""
-    settings = FrozenModel(from_noise, steps=2, guidance=3.0)
+    settings = FrozenModel(from_noise, steps=2)
     frozen = weights(*start)
     loss = loss_of(stage, settings, frozen, 3, hybrid=True)
     both = jax.jit(jax.grad(loss, has_aux=True))
@@ -156,17 +154,16 @@ def test_every_class_row_of_a_micro_batch_has_its_target():
 
 
 def test_noise_is_carried_down_as_ddim_says(key):
-    """Against DDIM in float64, with guidance, to each row's own time."""
-    stage, steps, guidance, w0 = stage_of("x0"), 3, 2.5, 0.6
+    """Against DDIM in float64, to each row's own time."""
+    stage, steps, w0 = stage_of("x0"), 3, 0.6
     batch = batch_of([0, 1, 1])
-    prior = FrozenPrior(FrozenModel(1.0, steps, guidance), F32, 2)
+    prior = FrozenPrior(FrozenModel(1.0, steps), F32, 2)
     t = jnp.asarray([0.5, 0.8, 0.25])
     rows = frozen_targets.NoisyRows(
         batch["image"], t, batch["text"], batch["text_mask"], None
     )
-    null = batch["null"], batch["null_mask"]
     found = jax.jit(functools.partial(prior.class_rows, stage, scale_network))(
-        weights(w0)["unet"], batch["group"] == 1, rows, null, key
+        weights(w0)["unet"], batch["group"] == 1, rows, key
     )
     np.testing.assert_array_equal(found.index, [1, 2])
     carried, _ = jax.random.split(jax.random.fold_in(key, frozen_targets.STREAM))
@@ -183,7 +180,7 @@ def test_noise_is_carried_down_as_ddim_says(key):
             )
             for logsnr in map(stage.schedule.logsnr64, (now, then))
         )
-        x0 = np.clip(w0 * z + guidance * mean, -1, 1)  # the null text's mean is 0
+        x0 = np.clip(w0 * z + mean, -1, 1)
         z = a_next * x0 + s_next * (z - a * x0) / s
     np.testing.assert_allclose(found.xt, z, rtol=2e-4, atol=2e-5)
     np.testing.assert_allclose(
@@ -200,7 +197,7 @@ def test_a_mixture_has_steps_of_both_kinds(key):
     )
     prior = FrozenPrior(FrozenModel(0.25, steps=1), F32, 2)
     rows = jax.jit(functools.partial(prior.class_rows, stage, scale_network))
-    args = weights(0.7)["unet"], batch["group"] == 1, noisy, None
+    args = weights(0.7)["unet"], batch["group"] == 1, noisy
     same = np.stack(
         [
             np.asarray(rows(*args, each).xt == batch["image"]).all((1, 2, 3))
@@ -248,8 +245,6 @@ def test_the_copy_predicts_what_the_network_does(tiny, key):
         config,
         [examples],
         [examples],
-        prior,
-        text,
         seed=0,
         host=0,
         hosts=1,

@@ -1,6 +1,7 @@
 """The loop: a step in flight, a batch read ahead, nothing lost when it ends early."""
 
 import dataclasses
+import threading
 
 import grain
 import jax
@@ -39,6 +40,9 @@ class Run:
         self.stop.requested = self.stop.requested or step == self.stop_at
         return {"image": np.full((4, 1), step, np.float32)}
 
+    def preview(self, state, step):
+        pass
+
     def diagnose(self, state, batch):
         self.diagnosed.append((int(state.step), int(batch["image"][0, 0])))
         return ["w"]
@@ -49,7 +53,7 @@ class Run:
         data = grain.MapDataset.range(1000).map(self.batch)
         hooks = loop.LoopHooks(
             learning_rate=lambda step: 0.0,
-            preview=lambda state, step: None,
+            preview=self.preview,
             inference=lambda state: state.trainable,
             diagnose=self.diagnose,
         )
@@ -138,3 +142,37 @@ def test_the_host_waits_for_the_step_before(tmp_path, monkeypatch):
         *("read 4", "sent 4", "read 5"),
         *("sent 5", "looked at 4", "looked at 5"),
     ]
+
+
+def test_the_step_is_compiled_while_the_first_preview_is_made(tmp_path, monkeypatch):
+    """Each waits for the other to begin, so one after the other would not end."""
+    compiling, previewing = threading.Event(), threading.Event()
+    jitted, met = loop.jit_step, []
+
+    class Lowered:
+        def __init__(self, lowered):
+            self.lowered = lowered
+
+        def compile(self):
+            compiling.set()
+            met.append(previewing.wait(timeout=60))
+            return self.lowered.compile()
+
+    class Jitted:
+        def __init__(self, *arguments):
+            self.jitted = jitted(*arguments)
+            self.__wrapped__ = self.jitted.__wrapped__
+
+        def lower(self, *inputs, **named):
+            return Lowered(self.jitted.lower(*inputs, **named))
+
+    class Previewing(Run):
+        def preview(self, state, step):
+            if step == 0:
+                previewing.set()
+                met.append(compiling.wait(timeout=60))
+
+    monkeypatch.setattr(loop, "jit_step", Jitted)
+    final = Previewing(tmp_path).train()
+    assert met == [True, True]
+    np.testing.assert_array_equal(final.trainable["unet"]["w"], [sum(range(8))])
