@@ -58,9 +58,9 @@ def test_the_plan_has_every_study_and_shares_runs(job):
             job, by_name("tiny"), HERE, plan.STUDIES, plan.FULL, TEXT, WHOLE
         )
     )
-    # prior 8 x 3 x 2, baselines and sr 8 x 2 more, then over 3 subjects: sampler 3,
-    # noun 3, identifier 2, photos 4; prior_source 8 x 2 x 11, adapters 8 x 5 more.
-    assert len(runs) == 48 + 16 + 16 + 9 + 9 + 6 + 12 + 176 + 40
+    # prior 8 x 3 x 3, baselines and sr 8 x 2 more, then over 3 subjects: sampler 3,
+    # noun 3, identifier 2, photos 4; prior_source 8 x 2 x 10, adapters 8 x 5 more.
+    assert len(runs) == 72 + 16 + 16 + 9 + 9 + 6 + 12 + 160 + 40
     assert len({run.name for run in runs}) == len(runs)
     usual = studies["fidelity"][plan.TUNED]
     assert len(usual) == 3
@@ -94,6 +94,7 @@ def test_arms_with_the_settings_of_the_default_job_are_its_runs():
     sources = arms["prior_source"]
     assert arms["adapters"]["LoRA, rank 16, all kernels"] == usual
     assert sources[plan.prior_arm("frozen model, photos and noise", 1.0)] == usual
+    assert usual == arms["prior"][plan.ON_FROZEN]
     images = sources[plan.prior_arm(plan.IMAGES, 1.0)]
     assert images == arms["prior"][plan.ON] == arms["sampler"][plan.ANCESTRAL]
     for run in images:
@@ -253,12 +254,12 @@ def test_the_plan_is_priced_without_what_is_shared_or_done(job, monkeypatch):
     )
     done = {studies[0].arms[plan.ON][0].name}
     lines = cost.cost_table(mock.Mock(), studies, done, (1.0, 0.02), 0).splitlines()
-    # 3 runs to go at a minute, and one set of class images: the other's run is done.
-    assert lines[1].split() == ["prior", "4", "1", "103"]
+    # 5 runs to go at a minute, and one set of class images: the other's run is done.
+    assert lines[1].split() == ["prior", "6", "1", "105"]
     # No noun has no class images; the first subject's noun is a dog, the second's a
     # teapot, so the wrong ones are a car and a cat.
     assert lines[2].split() == ["noun", "6", "0", "206"]
-    assert "10 runs, about 309 minutes" in lines[3]
+    assert "12 runs, about 311 minutes" in lines[3]
     assert "20 ms" in lines[3]
 
 

@@ -162,22 +162,21 @@ class Measurements:
     def _prior(self, study: Study) -> dict[str, Any]:
         """PRES, DIV, both fidelities, and pictures of the class before and after."""
         arms: Arms = {name: self._all_four(runs) for name, runs in study.arms.items()}
-        pairs = [
-            pair
-            for pair in zip(study.arms[plan.ON], study.arms[plan.OFF], strict=True)
-            if pair[0].job.seed == 0
+        shown = [
+            runs
+            for runs in zip(*study.arms.values(), strict=True)
+            if runs[0].job.seed == 0
         ]
-        before = [self.readings.class_pictures(run.subject)[1] for run, _ in pairs]
+        before = [self.readings.class_pictures(run.subject)[1] for run, *_ in shown]
         arms[plan.UNTUNED] = {"pres": before}
         cells = []
-        for on, off in pairs[:SHOWN_SUBJECTS]:
-            subject = on.subject
+        for runs in shown[:SHOWN_SUBJECTS]:
+            subject = runs[0].subject
             cells.append(self._photos(subject))
-            for label, name in (
-                (plan.UNTUNED, ""),
-                (plan.ON, on.name),
-                (plan.OFF, off.name),
-            ):
+            names = {plan.UNTUNED: ""} | {
+                arm: run.name for arm, run in zip(study.arms, runs, strict=True)
+            }
+            for label, name in names.items():
                 files = self.readings.class_pictures(subject, name)[0][:SHOWN]
                 cells.append(self._cell(f"“a {subject.noun}”, {label}", files))
         return entry(study.name, [arms], cells, [])

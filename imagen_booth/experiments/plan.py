@@ -53,6 +53,7 @@ STUDIES = (
 # Arms, as the results name them.
 TUNED, UNTUNED = "tuned", "untuned"
 ON, OFF = "with prior loss", "without prior loss"
+ON_FROZEN = "with prior loss, frozen model"  # in place of class images
 CORRECT, NO_NOUN, WRONG = "correct noun", "no noun", "wrong noun"
 WRONG_LONG = "wrong noun, three times as long"
 CORRECT_ALONE = "correct noun, no prior loss"
@@ -66,9 +67,10 @@ LISTED = "solver of ten named steps"
 # Sources of the prior term: class images, or the frozen model at these shares of noisy
 # images from pure noise.
 NO_PRIOR, IMAGES = "none", "class images"
+MIXED = "frozen model, photos and noise"
 FROZEN = {
     "frozen model, photos": 0.0,
-    "frozen model, photos and noise": 0.5,
+    MIXED: 0.5,
     "frozen model, noise": 1.0,
 }
 
@@ -296,6 +298,10 @@ class _RunBuilder:
         """The prior term from class images, as in the paper."""
         return self.prior_source(subject, seed, IMAGES, self.job.base.prior_weight)
 
+    def frozen_model(self, subject: ToyboxSubject, seed: int = 0) -> Run:
+        """The prior term from the frozen model, on photos and noise."""
+        return self.prior_source(subject, seed, MIXED, self.job.base.prior_weight)
+
     def adapter(self, subject: ToyboxSubject, rank: int, kernels: str) -> Run:
         """An adapter of this rank; alpha is the rank, as by default."""
         adapter = dataclasses.replace(
@@ -468,6 +474,7 @@ def _method_studies(
         },
         "prior": {
             ON: each(runs.class_images),
+            ON_FROZEN: each(runs.frozen_model),
             OFF: each(runs.default, prior=False),
         },
         "adapters": {
