@@ -72,13 +72,20 @@ def read_run(run: epath.Path, resolution: int = 0) -> FinishedRun:
         resolution: Stop at this size in pixels; 0 for the cascade's last stage.
 
     Raises:
-        InputError: No run at this path, or no stage of this resolution.
+        InputError: No run at this path, one of another version with other settings, or
+            no stage of this resolution.
     """
     files = [run / file for file in ("config.json", "manifest.json")]
     if not all(file.exists() for file in files):
         raise InputError(f"--run={run} is not the run directory of a run")
     config, manifest = (read_json(file, TRAIN_AGAIN) for file in files)
-    job = build.build(Job, config, "config")
+    try:
+        job = build.build(Job, config, "config")
+    except InputError as error:
+        raise InputError(
+            f"{files[0]}: {error}. Another version of imagen_booth wrote it: use that "
+            "version, or correct the setting in the file"
+        ) from error
     cascade = resolve(by_name(job.cascade), dataclasses.asdict(job.weights))
     sizes = [stage.resolution for stage in cascade.stages]
     if resolution and resolution not in sizes:

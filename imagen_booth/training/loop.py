@@ -251,12 +251,13 @@ class _Loop:
         self._trace.before(self._step)
         timer.start_step()
         batch, position = self._batches.take()
-        if self._program is None:
+        program = self._program
+        if program is None:
             compiling = self._compiling or self._begin_compiling(batch)
-            self._program = compiling()
+            program = self._program = compiling()
             timer.leave_out_compilation()
         with jax.profiler.StepTraceAnnotation(training.name, step_num=self._step):
-            self._state, values = self._program(
+            self._state, values = program(
                 self._state, batch, *training.fixed, ok=self._ok
             )
         sent = _Sent(self._step, batch, position, values)
