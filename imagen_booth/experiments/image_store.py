@@ -11,11 +11,10 @@ from etils import epath
 
 from imagen_booth import storage
 from imagen_booth.cascade import by_name
-from imagen_booth.config import build
 from imagen_booth.config.schema import Job
 from imagen_booth.distributed.stop import StopRequest
 from imagen_booth.evaluation.run_images import FIRST_SEED
-from imagen_booth.rundir.layout import TRAIN_AGAIN, cache_folder
+from imagen_booth.rundir.layout import cache_folder
 from imagen_booth.sampling import finished_run
 from imagen_booth.sampling.cascade_sampler import (
     ImageRequest,
@@ -71,8 +70,7 @@ class ImageStore:
         if manifest.get("status") != "done" or not file.exists():
             return False
         parts = manifest.get("cascade", {}).get("parts", {})
-        finished_job = build.build(Job, storage.read_json(file, TRAIN_AGAIN), "config")
-        return finished_job == job and all(
+        return finished_run.read_job(file) == job and all(
             parts.get(part, {}).get("fingerprint") == origin["fingerprint"]
             for part, origin in self.origins.items()
         )

@@ -64,6 +64,22 @@ class FinishedRun:
         return prompts.fill(template, "", self.noun, second=second)
 
 
+def read_job(file: epath.Path) -> Job:
+    """Reads the settings of a run, its ``config.json``.
+
+    Raises:
+        InputError: It is damaged, or has settings of another version.
+    """
+    config = read_json(file, TRAIN_AGAIN)
+    try:
+        return build.build(Job, config, "config")
+    except InputError as error:
+        raise InputError(
+            f"{file}: {error}. Another version of imagen_booth wrote it: use that "
+            "version, or correct the setting in the file"
+        ) from error
+
+
 def read_run(run: epath.Path, resolution: int = 0) -> FinishedRun:
     """Reads the settings and the manifest of a run; reads no weights.
 
@@ -78,14 +94,7 @@ def read_run(run: epath.Path, resolution: int = 0) -> FinishedRun:
     files = [run / file for file in ("config.json", "manifest.json")]
     if not all(file.exists() for file in files):
         raise InputError(f"--run={run} is not the run directory of a run")
-    config, manifest = (read_json(file, TRAIN_AGAIN) for file in files)
-    try:
-        job = build.build(Job, config, "config")
-    except InputError as error:
-        raise InputError(
-            f"{files[0]}: {error}. Another version of imagen_booth wrote it: use that "
-            "version, or correct the setting in the file"
-        ) from error
+    job, manifest = read_job(files[0]), read_json(files[1], TRAIN_AGAIN)
     cascade = resolve(by_name(job.cascade), dataclasses.asdict(job.weights))
     sizes = [stage.resolution for stage in cascade.stages]
     if resolution and resolution not in sizes:

@@ -137,7 +137,7 @@ class FrozenPrior:
 
         def step(xt: Array, number: Array) -> tuple[Array, Prediction]:
             now = time_at(number)
-            out = predict(stage, apply, xt, now, rows.text, rows.mask, rows.cond)
+            out = predict(stage, apply, *rows._replace(xt=xt, t=now))
             x0 = guidance.static_threshold(out.x0)
             eps = process.convert(x0, "x0", xt, *scales(now))[1]
             then = time_at(jnp.minimum(number + 1.0, steps))
