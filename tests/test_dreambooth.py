@@ -375,7 +375,7 @@ def test_a_recipe_of_one_subject_has_no_second(job, both, photos, second_photos)
 def test_a_run_without_class_images(job, tmp_path, monkeypatch):
     """The frozen model gives the prior term; stopped and continued, bit for bit."""
     monkeypatch.setattr(dreambooth, "_sample_pictures", lambda *_: None)
-    frozen = dataclasses.replace(job.frozen_model, from_noise=0.5, guidance=2.0)
+    frozen = dataclasses.replace(job.frozen_model, from_noise=0.5)
     stages = {
         name: dataclasses.replace(job.finetuning(name), steps=0)
         for name in ("sr256", "sr1024")
