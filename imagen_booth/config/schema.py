@@ -394,8 +394,8 @@ class Job:
         weights: Where the weights of each part come from.
         mesh: The devices and how parameters are sharded over them.
         seed: Seed of all random numbers of the run.
-        cache: Folder shared by runs for class images and text embeddings; empty for
-            ``cache`` beside the run directory.
+        cache: Folder shared by runs for class images, text embeddings and the photos of
+            toys; empty for ``cache`` beside the run directory.
         dtype: Dtype of the activations, ``float32`` or ``bfloat16``; empty for bfloat16
             on an accelerator and float32 on a CPU.
         cleaning: Caption cleaning before tokenization, a name of

@@ -253,12 +253,12 @@ def _name(made_from: str, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> 
         for name, value in sorted(jax.config.values.items())
         if not any(word in name for word in ELSEWHERE)
     }
-    whole = repr((_sources(), _machine(), settings, mesh, made_from, tree, kinds))
+    whole = repr((sources(), _machine(), settings, mesh, made_from, tree, kinds))
     return hashlib.sha256(whole.encode()).hexdigest()[:40]
 
 
 @functools.cache
-def _sources() -> str:
+def sources() -> str:
     """Digest of the source files of this package."""
     digest = hashlib.sha256()
     for root in imagen_booth.__path__:

@@ -84,10 +84,10 @@ def check_run(job: Job, work: RunDirectory) -> AcceptedRun:
         subject_photos.inspect_photos(
             job,
             cascade,
-            subject_photos.photo_folder(subject.photos, work, name),
+            subject_photos.photo_folder(job, work, name),
             name,
         )
-        for name, subject in job.subjects.items()
+        for name in job.subjects
     )
     processes.decide(lambda: check_recipes(job, cascade, work, prompts, photos))
     return AcceptedRun(cascade, mesh, dtype, photos)

@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 import tempfile
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,8 @@ from imagen_booth.data.photos import CheckedPhotos
 from imagen_booth.distributed import processes
 from imagen_booth.errors import InputError
 from imagen_booth.reports import run_report
-from imagen_booth.rundir.layout import RunDirectory, utc_now
+from imagen_booth.rundir.layout import RunDirectory, cache_folder, utc_now
+from imagen_booth.rundir.programs import sources
 from imagen_booth.text import people, prompts
 from imagen_booth.toybox import subjects as toys
 from imagen_booth.toybox.subjects import ToyboxSubject
@@ -143,28 +145,41 @@ def folder_of(name: str, workdir: epath.Path) -> epath.Path:
     return workdir if name == SUBJECT else workdir / name
 
 
-def photo_folder(setting: str, work: RunDirectory, name: str = SUBJECT) -> str:
-    """The folder of the photos; photos of a toy are rendered into it first.
+def photo_folder(job: Job, work: RunDirectory, name: str = SUBJECT) -> str:
+    """The folder of a subject's photos; those of a toy are put into the run first.
 
     Args:
-        setting: A folder, or ``toybox:CLASS/SEED``.
-        work: The run directory; rendered photos go to ``source/`` in the subject's
+        work: The run directory; a toy's photos go to ``source/`` in the subject's
             folder.
         name: Setting of the subject.
     """
+    setting = job.subjects[name].photos
     if not setting.startswith(TOYBOX_PREFIX):
         return setting
     folder = folder_of(name, work.path) / "source"
-    last = folder / f"{TOYBOX_PHOTOS - 1:02d}.png"
+    files = [f"{index:02d}.png" for index in range(TOYBOX_PHOTOS)]
     toy = toybox_subject(setting, name)
     if processes.is_first() and not (
-        last.exists() and work.photo_setting(name) in ("", setting)
+        (folder / files[-1]).exists() and work.photo_setting(name) in ("", setting)
     ):
-        images = toys.photos(toy, TOYBOX_PHOTOS, size=TOYBOX_PHOTO_SIZE)
-        for index, image in enumerate(images):
-            image_files.save_png(folder / f"{index:02d}.png", image)
+        rendered = _rendered(toy, cache_folder(job.cache, work.path), files)
+        for file in files:
+            storage.write_atomic(folder / file, (rendered / file).read_bytes())
     processes.wait(f"rendered photos {name}")
     return str(folder)
+
+
+def _rendered(
+    toy: ToyboxSubject, cache: epath.Path, files: Sequence[str]
+) -> epath.Path:
+    """A folder in the cache with a toy's photos, because rendering takes seconds."""
+    # Other sources of the package may render other photos.
+    folder = cache / "toybox_photos" / f"{toy.noun}_{toy.seed}_{sources()[:12]}"
+    if not (folder / files[-1]).exists():
+        images = toys.photos(toy, len(files), size=TOYBOX_PHOTO_SIZE)
+        for file, image in zip(files, images, strict=True):
+            image_files.save_png(folder / file, image)
+    return folder
 
 
 def toybox_subject(setting: str, name: str = SUBJECT) -> ToyboxSubject:

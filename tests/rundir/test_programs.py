@@ -96,7 +96,7 @@ def test_whatever_changes_a_program_is_another_one(cache, change):
 
 def test_other_sources_are_other_programs(cache, monkeypatch):
     start("f", Counted())
-    monkeypatch.setattr(programs, "_sources", lambda: "other")
+    monkeypatch.setattr(programs, "sources", lambda: "other")
     start("f", function := Counted())
     assert function.traced == 1
 
