@@ -9,15 +9,13 @@ from etils import epath
 
 from imagen_booth import dreambooth, storage
 from imagen_booth.config.schema import FineTuning, Job, TextualInversion
-from imagen_booth.data import image_files
 from imagen_booth.evaluation import toybox_judge
 from imagen_booth.experiments import cost, plan, report
 from imagen_booth.experiments.image_store import ImageStore
 from imagen_booth.experiments.measure import Measurements
-from imagen_booth.experiments.plan import Run, StudySize
+from imagen_booth.experiments.plan import StudySize
 from imagen_booth.rundir.layout import utc_now
-from imagen_booth.toybox import subjects as toys
-from imagen_booth.training.subject_photos import TOYBOX_PHOTO_SIZE
+from imagen_booth.training import subject_photos
 from imagen_booth.weights.load import shipped_vocabulary
 
 log = logging.getLogger(__name__)
@@ -67,7 +65,8 @@ def run_studies(
             if run.name not in done:
                 number = to_do.index(run.name) + 1
                 log.info("run %d of %d: %s", number, len(to_do), run.name)
-                render_photos(folder, run)
+                photos = plan.photo_folder(folder, run.subject, run.photos)
+                subject_photos.render_photos(run.subject, photos, run.photos)
                 dreambooth.run(run.job, store.run_folder(run.name), frozenset())
                 done.add(run.name)
         log.info("measuring %s", study.name)
@@ -80,16 +79,6 @@ def run_studies(
         storage.write_atomic(folder / "results.json", text_of_results.encode())
         report.write(folder, results)
     return folder / report.NAME
-
-
-def render_photos(folder: epath.Path, run: Run) -> None:
-    """Renders the photos of a run, unless another run of the subject did."""
-    photo_folder = plan.photo_folder(folder, run.subject, run.photos)
-    if (photo_folder / f"{run.photos - 1:02d}.png").exists():
-        return
-    images = toys.photos(run.subject, run.photos, size=TOYBOX_PHOTO_SIZE)
-    for index, image in enumerate(images):
-        image_files.save_png(photo_folder / f"{index:02d}.png", image)
 
 
 def _stored_results(store: ImageStore, judge: toybox_judge.Judge) -> dict[str, Any]:

@@ -59,7 +59,8 @@ class AcceptedRun:
 def check_run(job: Job, work: RunDirectory) -> AcceptedRun:
     """Checks a job against everything it needs and against what is there of its run.
 
-    Nothing is written but the rendered photos of a toy, where the run has none.
+    Nothing is written but the rendered photos of a toy, where the run or the cache has
+    none.
 
     Raises:
         InputError: Bad settings, weights, prompts or photos, or a run directory that

@@ -3,7 +3,6 @@
 import dataclasses
 import pathlib
 import tempfile
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -162,24 +161,28 @@ def photo_folder(job: Job, work: RunDirectory, name: str = SUBJECT) -> str:
     if processes.is_first() and not (
         (folder / files[-1]).exists() and work.photo_setting(name) in ("", setting)
     ):
-        rendered = _rendered(toy, cache_folder(job.cache, work.path), files)
+        # Rendering takes seconds. Other sources of the package may render other photos.
+        cache = cache_folder(job.cache, work.path) / "toybox_photos"
+        rendered = cache / f"{toy.noun}_{toy.seed}_{sources()[:12]}"
+        render_photos(toy, rendered, TOYBOX_PHOTOS)
         for file in files:
             storage.write_atomic(folder / file, (rendered / file).read_bytes())
     processes.wait(f"rendered photos {name}")
     return str(folder)
 
 
-def _rendered(
-    toy: ToyboxSubject, cache: epath.Path, files: Sequence[str]
-) -> epath.Path:
-    """A folder in the cache with a toy's photos, because rendering takes seconds."""
-    # Other sources of the package may render other photos.
-    folder = cache / "toybox_photos" / f"{toy.noun}_{toy.seed}_{sources()[:12]}"
-    if not (folder / files[-1]).exists():
-        images = toys.photos(toy, len(files), size=TOYBOX_PHOTO_SIZE)
-        for file, image in zip(files, images, strict=True):
-            image_files.save_png(folder / file, image)
-    return folder
+def render_photos(toy: ToyboxSubject, folder: epath.Path, count: int) -> None:
+    """Renders a toy's photos into a folder, unless they are there: 00.png, 01.png, ...
+
+    Args:
+        count: Number of photos, 1 to 6.
+    """
+    files = [folder / f"{index:02d}.png" for index in range(count)]
+    if files[-1].exists():
+        return
+    images = toys.photos(toy, count, size=TOYBOX_PHOTO_SIZE)
+    for file, image in zip(files, images, strict=True):
+        image_files.save_png(file, image)
 
 
 def toybox_subject(setting: str, name: str = SUBJECT) -> ToyboxSubject:
