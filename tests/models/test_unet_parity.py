@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from imagen_booth import models
-from imagen_booth.models import UNetConfig
+from imagen_booth.models import UNetConfig, layers
 
 pytestmark = [
     pytest.mark.parity,
@@ -195,3 +195,31 @@ def test_full_size_forward(name):
     forward = jax.jit(models.build(config).apply)
     out = forward({"params": params}, x, time, text, None, level)
     assert error(out, expected) <= 1e-4
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["all keys", "masked keys"])
+def test_gradient_of_attention(masked, key):
+    """Against PyTorch's attention in float64."""
+    torch = pytest.importorskip("torch")
+    shapes = {"q": (3, 7, 2, 4), "k": (3, 5, 2, 4), "v": (3, 5, 2, 4)}
+    keys = jax.random.split(key, 4)
+    inputs = [
+        3 * jax.random.normal(k, s) for k, s in zip(keys, shapes.values(), strict=False)
+    ]
+    of_out = jax.random.normal(keys[3], shapes["q"])
+    mask = np.array([[1, 0, 1, 1, 0], [0, 1, 0, 0, 0], [1, 1, 1, 1, 1]], bool)
+    mask = mask if masked else None
+
+    out, gradient = jax.vjp(lambda q, k, v: layers.attend(q, k, v, mask), *inputs)
+
+    doubles = [torch.tensor(np.asarray(x, np.float64)) for x in inputs]
+    heads = [x.transpose(1, 2).requires_grad_() for x in doubles]
+    hidden = None if mask is None else torch.tensor(mask)[:, None, None, :]
+    wanted = torch.nn.functional.scaled_dot_product_attention(*heads, attn_mask=hidden)
+    wanted.backward(torch.tensor(np.asarray(of_out, np.float64)).transpose(1, 2))
+    for ours, theirs in zip(
+        (out, *gradient(of_out)), (wanted, *(x.grad for x in heads)), strict=True
+    ):
+        np.testing.assert_allclose(
+            ours, theirs.detach().transpose(1, 2), rtol=1e-4, atol=1e-5
+        )
