@@ -256,7 +256,6 @@ def _imagen(name: str) -> Job:
     sr_tuning = dataclasses.replace(
         tuning, class_rows=0, optim=OptimConfig("adam", 1e-5)
     )
-    tuning = dataclasses.replace(tuning, remat=True)  # to fit one v4 chip
     return Job(
         cascade=name,
         subject=Subject(),
