@@ -99,6 +99,7 @@ def _attend(q, k, v, mask):
 
 
 def _attend_gradient(kept, of_out):
+    """Gradients of queries, keys and values, from that of the output."""
     q, k, v, mask, weights, out = kept
     f32 = jnp.float32
     of_weights = jnp.einsum("BQNK,BMNK->BNQM", of_out, v, preferred_element_type=f32)
