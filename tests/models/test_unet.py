@@ -119,6 +119,35 @@ def test_patches_hold_neighbouring_pixels(key):
     np.testing.assert_array_equal(layers.depth_to_space(folded, 2), x)
 
 
+def test_gradient_of_attention(key):
+    """Against differences of the closed form in float64, with keys that are hidden."""
+    shapes = (2, 5, 3, 4), (2, 6, 3, 4), (2, 6, 3, 4)
+    inputs = [
+        jax.random.normal(k, s)
+        for k, s in zip(jax.random.split(key, 3), shapes, strict=True)
+    ]
+    mask = np.array([[1, 0, 1, 1, 0, 1], [1, 1, 1, 1, 1, 1]], bool)
+
+    def exact(q, k, v):
+        weights = np.exp(np.einsum("BQNK,BMNK->BNQM", q, k) / 2) * mask[:, None, None]
+        weights /= weights.sum(-1, keepdims=True)
+        return np.sin(np.einsum("BNQM,BMNK->BQNK", weights, v)).sum()
+
+    grads = jax.grad(lambda qkv: jnp.sin(layers.attend(*qkv, jnp.asarray(mask))).sum())(
+        inputs
+    )
+    rng = np.random.default_rng(0)
+    for place, (x, grad) in enumerate(zip(inputs, grads, strict=True)):
+        way = rng.normal(size=x.shape)
+        ends = []
+        for step in (1e-5, -1e-5):
+            moved = [np.asarray(each, np.float64) for each in inputs]
+            moved[place] = moved[place] + step * way
+            ends.append(exact(*moved))
+        slope = (ends[0] - ends[1]) / 2e-5
+        np.testing.assert_allclose((np.asarray(grad) * way).sum(), slope, rtol=1e-4)
+
+
 def test_group_norm_far_from_zero(key):
     """Against float64, on values whose mean is a thousand deviations."""
     x = 1000 + jax.random.normal(key, (2, 4, 3, 6))
