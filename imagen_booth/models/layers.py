@@ -89,8 +89,8 @@ def attend(
 def _attend(q, k, v, mask):
     """The output, and what its gradient needs."""
     f32 = jnp.float32
+    q = q / math.sqrt(q.shape[-1])  # fewer numbers than the logits
     logits = jnp.einsum("BQNK,BMNK->BNQM", q, k, preferred_element_type=f32)
-    logits = logits / math.sqrt(q.shape[-1])
     if mask is not None:
         logits = jnp.where(mask[:, None, None, :], logits, -1e9)
     weights = nn.softmax(logits).astype(v.dtype)
@@ -107,9 +107,9 @@ def _attend_gradient(kept, of_out):
     of_logits = weights.astype(f32) * (of_weights - mean.swapaxes(1, 2)[..., None])
     if mask is not None:
         of_logits = jnp.where(mask[:, None, None, :], of_logits, 0.0)
-    of_logits = (of_logits / math.sqrt(q.shape[-1])).astype(q.dtype)
+    of_logits = of_logits.astype(q.dtype)
     return (
-        jnp.einsum("BNQM,BMNK->BQNK", of_logits, k),
+        jnp.einsum("BNQM,BMNK->BQNK", of_logits, k) / math.sqrt(q.shape[-1]),
         jnp.einsum("BNQM,BQNK->BMNK", of_logits, q),
         jnp.einsum("BNQM,BQNK->BMNK", weights, of_out),
         None,
@@ -237,6 +237,33 @@ class TextPool(nn.Module):
         return LayerNorm(name="norm2")(h)
 
 
+class ScaleAndShift(nn.Module):
+    """A dense layer of twice the features, as its halves.
+
+    Each half has its own sum with the bias: where a CPU's compiler finds one sum that
+    is read at two places, it computes what follows number by number, at a quarter of
+    the speed.
+    """
+
+    features: int
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(
+        self, emb: Float[Array, "B E"]
+    ) -> tuple[Float[Array, "B D"], Float[Array, "B D"]]:
+        sizes = emb.shape[-1], 2 * self.features
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), sizes)
+        bias = self.param("bias", ZEROS, sizes[1:])
+        products = emb.astype(self.dtype) @ kernel.astype(self.dtype)
+        constants = bias.astype(self.dtype)[None, :]
+        scale, shift = (
+            products[:, half] + constants[:, half]
+            for half in (slice(self.features), slice(self.features, None))
+        )
+        return scale, shift
+
+
 class ResBlock(nn.Module):
     """Two convolutions, modulated by the embedding of time and text.
 
@@ -261,10 +288,8 @@ class ResBlock(nn.Module):
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
         h = conv((3, 3), name="conv1")(h)
-        scale, shift = jnp.split(
-            nn.Dense(2 * self.features, dtype=self.dtype, name="time_emb_proj")(emb),
-            2,
-            axis=-1,
+        scale, shift = ScaleAndShift(self.features, self.dtype, name="time_emb_proj")(
+            emb
         )
         h = act(GroupNorm(self.groups, name="norm2")(h, scale, shift))
         h = conv((3, 3), kernel_init=ZEROS, name="conv2")(h)

@@ -109,8 +109,10 @@ class Block(nn.Module):
     def __call__(
         self, x: Float[Array, "B H W C"], emb: Float[Array, "B E"]
     ) -> Float[Array, "B H W C"]:
-        film = nn.Dense(2 * self.features, dtype=self.dtype, name="time_emb_proj")(emb)
-        scale, shift = jnp.split(film[:, None, None, :], 2, axis=-1)
+        modulation = layers.ScaleAndShift(
+            self.features, self.dtype, name="time_emb_proj"
+        )(emb)
+        scale, shift = (half[:, None, None, :] for half in modulation)
         h = layers.LayerNorm(name="norm")(x) * (1.0 + scale) + shift
         h = Conv(self.features, (3, 3), dtype=self.dtype, name="conv1")(h)
         h = nn.swish(h)
