@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
@@ -146,6 +147,18 @@ def test_gradient_of_attention(key):
             ends.append(exact(*moved))
         slope = (ends[0] - ends[1]) / 2e-5
         np.testing.assert_allclose((np.asarray(grad) * way).sum(), slope, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_scale_and_shift_are_the_halves_of_a_dense_layer(dtype):
+    emb = jnp.asarray(np.random.default_rng(0).normal(size=(3, 8)), jnp.float32)
+    dense = nn.Dense(10, dtype=dtype)
+    ours = layers.ScaleAndShift(5, dtype)
+    params, same = (each.init(jax.random.key(0), emb) for each in (dense, ours))
+    jax.tree.map(np.testing.assert_array_equal, params, same)
+    params["params"]["bias"] = jnp.arange(10, dtype=jnp.float32) / 3
+    halves = jnp.concatenate(jax.tree.leaves(ours.apply(params, emb)), axis=-1)
+    np.testing.assert_array_equal(halves, dense.apply(params, emb))
 
 
 def test_group_norm_far_from_zero(key):
