@@ -256,11 +256,9 @@ class ScaleAndShift(nn.Module):
         kernel = self.param("kernel", nn.initializers.lecun_normal(), sizes)
         bias = self.param("bias", ZEROS, sizes[1:])
         products = emb.astype(self.dtype) @ kernel.astype(self.dtype)
-        constants = bias.astype(self.dtype)[None, :]
-        scale, shift = (
-            products[:, half] + constants[:, half]
-            for half in (slice(self.features), slice(self.features, None))
-        )
+        bias = bias.astype(self.dtype)[None, :]
+        scale = products[:, : self.features] + bias[:, : self.features]
+        shift = products[:, self.features :] + bias[:, self.features :]
         return scale, shift
 
 
