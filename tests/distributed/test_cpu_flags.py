@@ -36,6 +36,9 @@ def test_the_flag_is_added_to_the_users_flags(before, after):
 def test_an_accelerator_is_left_alone(monkeypatch):
     monkeypatch.setattr(cpu_flags, "_ACCELERATORS", ("json",))
     monkeypatch.setattr(cpu_flags, "keep_memory", lambda: pytest.fail("was called"))
+    monkeypatch.setattr(
+        cpu_flags, "run_in_the_calling_thread", lambda _: pytest.fail("was called")
+    )
     environment = {}
     cpu_flags.prefer_speed(environment)
     assert environment == {}
@@ -72,6 +75,45 @@ def test_memory_stays_with_the_process():
         return int(done.stdout)
 
     assert faults(keep=True) * 2 < faults(keep=False)
+
+
+# Runs a program with 256 MiB of intermediates three times; prints as above.
+PROGRAM = """
+import os, resource
+import jax, jax.numpy as jnp
+from imagen_booth.distributed import cpu_flags
+
+cpu_flags.keep_memory()
+cpu_flags.run_in_the_calling_thread(os.environ)
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+step = jax.jit(lambda x: (jnp.sin(jnp.outer(x, x)) @ x).sum())
+for _ in range(3):
+    before = faults()
+    step(jnp.ones(2**13)).block_until_ready()
+    last = faults() - before
+print(last)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has it")
+def test_the_memory_of_a_program_stays_with_the_process():
+    def faults(**users):
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM],
+            env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""} | users,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return int(done.stdout)
+
+    pages = 2**28 // os.sysconf("SC_PAGE_SIZE")
+    assert faults() < pages / 10
+    # The user's own word is kept, and shows what the setting is for.
+    assert faults(JAX_CPU_ENABLE_ASYNC_DISPATCH="true") > pages / 2
 
 
 def test_this_jax_knows_the_flag():
