@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
@@ -93,9 +94,29 @@ def _attend(q, k, v, mask):
     logits = jnp.einsum("BQNK,BMNK->BNQM", q, k, preferred_element_type=f32)
     if mask is not None:
         logits = jnp.where(mask[:, None, None, :], logits, -1e9)
-    weights = nn.softmax(logits).astype(v.dtype)
+    weights = _softmax(logits).astype(v.dtype)
     out = jnp.einsum("BNQM,BMNK->BQNK", weights, v)
     return out, (q, k, v, mask, weights, out)
+
+
+def _softmax(logits):
+    """Softmax over the last axis, of float32; not to be differentiated.
+
+    XLA's CPU compiler gives the maximum over a product to a library, and with it all of
+    the attention, whose arrays of Q x M numbers the library then takes from the system
+    anew at each call. It does not see through a maximum by comparison.
+    """
+
+    def greater(a, b):
+        return jax.lax.select(a > b, a, b)
+
+    most = jax.lax.platform_dependent(
+        logits,
+        cpu=lambda x: jax.lax.reduce(x, np.float32(-np.inf), greater, (x.ndim - 1,)),
+        default=lambda x: x.max(axis=-1),
+    )
+    weights = jnp.exp(logits - most[..., None])
+    return weights / weights.sum(axis=-1, keepdims=True)
 
 
 def _attend_gradient(kept, of_out):

@@ -78,10 +78,13 @@ def test_memory_stays_with_the_process():
 
 
 # Runs a program with 256 MiB of intermediates three times; prints as above.
+PRODUCT = "lambda x: (jnp.sin(jnp.outer(x, x)) @ x).sum()", (2**13,)
+ATTENTION = "lambda x: layers.attend(x, x, x, None).sum()", (8, 2048, 2, 64)
 PROGRAM = """
 import os, resource
 import jax, jax.numpy as jnp
 from imagen_booth.distributed import cpu_flags
+from imagen_booth.models import layers
 
 cpu_flags.keep_memory()
 cpu_flags.run_in_the_calling_thread(os.environ)
@@ -89,20 +92,21 @@ cpu_flags.run_in_the_calling_thread(os.environ)
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
-step = jax.jit(lambda x: (jnp.sin(jnp.outer(x, x)) @ x).sum())
+step = jax.jit({program})
 for _ in range(3):
     before = faults()
-    step(jnp.ones(2**13)).block_until_ready()
+    step(jnp.ones({shape})).block_until_ready()
     last = faults() - before
 print(last)
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has it")
-def test_the_memory_of_a_program_stays_with_the_process():
+@pytest.mark.parametrize(("program", "shape"), [PRODUCT, ATTENTION])
+def test_the_memory_of_a_program_stays_with_the_process(program, shape):
     def faults(**users):
         done = subprocess.run(
-            [sys.executable, "-c", PROGRAM],
+            [sys.executable, "-c", PROGRAM.format(program=program, shape=shape)],
             env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""} | users,
             capture_output=True,
             text=True,
