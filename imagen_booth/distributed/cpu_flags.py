@@ -5,8 +5,6 @@ import importlib.util
 import sys
 from collections.abc import MutableMapping
 
-import jax
-
 # XLA prefers the convolutions of YNNPACK. Those of Eigen are faster, above all their
 # gradients: a training step of toybox's base stage takes 0.79 of the time, and one of
 # a small IF-I 0.85 (jax 0.10.2, AMD EPYC).
@@ -78,5 +76,7 @@ def run_in_the_calling_thread(environment: MutableMapping[str, str]) -> None:
     Args:
         environment: ``os.environ``.
     """
+    import jax  # not at the top: it refuses a wrong environment when it is imported
+
     if "JAX_CPU_ENABLE_ASYNC_DISPATCH" not in environment:
         jax.config.update("jax_cpu_enable_async_dispatch", False)
