@@ -5,9 +5,11 @@ Training and sampling build the network's input with the same two functions,
 input as it gets in sampling.
 """
 
+import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
@@ -102,6 +104,20 @@ def condition(stage: Stage, low: Array, level: Array, eps: Array) -> Condition:
 Apply = Callable[..., Array]  # module.apply over the "unet" parameters
 
 
+def network_inputs(
+    stage: Stage,
+    xt: Array,
+    t: Array,
+    text: Array,
+    text_mask: Array,
+    cond: Condition | None,
+) -> tuple[Array | None, ...]:
+    """The inputs of the stage's network, see ``predict``."""
+    x = xt if cond is None else jnp.concatenate([xt, cond.image], axis=-1)
+    level = None if cond is None else cond.level
+    return x, stage.schedule.network_time(t), text, text_mask, level
+
+
 def predict(
     stage: Stage,
     apply: Apply,
@@ -122,9 +138,7 @@ def predict(
         text_mask: True where a token is read, bool [B, L].
         cond: The low-res image as ``condition`` made it; None for the base stage.
     """
-    x = xt if cond is None else jnp.concatenate([xt, cond.image], axis=-1)
-    level = None if cond is None else cond.level
-    out = apply(x, stage.schedule.network_time(t), text, text_mask, level)
+    out = apply(*network_inputs(stage, xt, t, text, text_mask, cond))
     raw, frac = out, None
     if stage.learned_variance:
         raw, v = jnp.split(out, 2, axis=-1)
@@ -143,6 +157,7 @@ def guided_denoiser(
     null_mask: Array,
     cond: Condition | None,
     config: sampler.SamplerConfig,
+    read_text: Callable[..., Any] | None = None,
 ) -> Callable[..., tuple[Array, Array | None]]:
     """The denoiser that a sampler calls: guidance, then thresholding of x0.
 
@@ -158,6 +173,9 @@ def guided_denoiser(
         null_mask: Its mask, [B, L].
         cond: The low-res image; None for the base stage.
         config: Gives the guidance weight and the threshold.
+        read_text: Computes what the network makes of the text, once for all calls of
+            the denoiser, from the inputs of ``apply``, which takes it as ``of_text``;
+            None to compute it in every call.
 
     Returns:
         ``denoise(xt [B, H, W, 3], t [] or [B], guided=True) -> (x0, frac or None)``;
@@ -173,14 +191,22 @@ def guided_denoiser(
         pair = (double(text, null), double(text_mask, null_mask), both)
     else:
         pair = single
+    for_single = for_pair = apply
+    if read_text is not None:
+        shape = (len(pair[0]), stage.resolution, stage.resolution, 3)
+        inputs = network_inputs(stage, jnp.zeros(shape), jnp.zeros(shape[:1]), *pair)
+        made = read_text(*inputs)
+        for_pair = functools.partial(apply, of_text=made)
+        made = jax.tree.map(lambda leaf: leaf[: len(text)], made)
+        for_single = functools.partial(apply, of_text=made)
 
     def denoise(xt: Array, t: Array, guided: bool = True) -> tuple[Array, Array | None]:
         rows, twice = xt.shape[0], guided and config.guidance != 1.0
         times = jnp.broadcast_to(jnp.asarray(t, jnp.float32), (rows,))
         if twice:
-            out = predict(stage, apply, double(xt, xt), double(times, times), *pair)
+            out = predict(stage, for_pair, double(xt, xt), double(times, times), *pair)
         else:
-            out = predict(stage, apply, xt, times, *single)
+            out = predict(stage, for_single, xt, times, *single)
         x0, frac = out.x0[:rows], None if out.frac is None else out.frac[:rows]
         if frac is not None and stage.stale_variance:
             frac = jnp.zeros_like(frac)

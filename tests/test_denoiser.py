@@ -1,13 +1,14 @@
 """What a stage's network is given: at training and at sampling the same."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagen_booth.cascade import Stage
+from imagen_booth.cascade import Stage, by_name
 from imagen_booth.data import pipeline
 from imagen_booth.data.examples import Embedding
 from imagen_booth.denoiser import (
@@ -23,6 +24,7 @@ from imagen_booth.distributed.sharding import AXES
 from imagen_booth.models import SIZES
 from imagen_booth.sampling import cascade_sampler
 from imagen_booth.training import train_step
+from imagen_booth.weights import load
 from imagen_booth.weights.load import Part
 
 ROWS, LENGTH, WIDTH = 2, 3, 5
@@ -65,13 +67,16 @@ class Network:
     def __init__(self, channels=3):
         self.channels, self.calls = channels, []
 
-    def __call__(self, params, x, time, text, mask, level):
+    def __call__(self, params, x, time, text, mask, level, of_text=None):
         self.calls.append((x, time, text, mask, level))
         shape = (*x.shape[:3], self.channels)
         return jnp.broadcast_to(text.mean((1, 2))[:, None, None, None], shape)
 
     def apply(self, *inputs):
         return self({}, *inputs)
+
+    def read_text(self, params, *inputs):
+        return ()  # it makes nothing of the text that it could keep
 
 
 @pytest.fixture
@@ -362,6 +367,38 @@ def test_guidance_is_one_call(guidance, threshold, key):
     assert frac is not None
     np.testing.assert_allclose(frac[0], np.full((8, 8, 3), 0.6), rtol=1e-6)
     np.testing.assert_allclose(frac[1], np.full((8, 8, 3), 0.8), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["base", "sr256"])
+@pytest.mark.parametrize("guided", [True, False])
+def test_the_text_is_read_once_for_all_calls(name, guided, key):
+    cascade = by_name("tiny")
+    stage, (init, apply) = (
+        cascade.stage(name),
+        load.network(cascade, name, jnp.float32),
+    )
+    params = jax.tree.map(
+        lambda leaf: leaf + 0.1 * jax.random.normal(key, leaf.shape), init(key)
+    )
+    shape = (ROWS, stage.resolution, stage.resolution, 3)
+    texts = jax.random.normal(key, (2, ROWS, LENGTH, stage.model.text_width))
+    mask = jnp.asarray([[True, True, False], [True, True, True]])
+    text = texts[0], mask, texts[1], mask[::-1]
+    cond = Condition(jnp.full(shape, 0.3), jnp.asarray([4.0, 5.0]))
+    given = None if stage.low_resolution is None else cond
+    config = SamplerConfig(guidance=3.0, threshold="none")
+    unet, read = (functools.partial(f, params) for f in (apply, apply.read_text))
+    xt = jax.random.normal(key, shape)
+
+    def denoise(*more):
+        denoiser = guided_denoiser(stage, unet, *text, given, config, *more)
+        return jax.jit(lambda: denoiser(xt, jnp.float32(0.6), guided))()[0]
+
+    expected = denoise()
+    np.testing.assert_allclose(denoise(read), expected, atol=1e-4)
+    # and what was read is used: another text gives another picture
+    other = functools.partial(apply.read_text, jax.tree.map(lambda p: 2 * p, params))
+    assert np.abs(np.asarray(denoise(other) - expected)).max() > 1e-3
 
 
 def test_a_stale_variance_is_the_smaller_one(key):

@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.interpreters import partial_eval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +57,9 @@ def count_cost(program: Any) -> Cost:
     """
     jaxpr = program.jaxpr
     moved = sum(map(_size, [*jaxpr.constvars, *jaxpr.invars, *jaxpr.outvars]))
-    return _products(jaxpr) + Cost(0.0, moved)
+    # What no output needs is not compiled.
+    needed, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    return _products(needed) + Cost(0.0, moved)
 
 
 def _products(jaxpr: Any) -> Cost:

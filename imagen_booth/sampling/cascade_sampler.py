@@ -28,7 +28,7 @@ from imagen_booth.models.hint import hint
 from imagen_booth.rundir.programs import StoredProgram, describe
 from imagen_booth.text.prompts import Naming
 from imagen_booth.train_state import Params
-from imagen_booth.weights.load import Part, find
+from imagen_booth.weights.load import Forward, Part, find
 
 MAX_SEED = 2**32 - 1  # seeds are uint32
 # Each stage has its own random stream of an image's seed. A changed number would change
@@ -40,7 +40,7 @@ LOW_NOISE = 2**31 - 1  # folded in for the noise of the low-res image; beyond al
 @functools.lru_cache(maxsize=32)
 def sampler_program(
     stage: Stage,
-    apply: Callable[..., Any],
+    apply: Forward,
     config: sampler.SamplerConfig,
 ) -> Callable[..., Any]:
     """The sampler of a stage, jitted and stored; cached, to compile once per shape.
@@ -71,6 +71,7 @@ def sampler_program(
             null_mask,
             cond,
             config,
+            functools.partial(apply.read_text, params),
         )
         return hint(sampler.sample(denoise, keys, shape, plan, config))
 

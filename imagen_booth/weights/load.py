@@ -21,6 +21,7 @@ from imagen_booth.cascade import Cascade
 from imagen_booth.distributed import sharding
 from imagen_booth.errors import InputError
 from imagen_booth.models import build
+from imagen_booth.models.layers import TEXT
 from imagen_booth.train_state import Params, flatten, unflatten
 from imagen_booth.weights import (
     deepfloyd,
@@ -129,10 +130,22 @@ class Forward:
     module: Any
     masked: bool
 
-    def __call__(self, params: Params, *inputs: Any) -> Any:
-        if not self.masked:
-            inputs = (*inputs[:3], None, *inputs[4:])
-        return self.module.apply({"params": params}, *inputs)
+    def __call__(self, params: Params, *inputs: Any, of_text: Any = None) -> Any:
+        variables = {"params": params} | ({} if of_text is None else {TEXT: of_text})
+        return self.module.apply(variables, *self._read(inputs))
+
+    def read_text(self, params: Params, *inputs: Any) -> Any:
+        """What a stage's network makes of the text alone, as ``of_text`` takes it.
+
+        Jitted, it costs no more than that: the compiler leaves out all else.
+        """
+        made = self.module.apply(
+            {"params": params}, *self._read(inputs), mutable=[TEXT]
+        )
+        return made[1][TEXT]
+
+    def _read(self, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return inputs if self.masked else (*inputs[:3], None, *inputs[4:])
 
 
 def _example(cascade: Cascade, name: str) -> tuple[Any, ...]:

@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 from imagen_booth import models
 from imagen_booth.models import UNetConfig, layers
 from imagen_booth.models.hint import hint
+from imagen_booth.weights.load import Forward
 
 SMALL = UNetConfig(
     widths=(8, 16),
@@ -120,19 +121,41 @@ def test_patches_hold_neighbouring_pixels(key):
     np.testing.assert_array_equal(layers.depth_to_space(folded, 2), x)
 
 
+HIDDEN = np.array([[1, 0, 1, 1, 0, 1], [1, 1, 1, 1, 1, 1]], bool)
+
+
+def draw_attention(key):
+    """Queries, keys and values of two rows with three heads of width 4."""
+    shapes = (2, 5, 3, 4), (2, 6, 3, 4), (2, 6, 3, 4)
+    keys = jax.random.split(key, 3)
+    return [jax.random.normal(k, s) for k, s in zip(keys, shapes, strict=True)]
+
+
+def exact_attention(q, k, v, mask):
+    weights = np.exp(np.einsum("BQNK,BMNK->BNQM", q, k) / 2) * mask[:, None, None]
+    weights /= weights.sum(-1, keepdims=True)
+    return np.einsum("BNQM,BMNK->BQNK", weights, v)
+
+
+@pytest.mark.parametrize("heads", [1, 2, 5, 6, 100])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_some_heads_at_a_time(heads, masked, key, monkeypatch):
+    """Of the six heads of both rows, as many as fit: 1, 2, 3, 6 and 6."""
+    monkeypatch.setattr(layers, "CACHED", heads * 4 * 5 * 6 + 3)
+    mask = HIDDEN if masked else np.ones_like(HIDDEN)
+    inputs = draw_attention(key)
+    exact = exact_attention(*(np.asarray(x, np.float64) for x in inputs), mask)
+    given = jnp.asarray(mask) if masked else None
+    out = jax.jit(lambda *qkv: layers.attend(*qkv, given))(*inputs)
+    np.testing.assert_allclose(out, exact, atol=1e-6)
+
+
 def test_gradient_of_attention(key):
     """Against differences of the closed form in float64, with keys that are hidden."""
-    shapes = (2, 5, 3, 4), (2, 6, 3, 4), (2, 6, 3, 4)
-    inputs = [
-        jax.random.normal(k, s)
-        for k, s in zip(jax.random.split(key, 3), shapes, strict=True)
-    ]
-    mask = np.array([[1, 0, 1, 1, 0, 1], [1, 1, 1, 1, 1, 1]], bool)
+    inputs, mask = draw_attention(key), HIDDEN
 
     def exact(q, k, v):
-        weights = np.exp(np.einsum("BQNK,BMNK->BNQM", q, k) / 2) * mask[:, None, None]
-        weights /= weights.sum(-1, keepdims=True)
-        return np.sin(np.einsum("BNQM,BMNK->BQNK", weights, v)).sum()
+        return np.sin(exact_attention(q, k, v, mask)).sum()
 
     grads = jax.grad(lambda qkv: jnp.sin(layers.attend(*qkv, jnp.asarray(mask))).sum())(
         inputs
@@ -205,6 +228,25 @@ def test_masked_text_is_not_seen(small):
     np.testing.assert_allclose(run(x, time, hidden, mask), out, atol=1e-6)
     seen = run(x, time, text.at[:, 0].add(1.0), mask)
     assert (jnp.abs(seen - out).max((1, 2, 3)) > 1e-3).all()
+
+
+@pytest.mark.parametrize("group", [False, True])
+def test_the_text_is_read_once(group, key):
+    """Later calls do not see it: with NaN in its place the output is the same."""
+    kind = {"text_norm": "group", "activation": "gelu", "level_input": True}
+    config = dataclasses.replace(SMALL, **kind) if group else SMALL
+    x, time, text, mask, level = inputs = draw_inputs(config, key)
+    if group:
+        inputs = (x, time, text, None, level)
+    network = models.build(config)
+    params = draw_params(network, inputs, key)
+    forward = Forward(network, masked=not group)
+    others = [jnp.zeros_like(each) for each in (x, time, time)]
+    read_text = jax.jit(forward.read_text)
+    of_text = read_text(params, *others[:2], text, mask, others[2] if group else None)
+    blind = x, time, jnp.full_like(text, jnp.nan), mask, level
+    found = forward(params, *blind, of_text=of_text)
+    np.testing.assert_allclose(found, forward(params, *inputs), atol=1e-5)
 
 
 def test_without_a_mask_all_text_is_seen(small):

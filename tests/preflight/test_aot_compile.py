@@ -18,10 +18,10 @@ from imagen_booth.config.schema import OptimConfig
 from imagen_booth.data.examples import Embedding
 from imagen_booth.distributed import device_memory, sharding
 from imagen_booth.errors import DoesNotFit
-from imagen_booth.preflight import aot_compile, memory
+from imagen_booth.preflight import aot_compile, jaxpr_cost, memory
 from imagen_booth.sampling import cascade_sampler
 from imagen_booth.training import finetune, loop, optimizers
-from imagen_booth.weights.load import load, shapes
+from imagen_booth.weights.load import load, network, shapes
 
 CASCADE = by_name("tiny")
 JOB = to_job(dreambooth("tiny"))
@@ -185,7 +185,18 @@ def test_sampler_works_in_proportion_to_its_steps():
         return aot_compile.sampler(CASCADE, stage, config, 2, mesh, F32).work(mesh)
 
     row = memory.stage_cost(CASCADE, stage, JOB.base, 1).row_flops
-    assert work(5, 1.0).flops == pytest.approx(5 * 2 * row, rel=1e-3)
+    assert work(1, 1.0).flops == pytest.approx(2 * row, rel=1e-3)
+    # The text is read once, not in every step.
+    _, apply = network(CASCADE, "base", F32)
+    shape = (1, stage.resolution, stage.resolution, 3)
+    text = jnp.zeros((1, CASCADE.text.length, stage.model.text_width))
+    once = jaxpr_cost.count_flops(
+        *(apply.read_text, shapes(CASCADE, "base")),
+        *(jnp.zeros(shape), jnp.zeros(1), text, jnp.ones(text.shape[:2], bool), None),
+    )
+    assert 0 < once < row / 20
+    further = work(5, 1.0).flops - work(1, 1.0).flops
+    assert further == pytest.approx(4 * 2 * (row - once), rel=1e-3)
     assert work(5, 3.0).flops == pytest.approx(2 * work(5, 1.0).flops, rel=1e-3)
     assert work(10, 3.0).bytes == pytest.approx(2 * work(5, 3.0).bytes, rel=0.05)
 
