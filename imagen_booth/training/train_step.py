@@ -29,7 +29,6 @@ from imagen_booth.cascade import Stage
 from imagen_booth.denoiser import Condition, Prediction, condition, predict
 from imagen_booth.diffusion import augment, loss, process
 from imagen_booth.diffusion.schedule import TableSchedule
-from imagen_booth.models import convolution
 from imagen_booth.models.hint import hint
 from imagen_booth.training.frozen_targets import ClassRows, NoisyRows
 
@@ -294,10 +293,8 @@ def _accumulated(gradient, trainable, batch, key, count):
 
     def one(total, part):
         index, rows = part
-        with convolution.in_loop():
-            (_, sums), grads = gradient(
-                trainable, rows | shared, jax.random.fold_in(key, index)
-            )
+        key_of_part = jax.random.fold_in(key, index)
+        (_, sums), grads = gradient(trainable, rows | shared, key_of_part)
         return jax.tree.map(jnp.add, total, grads), sums
 
     zeros = jax.tree.map(jnp.zeros_like, trainable)
