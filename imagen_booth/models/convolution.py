@@ -2,9 +2,9 @@
 
 XLA's CPU compiler has a fast convolution for one order of dimensions. It brings the
 gradients of a convolution into this order, but not inside a loop, such as that of
-gradient accumulation, where they take fifty times as long; and it gathers the pixels
-for the gradient of a kernel one batch of numbers at a time. Here both gradients are
-written for it. On other devices they are XLA's.
+gradient accumulation, where they take fifty times as long. For the gradient of a kernel
+it gathers pixels, as many numbers at a time as the batch has rows. Here both gradients
+are written for it. On other devices they are XLA's.
 """
 
 import functools
@@ -156,9 +156,11 @@ def _image_gradient(kernel, out, geometry):
 
 
 def _kernel_gradient(x, out, geometry):
-    """A convolution along columns of pixels alone, in which all that is summed lies
-    side by side: a row of pixels of all images. Each column of the kernel has its copy
-    of the images, moved by as much."""
+    """Convolution along one axis, in which what is summed lies side by side.
+
+    That is a row of pixels of all images. Each column of the kernel has its own copy of
+    the images, moved by as much.
+    """
     high, wide = geometry.kernel
     down, right = geometry.strides
     channels, features = x.shape[3], out.shape[3]
