@@ -144,7 +144,8 @@ def test_attention_some_heads_at_a_time(heads, masked, key, monkeypatch):
     monkeypatch.setattr(layers, "CACHED", heads * 4 * 5 * 6 + 3)
     mask = HIDDEN if masked else np.ones_like(HIDDEN)
     inputs = draw_attention(key)
-    exact = exact_attention(*(np.asarray(x, np.float64) for x in inputs), mask)
+    q, k, v = (np.asarray(x, np.float64) for x in inputs)
+    exact = exact_attention(q, k, v, mask)
     given = jnp.asarray(mask) if masked else None
     out = jax.jit(lambda *qkv: layers.attend(*qkv, given))(*inputs)
     np.testing.assert_allclose(out, exact, atol=1e-6)
