@@ -17,6 +17,8 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float
 
+from imagen_booth.models.hint import on_one_device
+
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 
@@ -38,9 +40,7 @@ class Geometry(NamedTuple):
 
 def _flax_convolution(x, kernel, strides, padding, **more):
     """`lax.conv_general_dilated` as flax calls it; `padding` may be a name."""
-    # On several devices the rows of the batch have to stay where they are.
-    alone = jax.sharding.get_abstract_mesh().size <= 1
-    if not (alone and _is_plain(**more)):
+    if not (on_one_device() and _is_plain(**more)):
         return lax.conv_general_dilated(x, kernel, strides, padding, **more)
     image, size = x.shape[1:3], kernel.shape[:2]
     if isinstance(padding, str):

@@ -1,4 +1,4 @@
-"""A sharding constraint on the batch axis, for use inside a network."""
+"""Where the rows of a batch are, for use inside a network."""
 
 import math
 
@@ -18,3 +18,11 @@ def hint(x: jax.Array) -> jax.Array:
     if mesh.empty or x.shape[0] % math.prod(mesh.shape[a] for a in BATCH_AXES):
         return x
     return jax.lax.with_sharding_constraint(x, P(BATCH_AXES))
+
+
+def on_one_device() -> bool:
+    """Whether all rows are on one device; on several they have to stay where they are.
+
+    Code that merges the batch with other axes, or loops over it, asks this first.
+    """
+    return jax.sharding.get_abstract_mesh().size <= 1

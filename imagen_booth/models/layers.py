@@ -16,6 +16,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
 from imagen_booth.models.convolution import Conv
+from imagen_booth.models.hint import on_one_device
 
 Dtype = Any
 ZEROS = nn.initializers.zeros_init()
@@ -96,8 +97,9 @@ def attend(
 def _attend_by_heads(q, k, v, mask):
     """The output alone, on a CPU: some heads at a time, with logits in its caches.
 
-    The weights are not divided by their sum, but the output, which has fewer numbers.
-    For all heads at once, this and the arrays of Q x M numbers take twice the time.
+    The output is divided by the sum of the weights: it has fewer numbers than they. In
+    sampling this takes 0.3 to 0.8 of the time of `_attend`, whose arrays of Q x M
+    numbers leave the caches.
     """
     rows, heads, width = q.shape[0], q.shape[2], q.shape[3]
     queries, keys = q.shape[1], k.shape[1]
@@ -129,8 +131,7 @@ def _attend_by_heads(q, k, v, mask):
 
 def _heads_at_a_time(heads: int, size: int) -> int:
     """As many heads of ``size`` bytes each as a CPU's cache holds, in equal groups."""
-    # On several devices the rows of the batch have to stay where they are.
-    if jax.sharding.get_abstract_mesh().size > 1:
+    if not on_one_device():
         return heads
     fit = max(1, CACHED // size)
     return max(n for n in range(1, min(fit, heads) + 1) if heads % n == 0)
