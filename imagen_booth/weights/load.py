@@ -142,7 +142,7 @@ class Forward:
         made = self.module.apply(
             {"params": params}, *self._read(inputs), mutable=[TEXT]
         )
-        return made[1][TEXT]
+        return made[1].get(TEXT, {})  # nothing in a network that reads no text
 
     def _read(self, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         return inputs if self.masked else (*inputs[:3], None, *inputs[4:])

@@ -16,6 +16,7 @@ from imagen_booth.cascade import PHOTO_STAGE
 from imagen_booth.diffusion import augment
 from imagen_booth.diffusion.schedule import CosineSchedule
 from imagen_booth.models import ResidualUNetConfig, residual_unet
+from imagen_booth.weights.load import Forward
 
 SMALL = ResidualUNetConfig(
     widths=(8, 12),
@@ -125,6 +126,20 @@ def test_text_counts_where_it_is_read(key):
     apply = jax.jit(reads.apply)
     gap = apply(params, *others) - apply(params, *inputs)
     assert float(jnp.abs(gap).max()) > 1e-4
+
+
+@pytest.mark.parametrize("reads_text", [False, True])
+def test_a_sampler_reads_the_text_once_if_at_all(key, reads_text):
+    """With NaN in its place later calls give the same; there may be none to keep."""
+    module = models.build(dataclasses.replace(SMALL, reads_text=reads_text))
+    x, time, text, _, level = inputs = draw_inputs(key, 0.4, 1e-3)
+    params = draw_params(module, inputs)
+    forward = Forward(module, masked=False)
+    of_text = jax.jit(forward.read_text)(params, *inputs)
+    assert bool(of_text) == reads_text
+    blind = x, time, jnp.full_like(text, jnp.nan), None, level
+    found = forward(params, *blind, of_text=of_text)
+    np.testing.assert_allclose(found, forward(params, *inputs), atol=1e-5)
 
 
 def test_recomputing_blocks_changes_no_gradient(key, network):
