@@ -1,6 +1,7 @@
 """What all commands share: flags, exit codes, one-line errors instead of tracebacks."""
 
 import difflib
+import gc
 import logging
 import os
 import pathlib
@@ -40,6 +41,9 @@ def run(
             number of further words that may follow it.
     """
     _open_closed_streams()
+    # Imports and traces allocate millions of objects that stay. Python's own threshold
+    # of 700 has it look for garbage among them a thousand times, for a second in all.
+    gc.set_threshold(20_000)
     try:
         words = _parse(doc, verbs)
         _start_logging()

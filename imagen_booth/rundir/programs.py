@@ -20,7 +20,7 @@ import pickle
 import platform
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import metadata
 from typing import Any
 
@@ -74,6 +74,7 @@ class StoredProgram:
         in_memory = _shared if made_from else None
         self._shares = in_memory is not None
         self._programs = {} if in_memory is None else in_memory
+        self._begun: dict[str, Future[Any]] = {}
         self.lower, self.__wrapped__ = jitted.lower, jitted.__wrapped__
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
@@ -83,40 +84,33 @@ class StoredProgram:
 
     def compile(self, *inputs: Any, **named: Any) -> Callable[..., Any]:
         """The program for these arguments: from memory, from disk, or compiled."""
-        name = self._find(inputs, named)
+        name = _name(self._made_from, inputs, named)
+        if begun := self._begun.pop(name, None):
+            self._keep(name, begun.result())
+        if name not in self._programs and (path := self._stored(name)):
+            self._keep(name, _read_program(path, _devices((inputs, named))))
         if name not in self._programs:
             lowered = self._jitted.lower(*inputs, **named)
-            self._programs[name] = self._make(name, lowered)
+            self._keep(name, self._make(name, lowered))
         return self._programs[name]
 
-    def begin_compiling(
-        self, *inputs: Any, **named: Any
-    ) -> Callable[[], Callable[..., Any]]:
-        """As ``compile``, with the compiler at work in a thread of its own.
-
-        Returns:
-            A function that waits for the program and returns it.
-        """
-        name = self._find(inputs, named)
-        if name not in self._programs:
-            lowered = self._jitted.lower(*inputs, **named)
-            making = _compilers().submit(self._make, name, lowered)
-
-        def finish() -> Callable[..., Any]:
-            if name not in self._programs:
-                self._programs[name] = making.result()
-            return self._programs[name]
-
-        return finish
-
-    def _find(self, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> str:
-        """The program's name, after a look for it on disk."""
+    def begin_compiling(self, *inputs: Any, **named: Any) -> None:
+        """Has a thread do the work of ``compile``, which then waits for it."""
         name = _name(self._made_from, inputs, named)
-        if name not in self._programs:
-            stored = self._read(name, _devices((inputs, named)))
-            if stored is not None:
-                self._programs[name] = stored
-        return name
+        if name in self._programs or name in self._begun:
+            return
+        if path := self._stored(name):
+            work = _read_program, path, _devices((inputs, named))
+        else:
+            work = self._make, name, self._jitted.lower(*inputs, **named)
+        self._begun[name] = _compilers().submit(*work)
+
+    def _keep(self, name: str, program: Callable[..., Any] | None) -> None:
+        if program is not None:
+            self._programs[name] = program
+
+    def _stored(self, name: str) -> pathlib.Path | None:
+        return _stored_in(self._folder(), name)
 
     def _folder(self) -> pathlib.Path | None:
         return folder() if self._made_from else None
@@ -129,32 +123,64 @@ class StoredProgram:
         if fresh:
             try:
                 parts = serialize_executable.serialize(program)
-                storage.write_atomic(place / name, pickle.dumps(parts))
-                (place / name).chmod(0o600)  # a umask may leave it open to a group
-            except (
-                OSError,
-                ValueError,
-                TypeError,
-                RuntimeError,
-                StorageError,
-            ) as error:
+            except (ValueError, TypeError, RuntimeError) as error:
                 # Some backends cannot serialise some programs; the run continues.
                 log.debug("the program %s is not stored: %s", name, error)
+            else:
+                _store(place / name, parts)
         return program
 
-    def _read(self, name: str, devices: list[Any]) -> Callable[..., Any] | None:
-        place = self._folder()
-        path = None if place is None else place / name
-        if path is None or not path.exists() or not storage.belongs_to_user(path):
-            return None
+
+def _read_program(path: pathlib.Path, devices: list[Any]) -> Callable[..., Any] | None:
+    """A stored program, loaded onto these devices; None where it cannot be read."""
+    try:
+        parts = pickle.loads(path.read_bytes())
+        return serialize_executable.deserialize_and_load(
+            *parts, execution_devices=devices
+        )
+    except Exception as error:  # damaged, or of a runtime that reads it no longer
+        log.warning("%s cannot be read and is compiled again: %s", path, error)
+        return None
+
+
+def remember(compute: Callable[[], Any], made_from: str) -> Any:
+    """What ``compute`` returns, or returned in an earlier start of a job.
+
+    For what takes long to trace. It is stored beside the programs.
+
+    Args:
+        compute: Makes a value that can be pickled, alike on every machine.
+        made_from: Everything that the value is made of besides the sources of this
+            package, see ``describe``; nothing is stored without it.
+    """
+    place = folder() if made_from else None
+    name = _digest(sources(), *_versions(), made_from)
+    if path := _stored_in(place, name):
         try:
-            parts = pickle.loads(path.read_bytes())
-            return serialize_executable.deserialize_and_load(
-                *parts, execution_devices=devices
-            )
-        except Exception as error:  # damaged, or of a runtime that reads it no longer
-            log.warning("%s cannot be read and is compiled again: %s", path, error)
-            return None
+            return pickle.loads(path.read_bytes())
+        except Exception as error:  # damaged
+            log.warning("%s cannot be read and is made again: %s", path, error)
+    value = compute()
+    if place is not None:
+        _store(place / name, value)
+    return value
+
+
+def _stored_in(place: pathlib.Path | None, name: str) -> pathlib.Path | None:
+    """The file of this name, if it is there and may be read."""
+    path = None if place is None else place / name
+    if path is None or not path.exists() or not storage.belongs_to_user(path):
+        return None
+    return path
+
+
+def _store(path: pathlib.Path, value: Any) -> None:
+    """Stores a value for a later start; one that cannot be stored is left out."""
+    try:
+        storage.write_atomic(path, pickle.dumps(value))
+        path.chmod(0o600)  # a umask may leave it open to a group
+    except (OSError, ValueError, TypeError, StorageError) as error:
+        log.debug("%s is not stored: %s", path, error)
 
 
 def describe(*parts: Any) -> str:
@@ -253,8 +279,11 @@ def _name(made_from: str, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> 
         for name, value in sorted(jax.config.values.items())
         if not any(word in name for word in ELSEWHERE)
     }
-    whole = repr((sources(), _machine(), settings, mesh, made_from, tree, kinds))
-    return hashlib.sha256(whole.encode()).hexdigest()[:40]
+    return _digest(sources(), _machine(), settings, mesh, made_from, tree, kinds)
+
+
+def _digest(*parts: Any) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:40]
 
 
 @functools.cache
@@ -269,6 +298,13 @@ def sources() -> str:
 
 
 @functools.cache
+def _versions() -> tuple[str, ...]:
+    """Versions of the language and of the libraries that make programs."""
+    libraries = "jax", "jaxlib", "flax", "optax"
+    return platform.python_version(), *map(metadata.version, libraries)
+
+
+@functools.cache
 def _machine() -> tuple[Any, ...]:
     """Versions, devices, and what else decides which code a compiler makes."""
     devices = jax.devices()
@@ -279,10 +315,9 @@ def _machine() -> tuple[Any, ...]:
         if line.startswith(("flags", "Features", "model name"))
     ]
     return (
-        platform.python_version(),
+        *_versions(),
         platform.machine(),
         sorted(set(flags)),
-        [metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax")],
         devices[0].client.platform_version,
         [(device.id, device.device_kind) for device in devices],
         {name: os.environ.get(name) for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")},

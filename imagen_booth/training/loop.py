@@ -189,7 +189,6 @@ class _Loop:
         step_fn = jit_step(training.step_fn, training.start.abstract)
         self._jitted = StoredProgram(step_fn, training.made_from)
         self._program: Callable[..., Any] | None = None
-        self._compiling: Callable[[], Any] | None = None
         self._ok = sharding.put_copies(np.bool_(True), context.mesh)
         self._batches = _Batches(training.data, context.mesh)
         self._unseen: list[_Sent] = []  # not known to be finite, at most two
@@ -236,14 +235,11 @@ class _Loop:
             return
         if self._step == 0 or self._config.preview_due(self._step):
             batch, _ = self._batches.read_ahead()
-            self._compiling = self._begin_compiling(batch)
+            self._jitted.begin_compiling(*self._inputs(batch), ok=self._ok)
             self._hooks.preview(self._state, self._step)
 
-    def _begin_compiling(self, batch: dict[str, Any]) -> Callable[[], Any]:
-        # For these shapes alone: a batch of another shape is an error, not a wait.
-        return self._jitted.begin_compiling(
-            self._state, batch, *self._training.fixed, ok=self._ok
-        )
+    def _inputs(self, batch: dict[str, Any]) -> tuple[Any, ...]:
+        return self._state, batch, *self._training.fixed
 
     def _send_step(self) -> "_Sent":
         """Sends the next step to the devices, and reads the batch after it."""
@@ -251,15 +247,14 @@ class _Loop:
         self._trace.before(self._step)
         timer.start_step()
         batch, position = self._batches.take()
+        inputs = self._inputs(batch)
         program = self._program
         if program is None:
-            compiling = self._compiling or self._begin_compiling(batch)
-            program = self._program = compiling()
+            # For these shapes alone: a batch of another shape is an error, not a wait.
+            program = self._program = self._jitted.compile(*inputs, ok=self._ok)
             timer.leave_out_compilation()
         with jax.profiler.StepTraceAnnotation(training.name, step_num=self._step):
-            self._state, values = program(
-                self._state, batch, *training.fixed, ok=self._ok
-            )
+            self._state, values = program(*inputs, ok=self._ok)
         sent = _Sent(self._step, batch, position, values)
         self._unseen.append(sent)
         self._ok = values["finite"]

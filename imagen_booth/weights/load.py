@@ -22,6 +22,7 @@ from imagen_booth.distributed import sharding
 from imagen_booth.errors import InputError
 from imagen_booth.models import build
 from imagen_booth.models.layers import TEXT
+from imagen_booth.rundir import programs
 from imagen_booth.train_state import Params, flatten, unflatten
 from imagen_booth.weights import (
     deepfloyd,
@@ -398,9 +399,12 @@ def kind_of(name: str) -> str:
 
 @functools.lru_cache(maxsize=64)
 def shapes(cascade: Cascade, name: str) -> Params:
-    """Returns the shapes of a part's f32 parameters; cached, as they are traced."""
+    """Returns the shapes of a part's f32 parameters; traced once, then remembered."""
     init, _ = network(cascade, name, jnp.float32)
-    return jax.eval_shape(init, jax.random.key(0))
+    return programs.remember(
+        lambda: jax.eval_shape(init, jax.random.key(0)),
+        programs.describe("shapes", cascade, name),
+    )
 
 
 def random_params(cascade: Cascade, name: str) -> Params:

@@ -71,16 +71,56 @@ def test_what_is_begun_is_compiled_beside_other_programs(cache):
             StoredProgram(jax.jit(function), f"f{i}")
             for i, function in enumerate(functions)
         ]
-        begun = [each.begin_compiling(arguments[0], by=arguments[1]) for each in stored]
+        for each in stored:
+            each.begin_compiling(arguments[0], by=arguments[1])
         total, _, _ = start("g", Counted())
-        for finish in begun:
-            assert float(finish()(arguments[0], by=arguments[1])[0]["sum"]) == total
+        for each in stored:
+            program = each.compile(arguments[0], by=arguments[1])
+            assert float(program(arguments[0], by=arguments[1])[0]["sum"]) == total
         assert jax.config.values[least] == 7.0
     assert [each.traced for each in functions] == [1, 1, 1]
     assert len(list(cache.iterdir())) == 4
     again = Counted()
     assert start("f2", again)[0] == total
     assert again.traced == 0
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_what_is_begun_is_read_from_disk_if_it_can_be(cache, damaged):
+    start("f", Counted())
+    if damaged:
+        [file] = cache.iterdir()
+        file.write_bytes(b"")
+    stored = StoredProgram(jax.jit(function := Counted()), "f")
+    x, by = {"x": jnp.asarray(X)}, jnp.float32(3)
+    stored.begin_compiling(x, by=by)
+    assert float(stored(x, by=by)[0]["sum"]) == X.sum() * 3
+    assert function.traced == damaged
+
+
+def test_values_are_remembered(cache, monkeypatch, caplog):
+    """By what they are made of; a damaged file or a strange one is not taken."""
+    made = []
+
+    def remember(made_from="a"):
+        def compute():
+            made.append(made_from)
+            return {"x": jax.ShapeDtypeStruct((2, len(made)), jnp.float32)}
+
+        return programs.remember(compute, made_from)["x"].shape[1]
+
+    assert [remember(), remember(), remember("b"), remember(), remember("")] == [
+        *(1, 1, 2, 1, 3)
+    ]
+    cache.chmod(0o777)
+    assert remember() == 4
+    cache.chmod(0o700)
+    for file in cache.iterdir():
+        file.write_bytes(b"")
+    assert [remember(), remember()] == [5, 5]
+    assert "cannot be read and is made again" in caplog.text
+    monkeypatch.setattr(programs, "sources", lambda: "other")
+    assert remember() == 6
 
 
 @pytest.mark.parametrize("change", ["description", "shape", "dtype", "setting"])

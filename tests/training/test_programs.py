@@ -24,7 +24,8 @@ class Begun(Exception):
 @pytest.fixture
 def unset(monkeypatch):
     """As outside of the tests: no folder is named, and work ends at its mesh."""
-    before = jax.config.values["jax_compilation_cache_dir"]
+    names = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
+    before = {name: jax.config.values[name] for name in names}
     jax.config.update("jax_compilation_cache_dir", None)
 
     def make_mesh(*_, **__):
@@ -32,7 +33,8 @@ def unset(monkeypatch):
 
     monkeypatch.setattr(sharding, "make_mesh", make_mesh)
     yield
-    jax.config.update("jax_compilation_cache_dir", before)
+    for name, value in before.items():
+        jax.config.update(name, value)
 
 
 @pytest.fixture
