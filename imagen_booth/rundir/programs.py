@@ -100,10 +100,12 @@ class StoredProgram:
         if name in self._programs or name in self._begun:
             return
         if path := self._stored(name):
-            work = _read_program, path, _devices((inputs, named))
+            devices = _devices((inputs, named))
+            work = functools.partial(_read_program, path, devices)
         else:
-            work = self._make, name, self._jitted.lower(*inputs, **named)
-        self._begun[name] = _compilers().submit(*work)
+            lowered = self._jitted.lower(*inputs, **named)
+            work = functools.partial(self._make, name, lowered)
+        self._begun[name] = _compilers().submit(work)
 
     def _keep(self, name: str, program: Callable[..., Any] | None) -> None:
         if program is not None:
