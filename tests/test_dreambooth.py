@@ -502,7 +502,11 @@ def files(folder: epath.Path) -> dict[str, tuple[int, bytes]]:
         ({"pictures.seeds": 2}, "pictures.seeds: 1 -> 2"),
         ({"pictures.prompts": ("a [X]",)}, r"\[X\]"),
         ({"pictures.prompts": ("a [V] dog " * 30,)}, "too long"),
-        ({"pictures.base.variance": "learned"}, "variance='learned'"),
+        ({"pictures.base.variance": "learned"}, "pictures.base.variance='learned'"),
+        (
+            {"pictures.base.guidance_interval": (1e6, 1e7)},
+            "^config.pictures.base.guidance_interval is",
+        ),
         ({"weights.sr1024": "/nowhere"}, "config.weights.sr1024=/nowhere"),
         ({"mesh.data": 3}, "data=3"),
         ({"dtype": "float8"}, "config.dtype='float8'"),

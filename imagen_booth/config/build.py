@@ -1,11 +1,12 @@
 """Frozen dataclasses from plain nested dicts, with errors that name the field."""
 
+import contextlib
 import dataclasses
 import difflib
 import math
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import annotated_types as ranges
@@ -35,7 +36,8 @@ def build(kind: Any, value: Any, where: str) -> Any:
     if kind is SamplerConfig:
         value = step_files.with_list(value, where)
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        return _build_dataclass(kind, value, where)
+        with sampler_at(where):
+            return _build_dataclass(kind, value, where)
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Annotated:
         return _within(limits(kind), build(args[0], value, where), where)
@@ -65,6 +67,22 @@ def build(kind: Any, value: Any, where: str) -> Any:
     if kind is float and not math.isfinite(value):
         raise _OutOfRange(f"{where}={value!r} should be a finite number")
     return value
+
+
+@contextlib.contextmanager
+def sampler_at(where: str) -> Iterator[None]:
+    """Gives errors of a sampler's settings their place in the config.
+
+    Args:
+        where: Name of the sampler, such as ``config.pictures.base``.
+    """
+    try:
+        yield
+    except InputError as error:
+        if not str(error).startswith("sampler."):
+            raise
+        setting = str(error).removeprefix("sampler.")
+        raise InputError(f"{where}.{setting}") from error
 
 
 def _build_dataclass(kind: type, value: Any, where: str) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from imagen_booth.cascade import Cascade, Stage, by_name
+from imagen_booth.config.build import sampler_at
 from imagen_booth.config.schema import BEST, FineTuning, Job
 from imagen_booth.data.photos import CheckedPhotos, Photo
 from imagen_booth.diffusion import loss, sampler
@@ -139,9 +140,11 @@ def check_settings(job: Job, cascade: Cascade) -> None:
             adapters.check_rank(stage.name, config.adapter, unet)
             if config.adapter.start:
                 adapters.started(stage.name, config.adapter, unet)
-        check_sampler(stage, getattr(job.pictures, stage.name))
+        with sampler_at(f"config.pictures.{stage.name}"):
+            check_sampler(stage, getattr(job.pictures, stage.name))
         if stage.low_resolution is None:
-            check_sampler(stage, job.class_images.sampler)
+            with sampler_at("config.class_images.sampler"):
+                check_sampler(stage, job.class_images.sampler)
 
 
 def check_sampler(stage: Stage, config: sampler.SamplerConfig) -> None:
@@ -153,8 +156,8 @@ def check_sampler(stage: Stage, config: sampler.SamplerConfig) -> None:
     """
     if config.variance == "learned" and not stage.learned_variance:
         raise InputError(
-            f"a sampler of {stage.name} has variance='learned', but its network "
-            "predicts no variance; give variance=0.0"
+            f"sampler.variance='learned', but the network of {stage.name} predicts no "
+            "variance; give 0.0"
         )
     sampler.network_calls(stage.schedule, config)
 

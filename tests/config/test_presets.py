@@ -291,6 +291,17 @@ def test_flags_of_several_types(run, flag, expected):
 
 
 @reads_config
+@pytest.mark.parametrize("sampler", ["pictures.sr256", "class_images.sampler"])
+@pytest.mark.parametrize(
+    "flag", ["guidance_interval=(5.0,0.2)", "steps=10,20,5", "method=ddmi"]
+)
+def test_errors_of_a_sampler_name_its_place(run, sampler, flag):
+    with pytest.raises(InputError) as caught:
+        run(f"--config={SUBJECT}:if_m", f"--config.{sampler}.{flag}")
+    assert str(caught.value).startswith(f"config.{sampler}.")
+
+
+@reads_config
 @pytest.mark.parametrize("flag", ["steps=2.5", "steps", "cap=much", "variance=[1]"])
 def test_flags_of_several_types_are_checked(run, flag):
     name = flag.partition("=")[0]
