@@ -3,7 +3,8 @@
 jax's own persistent cache saves the compiler's work, but a program must be traced and
 lowered to be found in it. Here the name of a file follows from what the program is made
 of: the source files of this package, versions, devices, settings of jax, the arguments'
-shapes and shardings, and a description by the caller.
+shapes and shardings, and a description by the caller. Other values that take long to
+trace are kept beside the programs, see ``remember``.
 
 Loading a program unpickles it, and so could run any code. Programs are therefore read
 from a local folder alone, beside jax's cache, that belongs to this user and that nobody

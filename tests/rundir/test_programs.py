@@ -109,9 +109,8 @@ def test_values_are_remembered(cache, monkeypatch, caplog):
 
         return programs.remember(compute, made_from)["x"].shape[1]
 
-    assert [remember(), remember(), remember("b"), remember(), remember("")] == [
-        *(1, 1, 2, 1, 3)
-    ]
+    found = [remember(), remember(), remember("b"), remember(), remember("")]
+    assert found == [1, 1, 2, 1, 3]
     cache.chmod(0o777)
     assert remember() == 4
     cache.chmod(0o700)

@@ -109,6 +109,20 @@ def test_the_studies_keep_them_in_their_folder(tmp_path, unset, tuning):
     assert jax.config.values["jax_compilation_cache_dir"] == wanted
 
 
+@pytest.mark.parametrize("given", [False, True])
+def test_small_programs_are_kept_unless_the_user_said_which(
+    tmp_path, unset, tuning, monkeypatch, given
+):
+    least = "jax_persistent_cache_min_compile_time_secs"
+    jax.config.update(least, 7.0)
+    monkeypatch.setenv(least.upper(), "7")
+    if not given:
+        monkeypatch.delenv(least.upper())
+    with pytest.raises(Begun):
+        dreambooth.run(tuning, epath.Path(tmp_path) / "run", frozenset())
+    assert jax.config.values[least] == (7.0 if given else 0.1)
+
+
 def test_the_users_own_folder_is_left_alone(tmp_path, unset, tuning):
     jax.config.update("jax_compilation_cache_dir", str(tmp_path / "own"))
     with pytest.raises(Begun):
