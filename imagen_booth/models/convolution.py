@@ -63,6 +63,71 @@ class Conv(nn.Conv):
     conv_general_dilated: Any = _flax_convolution
 
 
+class UpsampleConv(nn.Conv):
+    """A 3 x 3 convolution of images after each pixel is repeated 2 x 2 times."""
+
+    conv_general_dilated: Any = lambda x, kernel, *_, **__: upsample_convolve(x, kernel)
+
+
+def upsample_convolve(
+    x: Float[Array, "B H W C"], kernel: Float[Array, "3 3 C D"]
+) -> Float[Array, "B I J D"]:
+    """Convolves images at twice their height and width, zeros outside.
+
+    The kernel meets only 2 x 2 different pixels, because each is there 2 x 2 times. So
+    sums of its weights, applied to the images as they are, give the same with 4/9 of
+    the arithmetic. In training steps and samplers this takes half of the time of such a
+    convolution on a CPU, and on a TPU v5e by the compiler's estimate.
+    """
+    return lax.platform_dependent(x, kernel, cpu=_by_parity, default=_by_dilation)
+
+
+def _by_dilation(x, kernel):
+    """With the sums over 2 x 2 places, over pixels that are pulled apart."""
+    summed = kernel.astype(jnp.float32)
+    for axis in (0, 1):
+        ends = [(int(i == axis), 0) for i in range(4)]
+        summed = jnp.pad(summed, ends) + jnp.pad(summed, [end[::-1] for end in ends])
+    return lax.conv_general_dilated(
+        x,
+        summed.astype(kernel.dtype),
+        (1, 1),
+        ((2, 2), (2, 2)),
+        lhs_dilation=(2, 2),
+        dimension_numbers=DIMENSIONS,
+    )
+
+
+def _by_parity(x, kernel):
+    """One kernel of 2 x 2 for each of even and odd rows and columns."""
+    b, h, w, _ = x.shape
+    padding = ((1, 0), (0, 1))  # of even and of odd places
+
+    def convolved(kernel, row, column):
+        return _flax_convolution(
+            x,
+            kernel.astype(x.dtype),
+            (1, 1),
+            (padding[row], padding[column]),
+            dimension_numbers=DIMENSIONS,
+        )
+
+    halves = _pair_sums(kernel.astype(jnp.float32), 0)
+    rows = [
+        jnp.stack([convolved(k, i, j) for j, k in enumerate(_pair_sums(half, 1))], 3)
+        for i, half in enumerate(halves)
+    ]
+    return jnp.stack(rows, 2).reshape(b, 2 * h, 2 * w, -1)
+
+
+def _pair_sums(kernel, axis):
+    """Of three weights, the sums that meet the same pixel in even and in odd places."""
+    first, second, third = jnp.split(kernel, 3, axis)
+    even = jnp.concatenate([first, second + third], axis)
+    odd = jnp.concatenate([first + second, third], axis)
+    return even, odd
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def convolve(
     x: Float[Array, "B H W C"], kernel: Float[Array, "h w C D"], geometry: Geometry

@@ -19,7 +19,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
 from imagen_booth.models import layers
-from imagen_booth.models.convolution import Conv
+from imagen_booth.models.convolution import Conv, UpsampleConv
 from imagen_booth.models.hint import hint
 
 
@@ -227,8 +227,8 @@ class EfficientUNet(nn.Module):
         for i in reversed(range(len(config.widths))):
             h = part(i, f"up_blocks_{i}")(h, emb, text, text_mask)
             skip = skips.pop()
-            h = layers.nearest_upsample(h)
-            h = conv(skip.shape[-1], (3, 3), f"upsamplers_{i}")(h)
+            name = f"upsamplers_{i}"
+            h = UpsampleConv(skip.shape[-1], (3, 3), dtype=dtype, name=name)(h)
             h = (h + skip) / math.sqrt(2)
         h = layers.GroupNorm(config.norm_groups, name="conv_norm_out")(h)
         out = nn.Dense(

@@ -15,7 +15,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
-from imagen_booth.models.convolution import Conv
+from imagen_booth.models.convolution import Conv, UpsampleConv
 from imagen_booth.models.hint import on_one_device
 
 Dtype = Any
@@ -358,8 +358,9 @@ class ScaleAndShift(nn.Module):
 class ResBlock(nn.Module):
     """Two convolutions, modulated by the embedding of time and text.
 
-    Source: ADM's "biggan" block (arXiv 2105.05233); `resample` changes the size of
-    both the residual and the shortcut between first activation and convolution.
+    Source: ADM's "biggan" block (arXiv 2105.05233); `resample`, 'down' or 'up', changes
+    the size of both the residual and the shortcut between first activation and
+    convolution.
     """
 
     features: int
@@ -367,7 +368,7 @@ class ResBlock(nn.Module):
     activation: str
     dtype: Dtype
     scale: float = 1.0  # divides the sum of residual and shortcut
-    resample: Callable[[Array], Array] | None = None
+    resample: str | None = None
 
     @nn.compact
     def __call__(
@@ -375,10 +376,14 @@ class ResBlock(nn.Module):
     ) -> Float[Array, "B I J D"]:
         act = ACTIVATIONS[self.activation]
         conv = functools.partial(Conv, self.features, dtype=self.dtype)
+        first = conv
         h = act(GroupNorm(self.groups, name="norm1")(x))
-        if self.resample is not None:
-            h, x = self.resample(h), self.resample(x)
-        h = conv((3, 3), name="conv1")(h)
+        if self.resample == "down":
+            h, x = average_pool(h), average_pool(x)
+        elif self.resample == "up":
+            x = nearest_upsample(x)
+            first = functools.partial(UpsampleConv, self.features, dtype=self.dtype)
+        h = first((3, 3), name="conv1")(h)
         scale, shift = ScaleAndShift(self.features, self.dtype, name="time_emb_proj")(
             emb
         )

@@ -7,7 +7,6 @@ weights with "_" before a number, so `down_blocks.0.resnets.1.norm1.weight` is
 """
 
 import dataclasses
-from collections.abc import Callable
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -147,7 +146,7 @@ def _res_block(
     features: int,
     dtype: layers.Dtype,
     name: str,
-    resample: Callable | None = None,
+    resample: str | None = None,
 ) -> layers.ResBlock:
     return layers.ResBlock(
         features=features,
@@ -186,7 +185,7 @@ class Level(nn.Module):
     features: int
     attends: bool
     dtype: layers.Dtype
-    resample: tuple[str, Callable] | None
+    resample: str | None  # 'down' or 'up', after the blocks
 
     @nn.compact
     def __call__(
@@ -209,18 +208,19 @@ class Level(nn.Module):
                 h = attend(h, text, mask)
             return hint(h)
 
-        def change(module, h, emb, name, resample):
+        def change(module, h, emb, resample):
+            name = f"{resample}samplers_0"
             return hint(_res_block(config, features, dtype, name, resample)(h, emb))
 
         if config.remat:
             layer = nn.remat(layer, static_argnums=(6,))
-            change = nn.remat(change, static_argnums=(3, 4))
+            change = nn.remat(change, static_argnums=(3,))
         hs = []
         for i, skip in enumerate(skips):
             h = layer(self, h, skip, emb, text, mask, i)
             hs.append(h)
         if self.resample is not None:
-            hs.append(change(self, h, emb, *self.resample))
+            hs.append(change(self, h, emb, self.resample))
         return hs
 
 
@@ -281,8 +281,7 @@ class UNet(nn.Module):
         skips = [hint(h)]
         levels = list(zip(config.widths, config.blocks, config.attention, strict=True))
         for i, (width, blocks, attends) in enumerate(levels):
-            last = i == len(levels) - 1
-            resample = None if last else ("downsamplers_0", layers.average_pool)
+            resample = None if i == len(levels) - 1 else "down"
             part = Level(
                 config, width, attends, dtype, resample, name=f"down_blocks_{i}"
             )
@@ -290,8 +289,7 @@ class UNet(nn.Module):
         middle = nn.remat(Middle) if config.remat else Middle
         h = middle(config, dtype, name="mid_block")(skips[-1], emb, text, text_mask)
         for i, (width, blocks, attends) in enumerate(reversed(levels)):
-            last = i == len(levels) - 1
-            resample = None if last else ("upsamplers_0", layers.nearest_upsample)
+            resample = None if i == len(levels) - 1 else "up"
             part = Level(config, width, attends, dtype, resample, name=f"up_blocks_{i}")
             popped = [skips.pop() for _ in range(blocks + 1)]
             h = part(h, popped, emb, text, text_mask)[-1]

@@ -89,7 +89,9 @@ def _flops(equation: Any) -> float:
         return 2.0 * result * math.prod(left[axis] for axis in contracted)
     kernel = equation.invars[1].aval.shape
     outputs = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
-    return 2.0 * result * math.prod(kernel) / outputs
+    # A kernel meets zeros between pixels that are pulled apart.
+    met = math.prod(kernel) / math.prod(equation.params["lhs_dilation"])
+    return 2.0 * result * met / outputs
 
 
 def _size(var: Any) -> float:

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from jax import lax
 
-from imagen_booth.models.convolution import Conv, Geometry, convolve
+from imagen_booth.models.convolution import (
+    Conv,
+    Geometry,
+    _by_dilation,
+    _by_parity,
+    convolve,
+    upsample_convolve,
+)
+from imagen_booth.preflight import jaxpr_cost
 
 CASES = {
     "same": (2, (8, 8), 3, (3, 3), (1, 1), "SAME"),
@@ -103,3 +111,29 @@ def test_groups_and_dilation_are_those_of_flax(more):
     params = conv.init(jax.random.key(0), x)
     plain = np.asarray(conv.clone(conv_general_dilated=None).apply(params, x))
     np.testing.assert_array_equal(np.asarray(conv.apply(params, x)), plain)
+
+
+@pytest.mark.parametrize("image", [(4, 4), (5, 3), (1, 2)])
+@pytest.mark.parametrize("convolve", [_by_parity, _by_dilation])
+def test_upsampling_first_changes_only_the_rounding(image, convolve):
+    """Output and gradients of a convolution of pixels that are repeated 2 x 2 times."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, *image, 3)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(3, 3, 3, 5)), jnp.float32)
+
+    def repeated(x, kernel):
+        x = x.repeat(2, axis=1).repeat(2, axis=2)
+        return reference(x, kernel, (1, 1), "SAME")
+
+    wanted, of_wanted = jax.vjp(repeated, x, kernel)
+    found, of_found = jax.vjp(convolve, x, kernel)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+    seed = jnp.asarray(rng.normal(size=wanted.shape), jnp.float32)
+    for ours, theirs in zip(of_found(seed), of_wanted(seed), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("convolve", [_by_parity, _by_dilation, upsample_convolve])
+def test_upsampling_first_takes_four_ninths_of_the_arithmetic(convolve):
+    x, kernel = jnp.ones((1, 8, 8, 4)), jnp.ones((3, 3, 4, 4))
+    assert jaxpr_cost.count_flops(convolve, x, kernel) == 2 * 16 * 16 * (2 * 2 * 4) * 4
