@@ -79,8 +79,8 @@ def upsample_convolve(
     the arithmetic, in half of the time on a CPU and, by the compiler's estimate, on a
     TPU v5e. The sums are computed in float32 and rounded once to the kernel's dtype.
     """
-    # For a TPU v5e the compiler counts 0.4 of the other form's memory traffic. It is for
-    # TPUs alone: a GPU may multiply the zeros between pixels, which was not measured.
+    # For a TPU v5e the compiler counts 0.4 of the other form's traffic. A GPU may
+    # multiply the zeros between pixels, which was not measured, so it takes the other.
     return lax.platform_dependent(x, kernel, tpu=_by_dilation, default=_by_parity)
 
 
